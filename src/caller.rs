@@ -1,0 +1,203 @@
+//! Who calls the internal listener: services and operators, and the keys they show.
+
+use std::{collections::BTreeSet, str::FromStr};
+
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    connection::words,
+    secret::{self, Digest},
+    slug::Slug,
+};
+
+words! {
+    /// What a service may do with the connections it may use.
+    Verb {
+        /// Accept the account that consented.
+        Confirm = "confirm",
+        /// Make consent links.
+        Consent = "consent",
+        /// Fetch tokens.
+        Token = "token",
+    }
+}
+
+/// Which connections a service may use: a name, or a beginning followed by `*`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, example = "avito-*")]
+pub struct Pattern(String);
+
+/// Why a text is not a [`Pattern`].
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a pattern: use a connection's name, or a beginning of one followed by `*`")]
+pub struct NotAPattern(String);
+
+impl Pattern {
+    /// Whether the pattern covers a connection's name.
+    #[must_use]
+    pub fn covers(&self, connection: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(beginning) => connection.starts_with(beginning),
+            None => self.0 == connection,
+        }
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = NotAPattern;
+
+    fn try_from(text: String) -> Result<Self, NotAPattern> {
+        let beginning = text.strip_suffix('*');
+        let valid = match beginning {
+            Some("") => true,
+            Some(beginning) => beginning.parse::<Slug>().is_ok(),
+            None => text.parse::<Slug>().is_ok(),
+        };
+        if valid {
+            Ok(Self(text))
+        } else {
+            Err(NotAPattern(text.chars().take(64).flat_map(char::escape_debug).collect()))
+        }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = NotAPattern;
+
+    fn from_str(text: &str) -> Result<Self, NotAPattern> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<Pattern> for String {
+    fn from(pattern: Pattern) -> Self {
+        pattern.0
+    }
+}
+
+/// An internal caller and what it may do.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name, which is also its `client_id` at `POST /oauth2/token`.
+    pub name: Slug,
+    /// The connections it may use.
+    pub connections: Vec<Pattern>,
+    /// What it may do with them.
+    pub verbs: BTreeSet<Verb>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Service {
+    /// Whether the service may use the connection at all.
+    #[must_use]
+    pub fn sees(&self, connection: &str) -> bool {
+        self.connections.iter().any(|pattern| pattern.covers(connection))
+    }
+
+    /// Whether the service may do this with the connection.
+    #[must_use]
+    pub fn may(&self, verb: Verb, connection: &str) -> bool {
+        self.verbs.contains(&verb) && self.sees(connection)
+    }
+}
+
+/// A person who runs the broker.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    /// What they are called in records.
+    pub name: Slug,
+    /// When they were made.
+    pub created_at: Timestamp,
+}
+
+words! {
+    /// Whose key it is.
+    Holder {
+        /// An operator's.
+        Operator = "operator",
+        /// A service's.
+        Service = "service",
+    }
+}
+
+/// What the store keeps of a key.
+#[derive(Clone, Debug)]
+pub struct StoredKey {
+    /// The public part of the key: 12 hexadecimal digits.
+    pub id: String,
+    /// Whose key it is.
+    pub holder: Holder,
+    /// The name of the service or operator.
+    pub owner: Slug,
+    /// The digest of the whole key.
+    pub digest: Digest,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends; none for never.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A key as it is shown once: `tbs_<id>_<secret>` for services, `tbo_…` for operators. The
+/// prefix lets secret scanners find it and the id lets an operator name it.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the key is put together to be shown once")]
+pub fn new_key(
+    holder: Holder,
+    owner: Slug,
+    now: Timestamp,
+    expires_at: Option<Timestamp>,
+) -> (SecretString, StoredKey) {
+    let id: String = secret::random_bytes::<6>().map(|byte| format!("{byte:02x}")).concat();
+    let prefix = match holder {
+        Holder::Operator => "tbo",
+        Holder::Service => "tbs",
+    };
+    let key = SecretString::from(format!("{prefix}_{id}_{}", secret::random().expose_secret()));
+    let stored =
+        StoredKey { id, holder, owner, digest: Digest::of(&key), created_at: now, expires_at };
+    (key, stored)
+}
+
+/// The public id within a key that a caller shows, if it has the form of one.
+#[must_use]
+pub fn key_id(shown: &str) -> Option<&str> {
+    let rest = shown.strip_prefix("tbs_").or_else(|| shown.strip_prefix("tbo_"))?;
+    let (id, secret) = rest.split_once('_')?;
+    (id.len() == 12 && secret.len() == 43).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_name_or_a_beginning() {
+        let covers = |pattern: &str, name: &str| pattern.parse::<Pattern>().unwrap().covers(name);
+        assert!(covers("avito-main", "avito-main"));
+        assert!(!covers("avito-main", "avito-main-2"));
+        assert!(covers("avito-*", "avito-main"));
+        assert!(!covers("avito-*", "avito"));
+        assert!(covers("*", "anything"));
+        for bad in ["", "**", "a*b", "*a", "A*", "a b", "a.*"] {
+            assert!(bad.parse::<Pattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test looks at the key's form")]
+    fn a_key_names_its_kind_and_id() {
+        let owner: Slug = "billing".parse().unwrap();
+        let (key, stored) = new_key(Holder::Service, owner, Timestamp::UNIX_EPOCH, None);
+        assert!(key.expose_secret().starts_with("tbs_"));
+        assert_eq!(key_id(key.expose_secret()), Some(stored.id.as_str()));
+        assert!(Digest::of(&key) == stored.digest);
+        for bad in ["", "tbs_", "tbs_0123456789ab", "tbx_0123456789ab_x", "Bearer x"] {
+            assert_eq!(key_id(bad), None, "{bad}");
+        }
+    }
+}

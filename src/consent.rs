@@ -1,0 +1,129 @@
+//! Consent links, and the attempts made through them. Pure, like [`crate::connection`].
+
+use std::{fmt, time::Duration};
+
+use jiff::Timestamp;
+use url::Url;
+use uuid::Uuid;
+
+use crate::{
+    connection::{ConnectionId, words},
+    seal::Sealed,
+    secret::Digest,
+    slug::Slug,
+};
+
+/// How long a link lives.
+pub const LINK_LIFE: Duration = Duration::from_hours(24);
+
+/// How long a link lives that an operator made for their own browser.
+pub const OWN_LINK_LIFE: Duration = Duration::from_mins(10);
+
+/// How long a person may take at the provider.
+pub const CONSENT_LIFE: Duration = Duration::from_mins(10);
+
+/// How long an account may stay unconfirmed before its tokens are forgotten.
+pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
+
+/// How many attempts of one link may be under way at once.
+pub const MAX_LIVE_CONSENTS: i64 = 5;
+
+/// How long the code of an API-key exchange is waited for: a code lives 20 minutes at amoCRM.
+pub const KEY_EXCHANGE_LIFE: Duration = Duration::from_mins(20);
+
+/// The public id of a consent link, for logs and records; the secret is known only by its digest.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct LinkId(pub Uuid);
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+words! {
+    /// How the last attempt through a link ended.
+    Outcome {
+        /// The account is live.
+        Connected = "connected",
+        /// The person declined at the provider.
+        Denied = "denied",
+        /// The provider did not give a token, or gave an answer that makes no sense.
+        Failed = "failed",
+        /// The account waits to be confirmed.
+        PendingConfirm = "pending_confirm",
+        /// Another account consented than the one that was expected.
+        WrongAccount = "wrong_account",
+    }
+}
+
+/// A one-time URL that a person opens to authorise a connection.
+#[derive(Clone, Debug)]
+pub struct ConsentLink {
+    /// Its public id.
+    pub id: LinkId,
+    /// The connection it authorises.
+    pub connection: ConnectionId,
+    /// Who asked for it: `operator alice`, `service billing`.
+    pub requested_by: String,
+    /// The scopes that will be asked for.
+    pub scopes: Vec<String>,
+    /// The account that makes the connection live without confirmation.
+    pub expected_account: Option<String>,
+    /// Where the person may go afterwards.
+    pub return_to: Option<Url>,
+    /// Made by an operator for their own browser: their consent is its own confirmation.
+    pub own_browser: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// The browser that pressed first; no other may go on.
+    pub browser: Option<Digest>,
+    /// How the last attempt ended.
+    pub outcome: Option<Outcome>,
+    /// When its grant was stored; a spent link starts nothing.
+    pub spent_at: Option<Timestamp>,
+}
+
+/// One attempt at authorisation, from the click to the callback.
+#[derive(Clone, Debug)]
+pub struct Consent {
+    /// The link it was started from.
+    pub link: LinkId,
+    /// The connection it authorises.
+    pub connection: ConnectionId,
+    /// The client; the callback's path must name the same.
+    pub client: Slug,
+    /// Sent in the authorization request, to be repeated in the token request byte for byte.
+    pub redirect_uri: String,
+    /// The token endpoint's template when the consent began: a changed profile gets no code.
+    pub token_url: String,
+    /// The scopes that were asked for.
+    pub scopes: Vec<String>,
+    /// PKCE's verifier, sealed as field `verifier` of the link.
+    pub verifier: Option<Sealed>,
+    /// The link's secret, sealed as field `secret` of the link: the way back to its page.
+    pub link_secret: Sealed,
+    /// When the person pressed.
+    pub started_at: Timestamp,
+    /// When the attempt ends.
+    pub expires_at: Timestamp,
+}
+
+/// An amoCRM API-key exchange that waits for its code to arrive at the callback.
+#[derive(Clone, Debug)]
+pub struct KeyExchange {
+    /// Its id.
+    pub id: Uuid,
+    /// The connection the code is for.
+    pub connection: ConnectionId,
+    /// The client whose callback the code will reach.
+    pub client: Slug,
+    /// The account host that was asked; the callback must name the same.
+    pub account_host: String,
+    /// When the exchange was asked for.
+    pub requested_at: Timestamp,
+    /// When it is given up.
+    pub expires_at: Timestamp,
+}

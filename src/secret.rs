@@ -1,0 +1,127 @@
+//! Random secrets, and the digests by which they are known once they have been handed out.
+
+use std::{fmt, str::FromStr};
+
+use aws_lc_rs::{constant_time, digest, rand};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// 256 random bits from the operating system, as 43 characters that are safe in a URL.
+///
+/// # Panics
+///
+/// If the operating system's generator fails: nothing safe can be done without it.
+#[must_use]
+pub fn random() -> SecretString {
+    SecretString::from(URL_SAFE_NO_PAD.encode(random_bytes::<32>()))
+}
+
+/// `N` random bytes from the operating system.
+///
+/// # Panics
+///
+/// As [`random`].
+#[must_use]
+pub fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).expect("the operating system's random generator works");
+    bytes
+}
+
+/// The SHA-256 digest of a secret: all that the store keeps of a key, a state or a link.
+///
+/// Equality takes the same time wherever the difference lies.
+#[derive(Clone, Copy)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of a secret.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "only the digest leaves")]
+    pub fn of(secret: &SecretString) -> Self {
+        Self::of_bytes(secret.expose_secret().as_bytes())
+    }
+
+    /// The digest of bytes that may be public.
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        let mut digest = [0; 32];
+        digest.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+        Self(digest)
+    }
+
+    /// The digest itself, as a PKCE challenge needs it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The first 16 hexadecimal digits: enough to tell tokens apart, too little to be of use.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(16);
+        text
+    }
+}
+
+impl PartialEq for Digest {
+    fn eq(&self, other: &Self) -> bool {
+        constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+impl Eq for Digest {}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({})", self.fingerprint())
+    }
+}
+
+/// A text is not 64 hexadecimal digits.
+#[derive(Debug, thiserror::Error)]
+#[error("not a digest of 64 hexadecimal digits")]
+pub struct NotADigest;
+
+impl FromStr for Digest {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, NotADigest> {
+        let mut digest = [0; 32];
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(NotADigest);
+        }
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = str::from_utf8(pair).map_err(|_| NotADigest)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| NotADigest)?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_reads_back_what_it_prints() {
+        let digest = Digest::of(&random());
+        assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+        assert!("zz".repeat(32).parse::<Digest>().is_err());
+        assert!("é".repeat(32).parse::<Digest>().is_err());
+    }
+
+    #[test]
+    fn neither_secret_nor_digest_shows_itself_in_debug_output() {
+        let secret = random();
+        assert!(!format!("{secret:?}").contains(&Digest::of(&secret).to_string()));
+        assert_eq!(format!("{:?}", Digest::of_bytes(b"")), "Digest(e3b0c44298fc1c14)");
+    }
+}
