@@ -4,9 +4,11 @@
 //! any internal service in one HTTP call.
 
 pub mod caller;
+pub mod client;
 pub mod clock;
 pub mod connection;
 pub mod consent;
+pub mod provider;
 pub mod seal;
 pub mod secret;
 pub mod slug;

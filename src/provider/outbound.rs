@@ -1,0 +1,227 @@
+//! The only place that calls a provider: one request, bounded in time and size, never repeated
+//! and never redirected.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{
+    Certificate,
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
+    redirect, retry,
+};
+use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
+
+use super::{
+    error::{ProviderError, Verdict},
+    network::{Network, Resolver},
+    profile::Profile,
+    request::OutboundRequest,
+    response::{Reply, read_retry_after},
+};
+use crate::clock::Clock;
+
+/// The largest body that is read, in bytes.
+pub const MAX_BODY: usize = 128 * 1024;
+
+/// The largest headers that are taken, in bytes, and how many.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+const MAX_HEADERS: usize = 64;
+
+/// How long connecting may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Calls providers.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    clock: Clock,
+    roots: Roots,
+    public: reqwest::Client,
+    loopback: reqwest::Client,
+}
+
+/// Whose word for a provider's certificate is taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Roots {
+    /// The list that came with this program, where the machine has none.
+    BuiltIn,
+    /// The machine's own.
+    Platform,
+}
+
+/// The TLS library does not start.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS does not start")]
+pub struct TlsError(#[source] reqwest::Error);
+
+impl Outbound {
+    /// Prepares the connections; calls nobody.
+    ///
+    /// # Errors
+    ///
+    /// If TLS does not start.
+    pub fn new(clock: Clock) -> Result<Self, TlsError> {
+        let (roots, public) = match client(&Network::Public, Roots::Platform) {
+            Ok(client) => (Roots::Platform, client),
+            Err(_) => (Roots::BuiltIn, client(&Network::Public, Roots::BuiltIn).map_err(TlsError)?),
+        };
+        let loopback = client(&Network::Loopback, roots).map_err(TlsError)?;
+        Ok(Self { clock, roots, public, loopback })
+    }
+
+    /// Whose word for certificates is taken; to be said at start.
+    #[must_use]
+    pub fn roots(&self) -> Roots {
+        self.roots
+    }
+
+    /// Sends a request once and reads the answer, whatever its status.
+    ///
+    /// # Errors
+    ///
+    /// [`Verdict::NotSent`] if it never reached the provider, [`Verdict::Ambiguous`] if nobody can
+    /// say; [`Verdict::Misconfigured`] if it may not be sent at all.
+    pub async fn send(
+        &self,
+        profile: &Profile,
+        request: OutboundRequest,
+    ) -> Result<Reply, ProviderError> {
+        profile.network.check(&request.url).map_err(|why| {
+            let message = format!("Nothing was sent: {why}.");
+            ProviderError::new(Verdict::Misconfigured, None, "outside_network", message)
+        })?;
+        let client = match &profile.network {
+            Network::Public => self.public.clone(),
+            Network::Loopback => self.loopback.clone(),
+            private @ Network::Private { .. } => {
+                client(private, self.roots).map_err(|_| not_sent("tls", "TLS does not start."))?
+            }
+        };
+        let mut builder =
+            client.request(request.method, request.url).timeout(profile.token.timeout);
+        for (name, value) in request.headers {
+            builder = builder.header(name, sensitive(&value)?);
+        }
+        if let Some((content_type, body)) = request.body.encode() {
+            builder = builder.header(CONTENT_TYPE, content_type).body(expose(&body).to_owned());
+        }
+        let response = builder.send().await.map_err(|error| failure(&error))?;
+        self.read(response).await
+    }
+
+    async fn read(&self, mut response: reqwest::Response) -> Result<Reply, ProviderError> {
+        let status = response.status().as_u16();
+        let ambiguous =
+            |code, message: &str| ProviderError::new(Verdict::Ambiguous, status, code, message);
+        let headers = response.headers();
+        let size: usize =
+            headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size > MAX_HEADER_BYTES {
+            return Err(ambiguous("answer_too_large", "The provider's answer is too large."));
+        }
+        if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+            let message = "The provider's answer is compressed, although we refuse that.";
+            return Err(ambiguous("compressed_answer", message));
+        }
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let content_type = text("content-type").map(str::to_owned);
+        let retry_after =
+            text("retry-after").and_then(|text| read_retry_after(text, self.clock.now()));
+        let mut body = Vec::with_capacity(MAX_BODY);
+        let outcome = loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_BODY => {
+                    body.extend_from_slice(&chunk);
+                }
+                Ok(Some(_)) => {
+                    break Err(ambiguous(
+                        "answer_too_large",
+                        "The provider's answer is too large.",
+                    ));
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(failure(&error)),
+            }
+        };
+        match outcome {
+            Ok(()) => Ok(Reply { status, content_type, retry_after, body: body.into() }),
+            Err(mut error) => {
+                error.status = Some(status);
+                error.salvaged_refresh = super::salvage::refresh_token(&body);
+                body.zeroize();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A client for one network.
+#[expect(clippy::disallowed_methods, reason = "the only client for calls to providers")]
+fn client(network: &Network, roots: Roots) -> Result<reqwest::Client, reqwest::Error> {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("token-broker/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .dns_resolver(Resolver(Arc::new(network.clone())))
+        .https_only(*network != Network::Loopback)
+        .http1_only()
+        .http1_max_headers(MAX_HEADERS)
+        .no_proxy()
+        // A connection that was used before may close under the next request, which would then
+        // have been sent or not: every request has its own.
+        .pool_max_idle_per_host(0)
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .retry(retry::never());
+    if roots == Roots::BuiltIn {
+        let certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
+        let certificates = certificates.iter().map(|der| Certificate::from_der(der));
+        builder = builder.tls_certs_only(certificates.collect::<Result<Vec<_>, _>>()?);
+    }
+    builder.build()
+}
+
+/// A header's value that the HTTP library keeps out of its own debug output.
+fn sensitive(value: &SecretString) -> Result<HeaderValue, ProviderError> {
+    let mut value = HeaderValue::from_str(expose(value)).map_err(|_| {
+        let message = "A secret of this client cannot be sent in a header.";
+        ProviderError::new(Verdict::Misconfigured, None, "unusable_header", message)
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn not_sent(code: &str, message: &str) -> ProviderError {
+    ProviderError::new(Verdict::NotSent, None, code, message)
+}
+
+/// What a failed exchange means: before the connection stands nothing was sent, after it all may
+/// have been.
+fn failure(error: &reqwest::Error) -> ProviderError {
+    if error.is_connect() {
+        let (code, message) = if error.is_timeout() {
+            ("connect_timeout", "The provider could not be reached in time.")
+        } else {
+            ("connect_failed", "The provider could not be reached.")
+        };
+        not_sent(code, message)
+    } else if error.is_builder() {
+        not_sent("not_sent", "The request could not be sent.")
+    } else if error.is_timeout() {
+        ProviderError::new(
+            Verdict::Ambiguous,
+            None,
+            "timeout",
+            "The provider did not answer in time.",
+        )
+    } else {
+        let message = "The connection to the provider broke.";
+        ProviderError::new(Verdict::Ambiguous, None, "connection_broken", message)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the request leaves for the provider here")]
+fn expose(secret: &SecretString) -> &str {
+    secret.expose_secret()
+}

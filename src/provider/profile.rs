@@ -1,0 +1,399 @@
+//! A provider's profile: what its TOML file says, as checked types.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use reqwest::header::HeaderName;
+use serde::Deserialize;
+
+use super::{
+    network::Network,
+    template::{Template, UrlTemplate},
+};
+use crate::{connection::GrantType, slug::Slug};
+
+/// What is known of one provider. The format is explained in [the room's page](super).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// The name of its file.
+    pub name: Slug,
+    /// What people call it.
+    pub title: String,
+    /// Which addresses may be called.
+    #[serde(default)]
+    pub network: Network,
+    /// Values that differ between accounts, by the name that templates use.
+    #[serde(default)]
+    pub vars: BTreeMap<String, Var>,
+    /// Where a person consents; none where nobody does.
+    pub authorize: Option<Authorize>,
+    /// How scopes are written.
+    #[serde(default)]
+    pub scope: Scope,
+    /// Where tokens are asked for.
+    pub token: TokenEndpoint,
+    /// The grants that the provider offers.
+    pub grants: Grants,
+    /// How long tokens live, and what becomes of a refresh token that was used.
+    #[serde(default)]
+    pub tokens: Tokens,
+    /// What its refusals mean, where RFC 6749 does not say so; the first that fits decides.
+    #[serde(default)]
+    pub errors: Vec<ErrorRule>,
+    /// Who the token belongs to.
+    pub account: Option<AccountCall>,
+    /// How a service calls the provider with a token.
+    pub resource: Resource,
+    /// Where an amoCRM API key is turned into a code.
+    pub key_exchange: Option<KeyExchangeEndpoint>,
+    /// What a client needs besides id and secret; all of it is secret.
+    #[serde(default)]
+    pub client: BTreeMap<String, Setting>,
+}
+
+impl Profile {
+    /// How a grant is asked for; none if the provider does not offer it.
+    #[must_use]
+    pub fn grant(&self, grant_type: GrantType) -> Option<&GrantRequest> {
+        match grant_type {
+            GrantType::AuthorizationCode => self.grants.authorization_code.as_ref(),
+            GrantType::ClientCredentials => self.grants.client_credentials.as_ref(),
+        }
+    }
+
+    /// Whether PKCE (RFC 7636) is used.
+    #[must_use]
+    pub fn pkce(&self) -> bool {
+        self.authorize.as_ref().is_some_and(|authorize| authorize.pkce)
+    }
+}
+
+/// A value that differs between accounts. Whatever it may be is listed, or follows from a suffix.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Var {
+    /// The callback's parameter that carries it; none if an operator gives it.
+    pub from_callback: Option<String>,
+    /// It is one DNS label under one of these.
+    #[serde(default)]
+    pub suffixes: Vec<String>,
+    /// It is one of these.
+    #[serde(default)]
+    pub allow: Vec<String>,
+}
+
+/// The authorization endpoint (RFC 6749 section 3.1).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authorize {
+    /// Its URL.
+    pub url: UrlTemplate,
+    /// Standard parameters that the provider does not take.
+    #[serde(default)]
+    pub omit: Vec<StandardParam>,
+    /// Parameters of its own.
+    #[serde(default)]
+    pub params: BTreeMap<String, Template>,
+    /// Whether PKCE is used (always with S256).
+    #[serde(default = "yes")]
+    pub pkce: bool,
+}
+
+/// A parameter of RFC 6749 that is sent unless a profile omits it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum StandardParam {
+    /// Where the browser is sent back to.
+    RedirectUri,
+    /// Always `code`.
+    ResponseType,
+    /// The scopes that are asked for.
+    Scope,
+}
+
+impl StandardParam {
+    /// Its name in RFC 6749.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RedirectUri => "redirect_uri",
+            Self::ResponseType => "response_type",
+            Self::Scope => "scope",
+        }
+    }
+}
+
+/// How scopes are written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scope {
+    /// What stands between two of them.
+    pub separator: String,
+    /// What every request asks for besides its own.
+    pub always: Vec<String>,
+}
+
+impl Default for Scope {
+    fn default() -> Self {
+        Self { separator: " ".to_owned(), always: Vec::new() }
+    }
+}
+
+/// The token endpoint (RFC 6749 section 3.2).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenEndpoint {
+    /// Its URL.
+    pub url: UrlTemplate,
+    /// How the request's parameters are written.
+    #[serde(default)]
+    pub body: BodyFormat,
+    /// How long a request to the provider may take in all.
+    #[serde(default = "default_timeout", deserialize_with = "life")]
+    pub timeout: Duration,
+}
+
+/// How a token request's parameters are written.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum BodyFormat {
+    /// `application/x-www-form-urlencoded`, as RFC 6749 has it.
+    #[default]
+    Form,
+    /// A JSON object.
+    Json,
+}
+
+/// The grants that a provider offers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grants {
+    /// RFC 6749 section 4.1.
+    pub authorization_code: Option<GrantRequest>,
+    /// RFC 6749 section 4.4.
+    pub client_credentials: Option<GrantRequest>,
+    /// RFC 6749 section 6.
+    pub refresh_token: Option<GrantRequest>,
+}
+
+/// How a token is asked for with one grant.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantRequest {
+    /// How the client proves who it is.
+    pub client_auth: ClientAuth,
+    /// Standard parameters that the provider does not take.
+    #[serde(default)]
+    pub omit: Vec<StandardParam>,
+    /// Parameters of its own.
+    #[serde(default)]
+    pub params: BTreeMap<String, Template>,
+}
+
+/// How a client proves who it is (RFC 6749 section 2.3.1).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    /// HTTP Basic.
+    Basic,
+    /// `client_id` and `client_secret` among the parameters.
+    Body,
+}
+
+/// How long tokens live, and what becomes of a refresh token that was used.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tokens {
+    /// The life of an access token whose `expires_in` is missing or makes no sense.
+    #[serde(deserialize_with = "life")]
+    pub access_life: Duration,
+    /// The longest `expires_in` that is believed.
+    #[serde(deserialize_with = "life")]
+    pub max_access_life: Duration,
+    /// How long a refresh token lives unused; none if nobody knows.
+    #[serde(deserialize_with = "some_life")]
+    pub refresh_idle_life: Option<Duration>,
+    /// What becomes of a refresh token that was used.
+    pub rotation: Rotation,
+    /// How long a used refresh token still works, for [`Rotation::Grace`].
+    #[serde(deserialize_with = "some_life")]
+    pub grace: Option<Duration>,
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Self {
+            access_life: Duration::from_mins(10),
+            max_access_life: Duration::from_hours(90 * 24),
+            refresh_idle_life: None,
+            rotation: Rotation::SingleUse,
+            grace: None,
+        }
+    }
+}
+
+/// What becomes of a refresh token that was used.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotation {
+    /// It works for a while more; then it is dead.
+    Grace,
+    /// It stays the same.
+    None,
+    /// It is dead at once. What an unknown provider is taken for.
+    SingleUse,
+    /// It is dead at once, and using it again kills its successors too.
+    SingleUseFamily,
+}
+
+/// What one kind of answer means.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorRule {
+    /// The HTTP status; any if none.
+    pub status: Option<u16>,
+    /// Members of the JSON body, by JSON pointer (RFC 6901), and the values they must have.
+    #[serde(default, rename = "match")]
+    pub matches: BTreeMap<String, Scalar>,
+    /// Members that must not be there.
+    #[serde(default)]
+    pub absent: Vec<String>,
+    /// What it means.
+    pub verdict: RuleVerdict,
+    /// For a refusal, why, as a stable word.
+    pub reason: Option<String>,
+}
+
+/// A value that a member of a JSON body is compared with.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(untagged)]
+pub enum Scalar {
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Integer(i64),
+    /// A text.
+    Text(String),
+}
+
+/// What a rule can say of an answer.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleVerdict {
+    /// Slow down; nothing is lost.
+    Busy,
+    /// Our registration or request is at fault, not the account's grant.
+    Misconfigured,
+    /// The grant is dead; a person must consent again.
+    Refused,
+    /// Ask again; nothing is lost.
+    Retry,
+}
+
+/// The call that tells who a token belongs to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccountCall {
+    /// Its URL, for GET.
+    pub url: UrlTemplate,
+    /// JSON pointer to the account's id.
+    pub id: String,
+    /// JSON pointer to its name.
+    pub name: Option<String>,
+    /// JSON pointers to other names that identify it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Headers, if they differ from a resource call's.
+    pub headers: Option<BTreeMap<String, Template>>,
+}
+
+/// How a service calls the provider with a token.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resource {
+    /// Where the account's API begins.
+    pub base_url: UrlTemplate,
+    /// Headers, by name as the provider writes it.
+    #[serde(default = "bearer")]
+    pub headers: BTreeMap<String, Template>,
+}
+
+/// Where an amoCRM API key is turned into a code.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyExchangeEndpoint {
+    /// Its URL.
+    pub url: UrlTemplate,
+}
+
+/// A setting that every client of the provider needs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    /// What it is, for the person who has to find it.
+    pub about: String,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(40)
+}
+
+fn bearer() -> BTreeMap<String, Template> {
+    let token = Template::try_from("Bearer {access_token}".to_owned());
+    token.into_iter().map(|token| ("Authorization".to_owned(), token)).collect()
+}
+
+fn life<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(input)?;
+    parse_life(&text).ok_or_else(|| {
+        let expected = "a whole number with s, m, h or d, such as \"90s\" or \"24h\"";
+        serde::de::Error::custom(format!("`{text}` is not a duration: write {expected}"))
+    })
+}
+
+fn some_life<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
+    life(input).map(Some)
+}
+
+/// A whole number above zero with `s`, `m`, `h` or `d`, up to ten years.
+fn parse_life(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    let number: u64 = number.bytes().all(|b| b.is_ascii_digit()).then(|| number.parse().ok())??;
+    let seconds = number.checked_mul(unit)?;
+    (1..=10 * 365 * 86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
+}
+
+/// A header's name as HTTP has it; none if it cannot be one, or belongs to the connection itself.
+pub(super) fn header_name(text: &str) -> Option<HeaderName> {
+    let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
+    let ours =
+        ["accept", "accept-encoding", "connection", "content-length", "content-type", "host"];
+    let ours = ours.contains(&name.as_str()) || name == "transfer-encoding" || name == "upgrade";
+    (!ours).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_a_number_with_a_unit() {
+        for (text, seconds) in [("1s", 1), ("2m", 120), ("24h", 86_400), ("90d", 7_776_000)] {
+            assert_eq!(parse_life(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "h", "0s", "-1s", "+1s", "1", "1.5h", "1w", "1 h", "9999999d", "1é"] {
+            assert_eq!(parse_life(bad), None, "{bad}");
+        }
+    }
+}

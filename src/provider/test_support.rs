@@ -1,0 +1,29 @@
+//! Profiles and clients for this room's tests.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Catalogue, Profile};
+use crate::{client::Client, connection::GrantType};
+
+pub(super) fn profile(name: &str) -> Arc<Profile> {
+    Arc::clone(Catalogue::load(None, &BTreeMap::new()).unwrap().get(name).unwrap())
+}
+
+/// A client whose every value shows where it comes from.
+pub(super) fn client(provider: &str) -> Client {
+    of(profile(provider))
+}
+
+pub(super) fn of(profile: Arc<Profile>) -> Client {
+    let settings = profile.client.keys();
+    Client {
+        name: profile.name.clone(),
+        settings: settings.map(|name| (name.clone(), format!("«{name}»").into())).collect(),
+        profile,
+        client_id: "«client_id»".to_owned(),
+        client_secret: "«client_secret»".into(),
+        scopes: Vec::new(),
+        grant_type: GrantType::AuthorizationCode,
+        redirect_uri: "https://broker.example/callback/main".to_owned(),
+    }
+}
