@@ -10,3 +10,4 @@ pub mod consent;
 pub mod seal;
 pub mod secret;
 pub mod slug;
+pub mod store;
