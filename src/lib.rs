@@ -12,3 +12,4 @@ pub mod provider;
 pub mod seal;
 pub mod secret;
 pub mod slug;
+pub mod store;

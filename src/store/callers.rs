@@ -1,0 +1,204 @@
+use super::{
+    Store, StoreError,
+    engine::{in_transaction, on},
+    json, now, optional_millis,
+    row::Cells,
+};
+use crate::caller::{Holder, Operator, Service, StoredKey};
+
+const INSERT_KEY: &str = "INSERT INTO keys (id, holder, owner, digest, created_at, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6)";
+
+/// Inserts a key on an executor of either engine.
+macro_rules! insert_key {
+    ($executor:expr, $key:expr) => {
+        sqlx::query(INSERT_KEY)
+            .bind(&$key.id)
+            .bind($key.holder.as_str())
+            .bind($key.owner.as_str())
+            .bind($key.digest.to_string())
+            .bind($key.created_at.as_millisecond())
+            .bind(optional_millis($key.expires_at))
+            .execute($executor)
+            .await?
+    };
+}
+
+impl Store {
+    /// Adds a service with its first key.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NameTaken`]; or when the database does not answer.
+    pub async fn create_service(
+        &self,
+        service: &Service,
+        key: &StoredKey,
+    ) -> Result<(), StoreError> {
+        let sql = "INSERT INTO services (name, connections, verbs, created_at)
+            VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO NOTHING";
+        in_transaction!(self, |tx| {
+            let inserted = sqlx::query(sql)
+                .bind(service.name.as_str())
+                .bind(json(&service.connections))
+                .bind(json(&service.verbs))
+                .bind(service.created_at.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            if inserted.rows_affected() == 0 {
+                return Err(StoreError::NameTaken(service.name.clone()));
+            }
+            insert_key!(&mut *tx, key);
+        });
+        Ok(())
+    }
+
+    /// Adds an operator with their first key.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NameTaken`]; or when the database does not answer.
+    pub async fn create_operator(
+        &self,
+        operator: &Operator,
+        key: &StoredKey,
+    ) -> Result<(), StoreError> {
+        let sql = "INSERT INTO operators (name, created_at) VALUES ($1, $2)
+            ON CONFLICT (name) DO NOTHING";
+        in_transaction!(self, |tx| {
+            let inserted = sqlx::query(sql)
+                .bind(operator.name.as_str())
+                .bind(operator.created_at.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            if inserted.rows_affected() == 0 {
+                return Err(StoreError::NameTaken(operator.name.clone()));
+            }
+            insert_key!(&mut *tx, key);
+        });
+        Ok(())
+    }
+
+    /// Adds a key to its owner. False when there is no such owner.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn add_key(&self, key: &StoredKey) -> Result<bool, StoreError> {
+        // Changes nothing, but locks the owner: no key outlives it, to be inherited with the name.
+        let lock = match key.holder {
+            Holder::Operator => "UPDATE operators SET name = name WHERE name = $1",
+            Holder::Service => "UPDATE services SET name = name WHERE name = $1",
+        };
+        in_transaction!(self, |tx| {
+            let owner = sqlx::query(lock).bind(key.owner.as_str()).execute(&mut *tx).await?;
+            if owner.rows_affected() == 0 {
+                return Ok(false);
+            }
+            insert_key!(&mut *tx, key);
+        });
+        Ok(true)
+    }
+
+    /// All services by name.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or a row does not make sense.
+    pub async fn services(&self) -> Result<Vec<Service>, StoreError> {
+        let sql = "SELECT name, connections, verbs, created_at FROM services ORDER BY name";
+        on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(service).collect())
+    }
+
+    /// All operators by name.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or a row does not make sense.
+    pub async fn operators(&self) -> Result<Vec<Operator>, StoreError> {
+        let sql = "SELECT name, created_at FROM operators ORDER BY name";
+        on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(operator).collect())
+    }
+
+    /// Whether there is an operator at all.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn operators_exist(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT name FROM operators LIMIT 1";
+        Ok(on!(self, |pool| sqlx::query(sql).fetch_optional(pool).await?.is_some()))
+    }
+
+    /// All keys that have not ended.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or a row does not make sense.
+    pub async fn keys(&self) -> Result<Vec<StoredKey>, StoreError> {
+        let sql = concat!(
+            "SELECT id, holder, owner, digest, created_at, expires_at FROM keys
+            WHERE expires_at IS NULL OR expires_at > ",
+            now!(),
+            " ORDER BY holder, owner, created_at, id"
+        );
+        on!(self, |pool| {
+            let rows = sqlx::query(sql).bind(self.ahead()).fetch_all(pool).await?;
+            rows.iter().map(key).collect()
+        })
+    }
+
+    /// Forgets a service and its keys. False when there is no such service.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn delete_service(&self, name: &str) -> Result<bool, StoreError> {
+        let deleted = in_transaction!(self, |tx| {
+            let deleted = sqlx::query("DELETE FROM services WHERE name = $1")
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query("DELETE FROM keys WHERE holder = 'service' AND owner = $1")
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
+            deleted.rows_affected()
+        });
+        Ok(deleted == 1)
+    }
+
+    /// Forgets a key by its public id. False when there is no such key.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn delete_key(&self, id: &str) -> Result<bool, StoreError> {
+        let sql = "DELETE FROM keys WHERE id = $1";
+        on!(self, |pool| Ok(sqlx::query(sql).bind(id).execute(pool).await?.rows_affected() == 1))
+    }
+}
+
+fn service(row: &impl Cells) -> Result<Service, StoreError> {
+    Ok(Service {
+        name: row.parsed("name")?,
+        connections: row.json("connections")?,
+        verbs: row.json("verbs")?,
+        created_at: row.time("created_at")?,
+    })
+}
+
+fn operator(row: &impl Cells) -> Result<Operator, StoreError> {
+    Ok(Operator { name: row.parsed("name")?, created_at: row.time("created_at")? })
+}
+
+fn key(row: &impl Cells) -> Result<StoredKey, StoreError> {
+    Ok(StoredKey {
+        id: row.text("id")?,
+        holder: row.parsed("holder")?,
+        owner: row.parsed("owner")?,
+        digest: row.parsed("digest")?,
+        created_at: row.time("created_at")?,
+        expires_at: row.time_or_null("expires_at")?,
+    })
+}

@@ -1,0 +1,362 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{
+    Store, StoreError,
+    engine::{in_transaction, on},
+    json, millis, now, optional_millis,
+    row::Cells,
+};
+use crate::{
+    connection::{
+        Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record, State,
+    },
+    slug::Slug,
+};
+
+/// How far [`Changes::mark`] stays behind, so that a step which was under way while changes were
+/// read is seen the next time: longer than any step is allowed to take.
+const OVERLAP: Duration = Duration::from_secs(15);
+
+/// What has changed since a mark.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// The connections that were made or changed; some of them may have been seen before.
+    pub records: Vec<Record>,
+    /// The connections that were deleted. To be applied after `records`, by id: the name may have
+    /// been given to another connection.
+    pub deleted: Vec<(ConnectionId, Slug)>,
+    /// Where to go on from, on the database's clock.
+    pub mark: Timestamp,
+}
+
+/// Everything a [`Record`] is made of; a condition may follow, on `c`, `g` and `p`.
+macro_rules! select_records {
+    ($($rest:expr),*) => {
+        concat!(
+            "SELECT c.id, c.name, c.client, c.grant_type, c.scopes, c.state, c.reason,
+                c.account_id, c.account_name, c.account_aliases, c.expected_account, c.vars,
+                c.created_at, c.refresh_at, c.failures,
+                c.last_error_code, c.last_error_message, c.last_error_at,
+                g.generation, g.access, g.refresh, g.scopes AS grant_scopes,
+                g.received_at, g.expires_at,
+                p.access AS pending_access, p.refresh AS pending_refresh,
+                p.scopes AS pending_scopes, p.received_at AS pending_received_at,
+                p.expires_at AS pending_expires_at, p.account_id AS pending_account_id,
+                p.account_name AS pending_account_name,
+                p.account_aliases AS pending_account_aliases, p.vars AS pending_vars
+            FROM connections c
+            JOIN grants g ON g.connection_id = c.id
+            LEFT JOIN pending_grants p ON p.connection_id = c.id ",
+            $($rest),*
+        )
+    };
+}
+pub(super) use select_records;
+
+impl Store {
+    /// Adds a connection that holds no grant yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NameTaken`]; or when the database does not answer.
+    pub async fn create(&self, connection: &Connection) -> Result<(), StoreError> {
+        let insert = concat!(
+            "INSERT INTO connections (id, name, client, grant_type, scopes, state, reason,
+                account_id, account_name, account_aliases, expected_account, vars, created_at,
+                refresh_at, failures, last_error_code, last_error_message, last_error_at, changed_at)
+            VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,",
+            now!(),
+            ") ON CONFLICT (name) DO NOTHING"
+        );
+        let account = connection.account.as_ref();
+        let error = connection.last_error.as_ref();
+        in_transaction!(self, |tx| {
+            let inserted = sqlx::query(insert)
+                .bind(self.ahead())
+                .bind(connection.id.to_string())
+                .bind(connection.name.as_str())
+                .bind(connection.client.as_str())
+                .bind(connection.grant_type.as_str())
+                .bind(json(&connection.scopes))
+                .bind(connection.state.as_str())
+                .bind(connection.reason.as_deref())
+                .bind(account.map(|account| account.id.as_str()))
+                .bind(account.and_then(|account| account.name.as_deref()))
+                .bind(account.map(|account| json(&account.aliases)))
+                .bind(connection.expected_account.as_deref())
+                .bind(json(&connection.vars))
+                .bind(connection.created_at.as_millisecond())
+                .bind(optional_millis(connection.refresh_at))
+                .bind(i64::from(connection.failures))
+                .bind(error.map(|error| error.code.as_str()))
+                .bind(error.map(|error| error.message.as_str()))
+                .bind(error.map(|error| error.at.as_millisecond()))
+                .execute(&mut *tx)
+                .await?;
+            if inserted.rows_affected() == 0 {
+                return Err(StoreError::NameTaken(connection.name.clone()));
+            }
+            sqlx::query(
+                "INSERT INTO grants (connection_id, generation, attempts) VALUES ($1, 0, 0)",
+            )
+            .bind(connection.id.to_string())
+            .execute(&mut *tx)
+            .await?;
+        });
+        Ok(())
+    }
+
+    /// The connection of this name, with what it holds.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or the row does not make sense.
+    pub async fn record(&self, name: &str) -> Result<Option<Record>, StoreError> {
+        let sql = select_records!("WHERE c.name = $1");
+        on!(self, |pool| {
+            let row = sqlx::query(sql).bind(name).fetch_optional(pool).await?;
+            row.map(|row| record(&row)).transpose()
+        })
+    }
+
+    /// The connection of this id, with what it holds.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or the row does not make sense.
+    pub async fn record_by_id(&self, id: ConnectionId) -> Result<Option<Record>, StoreError> {
+        let sql = select_records!("WHERE c.id = $1");
+        on!(self, |pool| {
+            let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(pool).await?;
+            row.map(|row| record(&row)).transpose()
+        })
+    }
+
+    /// All connections by name, with what they hold.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or a row does not make sense.
+    pub async fn records(&self) -> Result<Vec<Record>, StoreError> {
+        let sql = select_records!("ORDER BY c.name");
+        on!(self, |pool| { sqlx::query(sql).fetch_all(pool).await?.iter().map(record).collect() })
+    }
+
+    /// What readers should know that changed since `mark`, which an earlier answer gave, or
+    /// [`Timestamp::UNIX_EPOCH`] for everything.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or a row does not make sense.
+    pub async fn changed_since(&self, mark: Timestamp) -> Result<Changes, StoreError> {
+        let changed = select_records!("WHERE c.changed_at >= $1 ORDER BY c.name");
+        let deleted = "SELECT id, name FROM deleted_connections WHERE deleted_at >= $1";
+        let since = mark.as_millisecond();
+        // The time is read before the rows: what changes in between comes again the next time.
+        on!(self, |pool| {
+            let mark = sqlx::query(concat!("SELECT ", now!(), " - $2 AS now_ms"))
+                .bind(self.ahead())
+                .bind(millis(OVERLAP))
+                .fetch_one(pool)
+                .await?
+                .time("now_ms")?;
+            let records = sqlx::query(changed).bind(since).fetch_all(pool).await?;
+            let deleted = sqlx::query(deleted).bind(since).fetch_all(pool).await?;
+            Ok(Changes {
+                records: records.iter().map(record).collect::<Result<_, _>>()?,
+                deleted: deleted
+                    .iter()
+                    .map(|row| Ok((row.parsed("id")?, row.parsed("name")?)))
+                    .collect::<Result<_, StoreError>>()?,
+                mark,
+            })
+        })
+    }
+
+    /// Puts a connection into a state, whatever it was in. False when there is no such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn set_state(
+        &self,
+        id: ConnectionId,
+        state: State,
+        reason: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "UPDATE connections SET state = $3, reason = $4, changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        on!(self, |pool| {
+            let updated = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(state.as_str())
+                .bind(reason)
+                .execute(pool)
+                .await?;
+            Ok(updated.rows_affected() == 1)
+        })
+    }
+
+    /// Changes the scopes to ask for. False when there is no such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn set_scopes(
+        &self,
+        id: ConnectionId,
+        scopes: &[String],
+    ) -> Result<bool, StoreError> {
+        let sql =
+            concat!("UPDATE connections SET scopes = $3, changed_at = ", now!(), " WHERE id = $2");
+        on!(self, |pool| {
+            let updated = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(json(scopes))
+                .execute(pool)
+                .await?;
+            Ok(updated.rows_affected() == 1)
+        })
+    }
+
+    /// Changes the account whose consent needs no confirmation. False when there is no such
+    /// connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn set_expected_account(
+        &self,
+        id: ConnectionId,
+        account: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "UPDATE connections SET expected_account = $3, changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        on!(self, |pool| {
+            let updated = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(account)
+                .execute(pool)
+                .await?;
+            Ok(updated.rows_affected() == 1)
+        })
+    }
+
+    /// Forgets a connection and all it holds: grants, links, attempts, exchanges. Its id and name
+    /// stay on a list for [`Store::changed_since`]. False when there is no such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn delete(&self, id: ConnectionId) -> Result<bool, StoreError> {
+        let list = concat!(
+            "INSERT INTO deleted_connections (id, name, deleted_at) SELECT id, name, ",
+            now!(),
+            " FROM connections WHERE id = $2 ON CONFLICT (id) DO NOTHING"
+        );
+        let deleted = in_transaction!(self, |tx| {
+            sqlx::query(list).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM connections WHERE id = $1")
+                .bind(id.to_string())
+                .execute(&mut *tx)
+                .await?
+                .rows_affected()
+        });
+        Ok(deleted == 1)
+    }
+
+    /// Whether any connection or attempt holds a sealed value: then a missing key must stop the
+    /// start. Values in [`Store::meta`] do not count.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn any_sealed(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT connection_id FROM grants WHERE access IS NOT NULL
+            UNION ALL SELECT connection_id FROM pending_grants
+            UNION ALL SELECT connection_id FROM consents LIMIT 1";
+        Ok(on!(self, |pool| sqlx::query(sql).fetch_optional(pool).await?.is_some()))
+    }
+}
+
+pub(super) fn record(row: &impl Cells) -> Result<Record, StoreError> {
+    Ok(Record { connection: connection(row)?, grant: grant(row)?, pending: pending(row)? })
+}
+
+fn connection(row: &impl Cells) -> Result<Connection, StoreError> {
+    let last_error = match row.text_or_null("last_error_code")? {
+        None => None,
+        Some(code) => Some(LastError {
+            code,
+            message: row.text("last_error_message")?,
+            at: row.time("last_error_at")?,
+        }),
+    };
+    Ok(Connection {
+        id: row.parsed("id")?,
+        name: row.parsed("name")?,
+        client: row.parsed("client")?,
+        grant_type: row.parsed("grant_type")?,
+        scopes: row.json("scopes")?,
+        state: row.parsed("state")?,
+        reason: row.text_or_null("reason")?,
+        account: account(row, ["account_id", "account_name", "account_aliases"])?,
+        expected_account: row.text_or_null("expected_account")?,
+        vars: row.json("vars")?,
+        created_at: row.time("created_at")?,
+        refresh_at: row.time_or_null("refresh_at")?,
+        failures: row.number("failures")?.try_into().map_err(|_| row.corrupt("failures"))?,
+        last_error,
+    })
+}
+
+fn grant(row: &impl Cells) -> Result<Option<HeldGrant>, StoreError> {
+    let Some(access) = row.sealed_or_null("access")? else {
+        return Ok(None);
+    };
+    Ok(Some(HeldGrant {
+        generation: row.number("generation")?,
+        access,
+        refresh: row.sealed_or_null("refresh")?,
+        scopes: row.json("grant_scopes")?,
+        received_at: row.time("received_at")?,
+        expires_at: row.time("expires_at")?,
+    }))
+}
+
+fn pending(row: &impl Cells) -> Result<Option<PendingGrant>, StoreError> {
+    let Some(access) = row.sealed_or_null("pending_access")? else {
+        return Ok(None);
+    };
+    let columns = ["pending_account_id", "pending_account_name", "pending_account_aliases"];
+    Ok(Some(PendingGrant {
+        access,
+        refresh: row.sealed_or_null("pending_refresh")?,
+        scopes: row.json("pending_scopes")?,
+        received_at: row.time("pending_received_at")?,
+        expires_at: row.time("pending_expires_at")?,
+        account: account(row, columns)?,
+        vars: row.json("pending_vars")?,
+    }))
+}
+
+fn account(
+    row: &impl Cells,
+    [id, name, aliases]: [&str; 3],
+) -> Result<Option<Account>, StoreError> {
+    let Some(id) = row.text_or_null(id)? else {
+        return Ok(None);
+    };
+    Ok(Some(Account { id, name: row.text_or_null(name)?, aliases: row.json(aliases)? }))
+}

@@ -1,0 +1,233 @@
+use url::Url;
+
+use super::{
+    Store, StoreError,
+    engine::{in_transaction, on},
+    json, now, optional_millis,
+    row::Cells,
+};
+use crate::{
+    consent::{Consent, ConsentLink, LinkId, Outcome},
+    seal::Sealed,
+    secret::Digest,
+    slug::Slug,
+};
+
+impl Store {
+    /// Keeps a new consent link, known from now on by the digest of its secret.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone, or the database does not answer.
+    pub async fn insert_link(&self, link: &ConsentLink, secret: &Digest) -> Result<(), StoreError> {
+        let sql = "INSERT INTO consent_links (id, secret_hash, connection_id, requested_by, scopes,
+                expected_account, return_to, own_browser, created_at, expires_at, browser_hash,
+                outcome, spent_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+        on!(self, |pool| {
+            sqlx::query(sql)
+                .bind(link.id.to_string())
+                .bind(secret.to_string())
+                .bind(link.connection.to_string())
+                .bind(&link.requested_by)
+                .bind(json(&link.scopes))
+                .bind(link.expected_account.as_deref())
+                .bind(link.return_to.as_ref().map(Url::as_str))
+                .bind(i64::from(link.own_browser))
+                .bind(link.created_at.as_millisecond())
+                .bind(link.expires_at.as_millisecond())
+                .bind(link.browser.as_ref().map(Digest::to_string))
+                .bind(link.outcome.map(Outcome::as_str))
+                .bind(optional_millis(link.spent_at))
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
+    /// The link of this secret, also when it has ended or is spent: whoever reads it decides.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or the row does not make sense.
+    pub async fn link(&self, secret: &Digest) -> Result<Option<ConsentLink>, StoreError> {
+        let sql = "SELECT id, connection_id, requested_by, scopes, expected_account, return_to,
+                own_browser, created_at, expires_at, browser_hash, outcome, spent_at
+            FROM consent_links WHERE secret_hash = $1";
+        on!(self, |pool| {
+            let row = sqlx::query(sql).bind(secret.to_string()).fetch_optional(pool).await?;
+            row.map(|row| link(&row)).transpose()
+        })
+    }
+
+    /// Binds a link to the first browser that presses. True when the link is this browser's now.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn bind_browser(&self, link: LinkId, browser: &Digest) -> Result<bool, StoreError> {
+        let sql = "UPDATE consent_links SET browser_hash = $2
+            WHERE id = $1 AND (browser_hash IS NULL OR browser_hash = $2)";
+        on!(self, |pool| {
+            let bound = sqlx::query(sql)
+                .bind(link.to_string())
+                .bind(browser.to_string())
+                .execute(pool)
+                .await?;
+            Ok(bound.rows_affected() == 1)
+        })
+    }
+
+    /// Keeps an attempt under the digest of its `state`. False, with nothing kept, when the link has
+    /// ended, is spent, is not bound to this browser, or has `max_live` attempts under way.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn start_consent(
+        &self,
+        consent: &Consent,
+        state: &Digest,
+        browser: &Digest,
+        max_live: i64,
+    ) -> Result<bool, StoreError> {
+        // Changes nothing, but locks the link: two attempts at once are counted one by one.
+        let lock = concat!(
+            "UPDATE consent_links SET browser_hash = $3
+            WHERE id = $2 AND browser_hash = $3 AND spent_at IS NULL AND expires_at > ",
+            now!()
+        );
+        let insert = concat!(
+            "INSERT INTO consents (state_hash, browser_hash, link_id, connection_id, client,
+                redirect_uri, token_url, scopes, verifier, link_secret, started_at, expires_at)
+            SELECT $3, $4, id, connection_id, $5, $6, $7, $8, $9, $10, $11, $12
+            FROM consent_links
+            WHERE id = $2 AND (
+                SELECT count(*) FROM consents WHERE link_id = $2 AND expires_at > ",
+            now!(),
+            ") < $13"
+        );
+        let started = in_transaction!(self, |tx| {
+            let open = sqlx::query(lock)
+                .bind(self.ahead())
+                .bind(consent.link.to_string())
+                .bind(browser.to_string())
+                .execute(&mut *tx)
+                .await?;
+            if open.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query(insert)
+                .bind(self.ahead())
+                .bind(consent.link.to_string())
+                .bind(state.to_string())
+                .bind(browser.to_string())
+                .bind(consent.client.as_str())
+                .bind(&consent.redirect_uri)
+                .bind(&consent.token_url)
+                .bind(json(&consent.scopes))
+                .bind(consent.verifier.as_ref().map(Sealed::as_str))
+                .bind(consent.link_secret.as_str())
+                .bind(consent.started_at.as_millisecond())
+                .bind(consent.expires_at.as_millisecond())
+                .bind(max_live)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected()
+        });
+        Ok(started == 1)
+    }
+
+    /// Takes the attempt of this `state`, once and for good, if browser and client are those that
+    /// began it and it has not ended. Otherwise it stays where it is.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; the attempt may then be taken all the same.
+    pub async fn take_consent(
+        &self,
+        state: &Digest,
+        browser: &Digest,
+        client: &Slug,
+    ) -> Result<Option<Consent>, StoreError> {
+        let sql = concat!(
+            "DELETE FROM consents
+            WHERE state_hash = $2 AND browser_hash = $3 AND client = $4 AND expires_at > ",
+            now!(),
+            " RETURNING link_id, connection_id, client, redirect_uri, token_url, scopes, verifier,
+                link_secret, started_at, expires_at"
+        );
+        on!(self, |pool| {
+            let row = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(state.to_string())
+                .bind(browser.to_string())
+                .bind(client.as_str())
+                .fetch_optional(pool)
+                .await?;
+            row.map(|row| consent(&row)).transpose()
+        })
+    }
+
+    /// Records how an attempt through the link ended. A spent link starts nothing any more, and its
+    /// other attempts are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn finish_link(
+        &self,
+        link: LinkId,
+        outcome: Outcome,
+        spent: bool,
+    ) -> Result<(), StoreError> {
+        let note = "UPDATE consent_links SET outcome = $2 WHERE id = $1";
+        let spend = concat!(
+            "UPDATE consent_links SET spent_at = COALESCE(spent_at, ",
+            now!(),
+            ") WHERE id = $2"
+        );
+        let forget = "DELETE FROM consents WHERE link_id = $1";
+        let id = link.to_string();
+        in_transaction!(self, |tx| {
+            sqlx::query(note).bind(&id).bind(outcome.as_str()).execute(&mut *tx).await?;
+            if spent {
+                sqlx::query(spend).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+                sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
+            }
+        });
+        Ok(())
+    }
+}
+
+fn link(row: &impl Cells) -> Result<ConsentLink, StoreError> {
+    Ok(ConsentLink {
+        id: LinkId(row.parsed("id")?),
+        connection: row.parsed("connection_id")?,
+        requested_by: row.text("requested_by")?,
+        scopes: row.json("scopes")?,
+        expected_account: row.text_or_null("expected_account")?,
+        return_to: row.parsed_or_null("return_to")?,
+        own_browser: row.number("own_browser")? != 0,
+        created_at: row.time("created_at")?,
+        expires_at: row.time("expires_at")?,
+        browser: row.parsed_or_null("browser_hash")?,
+        outcome: row.parsed_or_null("outcome")?,
+        spent_at: row.time_or_null("spent_at")?,
+    })
+}
+
+fn consent(row: &impl Cells) -> Result<Consent, StoreError> {
+    Ok(Consent {
+        link: LinkId(row.parsed("link_id")?),
+        connection: row.parsed("connection_id")?,
+        client: row.parsed("client")?,
+        redirect_uri: row.text("redirect_uri")?,
+        token_url: row.text("token_url")?,
+        scopes: row.json("scopes")?,
+        verifier: row.sealed_or_null("verifier")?,
+        link_secret: row.sealed("link_secret")?,
+        started_at: row.time("started_at")?,
+        expires_at: row.time("expires_at")?,
+    })
+}

@@ -1,0 +1,151 @@
+use std::{
+    fs::OpenOptions,
+    io::ErrorKind,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::{
+    ConnectOptions as _, Connection as _, PgPool, SqlitePool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::StoreError;
+use crate::connection::words;
+
+/// How long a step waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+words! {
+    /// The database engine behind the store.
+    EngineKind {
+        /// PostgreSQL: any number of replicas.
+        Postgres = "postgres",
+        /// SQLite, embedded: one process.
+        Sqlite = "sqlite",
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Engine {
+    Postgres(PgPool),
+    Sqlite(SqlitePool),
+}
+
+/// Runs the same expression on whichever pool the store has.
+macro_rules! on {
+    ($store:expr, |$pool:ident| $body:expr) => {
+        match &$store.engine {
+            $crate::store::engine::Engine::Postgres($pool) => $body,
+            $crate::store::engine::Engine::Sqlite($pool) => $body,
+        }
+    };
+}
+pub(super) use on;
+
+/// Runs the same expression in a transaction on whichever engine the store has, and commits. To
+/// leave the expression by `return` or `?` is to roll back.
+///
+/// SQLite takes its write lock at once: a lock asked for in the middle of a transaction is refused
+/// without waiting when another process wrote in between.
+macro_rules! in_transaction {
+    ($store:expr, |$tx:ident| $body:expr) => {
+        match &$store.engine {
+            $crate::store::engine::Engine::Postgres(pool) => {
+                let mut $tx = pool.begin().await?;
+                let value = $body;
+                $tx.commit().await?;
+                value
+            }
+            $crate::store::engine::Engine::Sqlite(pool) => {
+                let mut $tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+                let value = $body;
+                $tx.commit().await?;
+                value
+            }
+        }
+    };
+}
+pub(super) use in_transaction;
+
+impl Engine {
+    #[expect(clippy::disallowed_methods, reason = "the database URL may hold a password")]
+    pub(super) async fn connect(url: &SecretString) -> Result<Self, StoreError> {
+        let url = url.expose_secret();
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            let options = PgConnectOptions::from_str(url).map_err(|_| StoreError::InvalidUrl)?;
+            return postgres(options).await.map(Self::Postgres);
+        }
+        let path =
+            url.strip_prefix("sqlite:").map_or(url, |rest| rest.strip_prefix("//").unwrap_or(rest));
+        // Any other scheme, such as `mysql://…`, is not a path.
+        if path.is_empty() || path.contains("://") {
+            return Err(StoreError::InvalidUrl);
+        }
+        sqlite(PathBuf::from(path)).await.map(Self::Sqlite)
+    }
+
+    pub(super) fn kind(&self) -> EngineKind {
+        match self {
+            Self::Postgres(_) => EngineKind::Postgres,
+            Self::Sqlite(_) => EngineKind::Sqlite,
+        }
+    }
+}
+
+/// The limits travel as start-up options. A pooler in transaction mode drops those, and needs them
+/// set on the role instead; the statements themselves carry nothing from one to the next.
+async fn postgres(options: PgConnectOptions) -> Result<PgPool, StoreError> {
+    let options = options.application_name("token-broker").options([
+        ("statement_timeout", "5s"),
+        ("lock_timeout", "1s"),
+        ("idle_in_transaction_session_timeout", "5s"),
+        ("synchronous_commit", "on"),
+    ]);
+    // The pool would retry a refused connection and then report only that time ran out.
+    let first = tokio::time::timeout(ACQUIRE_TIMEOUT, options.connect())
+        .await
+        .map_err(|_| StoreError::Unreachable(sqlx::Error::PoolTimedOut))?
+        .map_err(StoreError::Unreachable)?;
+    first.close().await?;
+    Ok(PgPoolOptions::new()
+        .max_connections(10)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(options))
+}
+
+/// One connection, because more writers ruin the tail of the latency. `FULL`, because `NORMAL` may
+/// lose the last commits with the power, and a lost refresh token is a lost account.
+async fn sqlite(path: PathBuf) -> Result<SqlitePool, StoreError> {
+    make_private(&path)?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(Duration::from_secs(5))
+        // What is deleted is overwritten, not only unlinked.
+        .pragma("secure_delete", "ON");
+    SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options)
+        .await
+        .map_err(StoreError::Unreachable)
+}
+
+/// Makes a missing file, for its owner alone; SQLite gives the files beside it the same mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(StoreError::Unreachable(error.into()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,68 @@
+use super::{Store, StoreError, engine::on, now, row::Cells};
+use crate::{consent::KeyExchange, slug::Slug};
+
+impl Store {
+    /// Keeps an API-key exchange whose code is to arrive at the callback.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone, or the database does not answer.
+    pub async fn insert_exchange(&self, exchange: &KeyExchange) -> Result<(), StoreError> {
+        let sql = "INSERT INTO key_exchanges
+                (id, connection_id, client, account_host, requested_at, expires_at)
+            VALUES ($1, $2, $3, $4, $5, $6)";
+        on!(self, |pool| {
+            sqlx::query(sql)
+                .bind(exchange.id.to_string())
+                .bind(exchange.connection.to_string())
+                .bind(exchange.client.as_str())
+                .bind(&exchange.account_host)
+                .bind(exchange.requested_at.as_millisecond())
+                .bind(exchange.expires_at.as_millisecond())
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
+    /// Takes the exchange that a code from this account was asked for by, once and for good. Of
+    /// several the newest: those before it were given up.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; the exchange may then be taken all the same.
+    pub async fn take_exchange(
+        &self,
+        client: &Slug,
+        account_host: &str,
+    ) -> Result<Option<KeyExchange>, StoreError> {
+        let sql = concat!(
+            "DELETE FROM key_exchanges WHERE id = (
+                SELECT id FROM key_exchanges
+                WHERE client = $2 AND account_host = $3 AND expires_at > ",
+            now!(),
+            " ORDER BY requested_at DESC, id DESC LIMIT 1
+            ) RETURNING id, connection_id, client, account_host, requested_at, expires_at"
+        );
+        on!(self, |pool| {
+            let row = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(client.as_str())
+                .bind(account_host)
+                .fetch_optional(pool)
+                .await?;
+            row.map(|row| exchange(&row)).transpose()
+        })
+    }
+}
+
+fn exchange(row: &impl Cells) -> Result<KeyExchange, StoreError> {
+    Ok(KeyExchange {
+        id: row.parsed("id")?,
+        connection: row.parsed("connection_id")?,
+        client: row.parsed("client")?,
+        account_host: row.text("account_host")?,
+        requested_at: row.time("requested_at")?,
+        expires_at: row.time("expires_at")?,
+    })
+}

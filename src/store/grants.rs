@@ -1,0 +1,327 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{
+    Store, StoreError,
+    connections::{record, select_records},
+    engine::{in_transaction, on},
+    json, millis, now, optional_millis,
+    row::Cells as _,
+};
+use crate::{
+    connection::{Account, ConnectionId, HeldGrant, LastError, Record, State, Vars},
+    consent::CONFIRM_LIFE,
+    seal::Sealed,
+    secret::Digest,
+};
+
+/// The words of the states for which [`State::refreshes`] holds.
+macro_rules! refreshing {
+    () => {
+        "('active', 'backing_off', 'blocked_config', 'uncertain')"
+    };
+}
+
+/// A grant to be stored. It lands if the connection still holds the generation before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Commit<'a> {
+    /// Whose it is.
+    pub connection: ConnectionId,
+    /// The grant; its generation is one more than the one it replaces.
+    pub grant: &'a HeldGrant,
+    /// When the next refresh is due.
+    pub refresh_at: Option<Timestamp>,
+    /// Whose account it is; none leaves what is known.
+    pub account: Option<&'a Account>,
+    /// The connection's variables; none leaves what is known.
+    pub vars: Option<&'a Vars>,
+    /// The scopes to ask for from now on; none leaves them.
+    pub scopes: Option<&'a [String]>,
+}
+
+/// A refresh that brought no grant.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure<'a> {
+    /// Whose refresh it was.
+    pub connection: ConnectionId,
+    /// The generation it started from.
+    pub from_generation: i64,
+    /// The attempt that claimed it.
+    pub attempt: &'a str,
+    /// The state it leads to. [`State::Uncertain`] keeps the attempt as evidence.
+    pub state: State,
+    /// Why, for a state that needs a reason.
+    pub reason: Option<&'a str>,
+    /// What went wrong.
+    pub error: &'a LastError,
+    /// When to try again.
+    pub refresh_at: Option<Timestamp>,
+    /// Passing failures in a row, this one included.
+    pub failures: u32,
+}
+
+impl Store {
+    /// Claims the right to refresh a connection for `lease`, and records the intent before anything
+    /// is sent. None when somebody else holds the lease, the generation is no longer the one that
+    /// the caller saw (0 for no grant), or the connection's state forbids it.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; whether the claim stands is then unknown, and the lease
+    /// running out settles it.
+    pub async fn claim(
+        &self,
+        id: ConnectionId,
+        attempt: &str,
+        seen_generation: i64,
+        refresh_hash: Option<&Digest>,
+        lease: Duration,
+    ) -> Result<Option<Record>, StoreError> {
+        let claim = concat!(
+            "UPDATE grants SET lease_until = ",
+            now!(),
+            " + $6, attempt_id = $3, attempt_started_at = ",
+            now!(),
+            ", attempt_refresh_hash = $5, attempts = attempts + 1
+            WHERE connection_id = $2 AND generation = $4
+                AND (lease_until IS NULL OR lease_until <= ",
+            now!(),
+            ") AND EXISTS (SELECT 1 FROM connections WHERE id = $2 AND state IN ",
+            refreshing!(),
+            ")"
+        );
+        let read = select_records!("WHERE c.id = $1");
+        in_transaction!(self, |tx| {
+            let claimed = sqlx::query(claim)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(attempt)
+                .bind(seen_generation)
+                .bind(refresh_hash.map(Digest::to_string))
+                .bind(millis(lease))
+                .execute(&mut *tx)
+                .await?;
+            if claimed.rows_affected() == 0 {
+                return Ok(None);
+            }
+            let row = sqlx::query(read).bind(id.to_string()).fetch_one(&mut *tx).await?;
+            Ok(Some(record(&row)?))
+        })
+    }
+
+    /// Stores a grant if the connection still holds the generation before it, whoever holds the
+    /// lease: the connection is active, its claim and its failures are over. False, with nothing
+    /// changed, when another grant was stored first or the connection is gone.
+    ///
+    /// A connection that is being revoked stays so, with the new grant to revoke.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; the same commit may be tried again for as long as it takes.
+    pub async fn commit_grant(&self, commit: &Commit<'_>) -> Result<bool, StoreError> {
+        self.commit(commit, false).await
+    }
+
+    /// Stores the pending grant whose account was confirmed, sealed anew, as
+    /// [`Store::commit_grant`] does, and drops it from where it waited. False, too, when another
+    /// grant waits there by now or it waited longer than [`CONFIRM_LIFE`].
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn commit_confirmed(&self, commit: &Commit<'_>) -> Result<bool, StoreError> {
+        self.commit(commit, true).await
+    }
+
+    async fn commit(&self, commit: &Commit<'_>, confirms: bool) -> Result<bool, StoreError> {
+        let activate = concat!(
+            "UPDATE connections SET
+                state = CASE WHEN state IN ('revoked', 'revoking') THEN state ELSE 'active' END,
+                reason = CASE WHEN state IN ('revoked', 'revoking') THEN reason END,
+                account_id = CASE WHEN $4 IS NULL THEN account_id ELSE $4 END,
+                account_name = CASE WHEN $4 IS NULL THEN account_name ELSE $5 END,
+                account_aliases = CASE WHEN $4 IS NULL THEN account_aliases ELSE $6 END,
+                vars = COALESCE($7, vars), scopes = COALESCE($8, scopes),
+                refresh_at = $3, failures = 0,
+                last_error_code = NULL, last_error_message = NULL, last_error_at = NULL,
+                changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
+                received_at = $7, expires_at = $8, lease_until = NULL, attempt_id = NULL,
+                attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = 0
+            WHERE connection_id = $1 AND generation = $2";
+        let confirm = concat!(
+            "DELETE FROM pending_grants
+            WHERE connection_id = $2 AND received_at = $3 AND received_at > ",
+            now!(),
+            " - $4"
+        );
+        let Commit { connection, grant, .. } = commit;
+        let id = connection.to_string();
+        in_transaction!(self, |tx| {
+            sqlx::query(activate)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(optional_millis(commit.refresh_at))
+                .bind(commit.account.map(|account| account.id.as_str()))
+                .bind(commit.account.and_then(|account| account.name.as_deref()))
+                .bind(commit.account.map(|account| json(&account.aliases)))
+                .bind(commit.vars.map(json))
+                .bind(commit.scopes.map(json))
+                .execute(&mut *tx)
+                .await?;
+            let replaced = sqlx::query(replace)
+                .bind(&id)
+                .bind(grant.generation - 1)
+                .bind(grant.generation)
+                .bind(grant.access.as_str())
+                .bind(grant.refresh.as_ref().map(Sealed::as_str))
+                .bind(json(&grant.scopes))
+                .bind(grant.received_at.as_millisecond())
+                .bind(grant.expires_at.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            if replaced.rows_affected() == 0 {
+                return Ok(false);
+            }
+            if confirms {
+                let confirmed = sqlx::query(confirm)
+                    .bind(self.ahead())
+                    .bind(&id)
+                    .bind(grant.received_at.as_millisecond())
+                    .bind(millis(CONFIRM_LIFE))
+                    .execute(&mut *tx)
+                    .await?;
+                if confirmed.rows_affected() == 0 {
+                    return Ok(false);
+                }
+            }
+        });
+        Ok(true)
+    }
+
+    /// Records a refresh that brought no grant, and releases its lease. False, with nothing changed,
+    /// when a grant was stored meanwhile or the claim went to somebody else.
+    ///
+    /// A connection that left the refreshing states meanwhile keeps its state.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn record_failure(&self, failure: &Failure<'_>) -> Result<bool, StoreError> {
+        let describe = concat!(
+            "UPDATE connections SET
+                state = CASE WHEN state IN ",
+            refreshing!(),
+            " THEN $3 ELSE state END,
+                reason = CASE WHEN state IN ",
+            refreshing!(),
+            " THEN $4 ELSE reason END,
+                last_error_code = $5, last_error_message = $6, last_error_at = $7,
+                refresh_at = $8, failures = $9, changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        let keep = "UPDATE grants SET lease_until = NULL
+            WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
+        let end = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
+                attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
+            WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
+        let release = if failure.state == State::Uncertain { keep } else { end };
+        let id = failure.connection.to_string();
+        in_transaction!(self, |tx| {
+            sqlx::query(describe)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(failure.state.as_str())
+                .bind(failure.reason)
+                .bind(&failure.error.code)
+                .bind(&failure.error.message)
+                .bind(failure.error.at.as_millisecond())
+                .bind(optional_millis(failure.refresh_at))
+                .bind(i64::from(failure.failures))
+                .execute(&mut *tx)
+                .await?;
+            let released = sqlx::query(release)
+                .bind(&id)
+                .bind(failure.from_generation)
+                .bind(failure.attempt)
+                .execute(&mut *tx)
+                .await?;
+            if released.rows_affected() == 0 {
+                return Ok(false);
+            }
+        });
+        Ok(true)
+    }
+
+    /// Gives a claim back with nothing sent. Nothing happens when it is no longer this attempt's.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; the lease then runs out by itself.
+    pub async fn release(&self, id: ConnectionId, attempt: &str) -> Result<(), StoreError> {
+        let sql = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
+                attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
+            WHERE connection_id = $1 AND attempt_id = $2";
+        on!(self, |pool| {
+            sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
+        });
+        Ok(())
+    }
+
+    /// The connections to refresh now, those first whose token ends first: due, or claimed by
+    /// somebody who let the lease run out.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn due(&self, limit: u32) -> Result<Vec<ConnectionId>, StoreError> {
+        let sql = concat!(
+            "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
+            WHERE c.state IN ",
+            refreshing!(),
+            " AND COALESCE(g.lease_until, c.refresh_at) <= ",
+            now!(),
+            " ORDER BY COALESCE(g.expires_at, 0), c.id LIMIT $2"
+        );
+        on!(self, |pool| {
+            let rows =
+                sqlx::query(sql).bind(self.ahead()).bind(i64::from(limit)).fetch_all(pool).await?;
+            rows.iter().map(|row| row.parsed("id")).collect()
+        })
+    }
+
+    /// When [`Store::due`] next has something to give, on the database's clock; none while nothing
+    /// is scheduled.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn next_due_at(&self) -> Result<Option<Timestamp>, StoreError> {
+        let sql = concat!(
+            "SELECT min(COALESCE(g.lease_until, c.refresh_at)) AS next_due_at
+            FROM connections c JOIN grants g ON g.connection_id = c.id WHERE c.state IN ",
+            refreshing!()
+        );
+        on!(self, |pool| sqlx::query(sql).fetch_one(pool).await?.time_or_null("next_due_at"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_states_that_sql_refreshes_are_those_that_refresh() {
+        let words: Vec<_> = State::ALL
+            .iter()
+            .filter(|state| state.refreshes())
+            .map(|state| format!("'{state}'"))
+            .collect();
+        assert_eq!(refreshing!(), format!("({})", words.join(", ")));
+    }
+}

@@ -1,0 +1,31 @@
+use super::{Store, StoreError, engine, row::Cells as _};
+
+impl Store {
+    /// A value that belongs to the database as a whole.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn meta(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let sql = "SELECT value FROM meta WHERE key = $1";
+        engine::on!(self, |pool| {
+            let row = sqlx::query(sql).bind(key).fetch_optional(pool).await?;
+            row.map(|row| row.text("value")).transpose()
+        })
+    }
+
+    /// Keeps a value unless the key has one, and gives the value that stands: of two replicas that
+    /// start together, both get the first one's.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn put_meta_if_absent(&self, key: &str, value: &str) -> Result<String, StoreError> {
+        // The update changes nothing, but makes RETURNING give the row that was there before.
+        let sql = "INSERT INTO meta (key, value) VALUES ($1, $2)
+            ON CONFLICT (key) DO UPDATE SET value = meta.value RETURNING value";
+        engine::on!(self, |pool| {
+            sqlx::query(sql).bind(key).bind(value).fetch_one(pool).await?.text("value")
+        })
+    }
+}

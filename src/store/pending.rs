@@ -1,0 +1,94 @@
+use super::{Store, StoreError, engine::in_transaction, json, now};
+use crate::{
+    connection::{ConnectionId, PendingGrant},
+    seal::Sealed,
+};
+
+impl Store {
+    /// Keeps a grant until its account is confirmed, in place of one that waits already. The live
+    /// grant is not touched; a connection that never held one becomes `pending_confirm`. False, with
+    /// nothing kept, when there is no such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn put_pending(
+        &self,
+        id: ConnectionId,
+        pending: &PendingGrant,
+    ) -> Result<bool, StoreError> {
+        let wait = concat!(
+            "UPDATE connections SET changed_at = ",
+            now!(),
+            ", state = CASE
+                WHEN state = 'pending_consent'
+                    AND (SELECT generation FROM grants WHERE connection_id = $2) = 0
+                THEN 'pending_confirm' ELSE state END
+            WHERE id = $2"
+        );
+        let put = "INSERT INTO pending_grants (connection_id, access, refresh, scopes, received_at,
+                expires_at, account_id, account_name, account_aliases, vars)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            ON CONFLICT (connection_id) DO UPDATE SET access = excluded.access,
+                refresh = excluded.refresh, scopes = excluded.scopes,
+                received_at = excluded.received_at, expires_at = excluded.expires_at,
+                account_id = excluded.account_id, account_name = excluded.account_name,
+                account_aliases = excluded.account_aliases, vars = excluded.vars";
+        let account = pending.account.as_ref();
+        in_transaction!(self, |tx| {
+            let updated =
+                sqlx::query(wait).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
+            if updated.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query(put)
+                .bind(id.to_string())
+                .bind(pending.access.as_str())
+                .bind(pending.refresh.as_ref().map(Sealed::as_str))
+                .bind(json(&pending.scopes))
+                .bind(pending.received_at.as_millisecond())
+                .bind(pending.expires_at.as_millisecond())
+                .bind(account.map(|account| account.id.as_str()))
+                .bind(account.and_then(|account| account.name.as_deref()))
+                .bind(account.map(|account| json(&account.aliases)))
+                .bind(json(&pending.vars))
+                .execute(&mut *tx)
+                .await?;
+        });
+        Ok(true)
+    }
+
+    /// Forgets the grant that waits for confirmation. A connection that was `pending_confirm` is
+    /// `pending_consent` again. False when none waits.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn drop_pending(&self, id: ConnectionId) -> Result<bool, StoreError> {
+        self.drop_pending_until(id, i64::MAX).await
+    }
+
+    /// As [`Store::drop_pending`], for a grant received at the millisecond `latest` or before.
+    pub(super) async fn drop_pending_until(
+        &self,
+        id: ConnectionId,
+        latest: i64,
+    ) -> Result<bool, StoreError> {
+        let reopen = concat!(
+            "UPDATE connections SET changed_at = ",
+            now!(),
+            ", state = CASE WHEN state = 'pending_confirm' THEN 'pending_consent' ELSE state END
+            WHERE id = $2"
+        );
+        let forget = "DELETE FROM pending_grants WHERE connection_id = $1 AND received_at <= $2";
+        in_transaction!(self, |tx| {
+            sqlx::query(reopen).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
+            let forgotten =
+                sqlx::query(forget).bind(id.to_string()).bind(latest).execute(&mut *tx).await?;
+            if forgotten.rows_affected() == 0 {
+                return Ok(false);
+            }
+        });
+        Ok(true)
+    }
+}

@@ -1,0 +1,84 @@
+//! Reading rows: every value is checked as it leaves the database.
+
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use sqlx::{Row as _, postgres::PgRow, sqlite::SqliteRow};
+
+use super::StoreError;
+use crate::seal::Sealed;
+
+/// The cells of a row of either engine, by column name.
+pub(super) trait Cells {
+    fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError>;
+    fn number_or_null(&self, column: &str) -> Result<Option<i64>, StoreError>;
+
+    fn text(&self, column: &str) -> Result<String, StoreError> {
+        self.text_or_null(column)?.ok_or_else(|| self.corrupt(column))
+    }
+
+    fn number(&self, column: &str) -> Result<i64, StoreError> {
+        self.number_or_null(column)?.ok_or_else(|| self.corrupt(column))
+    }
+
+    fn time(&self, column: &str) -> Result<Timestamp, StoreError> {
+        self.time_or_null(column)?.ok_or_else(|| self.corrupt(column))
+    }
+
+    fn time_or_null(&self, column: &str) -> Result<Option<Timestamp>, StoreError> {
+        self.number_or_null(column)?
+            .map(Timestamp::from_millisecond)
+            .transpose()
+            .map_err(|_| self.corrupt(column))
+    }
+
+    /// A value that is kept as the text it prints: a word, a name, an id, a digest.
+    fn parsed<T: FromStr>(&self, column: &str) -> Result<T, StoreError> {
+        self.parsed_or_null(column)?.ok_or_else(|| self.corrupt(column))
+    }
+
+    fn parsed_or_null<T: FromStr>(&self, column: &str) -> Result<Option<T>, StoreError> {
+        self.text_or_null(column)?
+            .map(|text| text.parse())
+            .transpose()
+            .map_err(|_| self.corrupt(column))
+    }
+
+    fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T, StoreError> {
+        serde_json::from_str(&self.text(column)?).map_err(|_| self.corrupt(column))
+    }
+
+    fn sealed(&self, column: &str) -> Result<Sealed, StoreError> {
+        self.text(column).map(Sealed::from_stored)
+    }
+
+    fn sealed_or_null(&self, column: &str) -> Result<Option<Sealed>, StoreError> {
+        Ok(self.text_or_null(column)?.map(Sealed::from_stored))
+    }
+
+    /// The column, and the id of the row if it has one: never the value, which may be anything.
+    fn corrupt(&self, column: &str) -> StoreError {
+        let row = match self.text_or_null("id") {
+            Ok(Some(id)) if column != "id" => format!(" of {}", id.escape_debug()),
+            _ => String::new(),
+        };
+        StoreError::Corrupt { what: format!("`{column}`{row}") }
+    }
+}
+
+macro_rules! cells {
+    ($row:ty) => {
+        impl Cells for $row {
+            fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError> {
+                Ok(self.try_get(column)?)
+            }
+
+            fn number_or_null(&self, column: &str) -> Result<Option<i64>, StoreError> {
+                Ok(self.try_get(column)?)
+            }
+        }
+    };
+}
+cells!(PgRow);
+cells!(SqliteRow);
