@@ -3,7 +3,12 @@
 use reqwest::Method;
 use secrecy::SecretString;
 
-use super::request::{Body, OutboundRequest, RequestError, Values};
+use super::{
+    error::{ProviderError, judge},
+    profile::Profile,
+    request::{Body, OutboundRequest, RequestError, Values},
+    response::{Reply, parse_body},
+};
 use crate::{client::Client, connection::Vars};
 
 /// Turns the API key of an old account into a code: the answer is 202 and empty, and the code
@@ -34,4 +39,16 @@ pub fn key_exchange(
         headers: Vec::new(),
         body: Body::Json(params.map(|(name, value)| (name.to_owned(), value)).into()),
     })
+}
+
+/// Reads the answer to [`key_exchange`]: any success means that the code is on its way.
+///
+/// # Errors
+///
+/// If the key, the login or our registration is refused, or the answer says nothing.
+pub fn read_key_exchange(profile: &Profile, reply: &Reply) -> Result<(), ProviderError> {
+    if (200..300).contains(&reply.status) {
+        return Ok(());
+    }
+    Err(judge(profile, reply, parse_body(reply).as_ref()))
 }

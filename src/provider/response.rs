@@ -195,6 +195,11 @@ pub fn read_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     Some(clamp_wait(wait))
 }
 
+/// The body of an answer as JSON.
+pub(super) fn parse_body(reply: &Reply) -> Option<Value> {
+    parse(bytes(reply))
+}
+
 /// The body as JSON, if it is JSON of a reasonable shape. A byte order mark is forgiven.
 fn parse(body: &[u8]) -> Option<Value> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);

@@ -203,6 +203,36 @@ impl Store {
         })
     }
 
+    /// Notes whose account it is, for a connection that nobody consented to. False when there is no
+    /// such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn set_account(
+        &self,
+        id: ConnectionId,
+        account: &Account,
+    ) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "UPDATE connections SET account_id = $3, account_name = $4, account_aliases = $5,
+                changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        on!(self, |pool| {
+            let updated = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(&account.id)
+                .bind(account.name.as_deref())
+                .bind(json(&account.aliases))
+                .execute(pool)
+                .await?;
+            Ok(updated.rows_affected() == 1)
+        })
+    }
+
     /// Changes the scopes to ask for. False when there is no such connection.
     ///
     /// # Errors

@@ -1,6 +1,20 @@
-use super::{Store, StoreError, engine, row::Cells as _};
+use jiff::Timestamp;
+
+use super::{Store, StoreError, engine::on, now, row::Cells as _};
 
 impl Store {
+    /// The database's clock.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn database_clock(&self) -> Result<Timestamp, StoreError> {
+        let sql = concat!("SELECT ", now!(), " AS now_ms");
+        on!(self, |pool| {
+            sqlx::query(sql).bind(self.ahead()).fetch_one(pool).await?.time("now_ms")
+        })
+    }
+
     /// A value that belongs to the database as a whole.
     ///
     /// # Errors
@@ -8,7 +22,7 @@ impl Store {
     /// When the database does not answer.
     pub async fn meta(&self, key: &str) -> Result<Option<String>, StoreError> {
         let sql = "SELECT value FROM meta WHERE key = $1";
-        engine::on!(self, |pool| {
+        on!(self, |pool| {
             let row = sqlx::query(sql).bind(key).fetch_optional(pool).await?;
             row.map(|row| row.text("value")).transpose()
         })
@@ -24,7 +38,7 @@ impl Store {
         // The update changes nothing, but makes RETURNING give the row that was there before.
         let sql = "INSERT INTO meta (key, value) VALUES ($1, $2)
             ON CONFLICT (key) DO UPDATE SET value = meta.value RETURNING value";
-        engine::on!(self, |pool| {
+        on!(self, |pool| {
             sqlx::query(sql).bind(key).bind(value).fetch_one(pool).await?.text("value")
         })
     }

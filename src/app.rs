@@ -1,0 +1,295 @@
+//! Wiring: from checked settings to a running broker, and back down in order.
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::{Broker, Parts},
+    clock::Clock,
+    config::{Config, Database},
+    http::{self, server},
+    provider::Outbound,
+    refresher,
+    seal::{KeyFileError, Keyring, Place, Sealed},
+    store::{SchemaStatus, Store, StoreError},
+};
+
+/// How long clients may take to finish their requests at shutdown.
+const CLIENT_GRACE: Duration = Duration::from_secs(10);
+
+/// How long refreshes under way may take at shutdown: the longest token request and 10 s.
+const DRAIN: Duration = Duration::from_secs(50);
+
+/// What the sealed check value says; that it opens shows that a key fits the database.
+const SEALING_CHECK: &str = "this database is sealed with this key";
+
+/// Why the broker did not start: one line that says what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operator has to change something.
+    #[error("{0}")]
+    Settings(String),
+    /// Something that is needed cannot be reached.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NewerSchema { .. } => Self::Settings(error.to_string()),
+            error => Self::Unavailable(format!("database: {error}")),
+        }
+    }
+}
+
+/// The two sockets, bound before anything else happens: a taken port must change nothing.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For browsers and providers.
+    pub public: TcpListener,
+    /// For services, operators and ops.
+    pub internal: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the setting and the address.
+    pub async fn bind(public: SocketAddr, internal: SocketAddr) -> Result<Self, StartError> {
+        Ok(Self {
+            public: bind("public_listen", public).await?,
+            internal: bind("internal_listen", internal).await?,
+        })
+    }
+}
+
+async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let problem = match error.kind() {
+            io::ErrorKind::AddrInUse => "is in use by another process".to_owned(),
+            _ => format!("cannot be bound: {error}"),
+        };
+        StartError::Unavailable(format!("setting `{setting}`: {address} {problem}"))
+    })
+}
+
+/// A folder of this process alone, for as long as it lives.
+#[derive(Debug)]
+pub struct StateDir {
+    _lock: File,
+}
+
+impl StateDir {
+    /// Makes the folder if need be, and locks it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made or written, or another process holds it.
+    pub fn open(path: &Path) -> Result<Self, StartError> {
+        let problem = |what: String| {
+            StartError::Settings(format!("setting `state_dir`: {} {what}", path.display()))
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| problem(format!("cannot be made: {error}")))?;
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .map_err(|error| problem(format!("cannot be written: {error}")))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                Err(problem("is in use by another token-broker; give each its own".to_owned()))
+            }
+            Err(TryLockError::Error(error)) => Err(problem(format!("cannot be locked: {error}"))),
+        }
+    }
+}
+
+/// Connects to the database and brings its schema up to date.
+///
+/// # Errors
+///
+/// When it cannot be reached, or its schema is newer than this program.
+pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
+    let store = connect_store(config, clock).await?;
+    if store.schema_status().await? != SchemaStatus::Current {
+        store.migrate().await?;
+    }
+    Ok(store)
+}
+
+/// Connects to the database as it is.
+///
+/// # Errors
+///
+/// When it cannot be reached.
+pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
+    let url = match &config.database {
+        Database::Embedded(path) => SecretString::from(format!("sqlite:{}", path.display())),
+        Database::Server(url) => url.clone(),
+    };
+    Ok(Store::connect(&url, clock).await?)
+}
+
+/// Reads the sealing keys and checks that they fit the database. A new SQLite database makes its
+/// own; nothing else ever does.
+///
+/// # Errors
+///
+/// When the key file is missing, unreadable, or of another database. Nothing is changed then.
+pub async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
+    let path = &config.key_file;
+    let check = store.meta("sealing_check").await?;
+    let keyring = match Keyring::read(path) {
+        Ok(keyring) => keyring,
+        Err(KeyFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+            let embedded = matches!(config.database, Database::Embedded(_));
+            if !embedded || check.is_some() || store.any_sealed().await? {
+                let advice = if check.is_some() {
+                    "this database is sealed already: put the key file back"
+                } else {
+                    "make it with `token-broker keys generate`"
+                };
+                return Err(StartError::Settings(format!(
+                    "sealing key: {} does not exist; {advice}",
+                    path.display()
+                )));
+            }
+            let keyring = Keyring::generate();
+            keyring.write_new(path).map_err(|error| key_problem(path, &error))?;
+            tracing::info!(
+                "made the sealing key {}; keep a copy of it apart from the database",
+                path.display()
+            );
+            keyring
+        }
+        Err(error) => return Err(key_problem(path, &error)),
+    };
+    let place = Place { record: "database", field: "sealing_check", generation: 0 };
+    let check = if let Some(check) = check {
+        check
+    } else {
+        let sealed = keyring.seal(place, &SecretString::from(SEALING_CHECK));
+        store.put_meta_if_absent("sealing_check", sealed.as_str()).await?
+    };
+    match keyring.open(place, &Sealed::from_stored(check)) {
+        Ok(_) => Ok(keyring),
+        Err(error) => Err(StartError::Settings(format!(
+            "sealing key: {} does not fit this database ({error}); nothing was changed",
+            path.display()
+        ))),
+    }
+}
+
+fn key_problem(path: &Path, error: &KeyFileError) -> StartError {
+    StartError::Settings(format!("sealing key: {}: {error}", path.display()))
+}
+
+/// A broker that is ready to serve.
+#[derive(Debug)]
+pub struct App {
+    broker: Arc<Broker>,
+    state: http::State,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+    _state_dir: StateDir,
+}
+
+impl App {
+    /// Starts everything but the serving.
+    ///
+    /// # Errors
+    ///
+    /// One line for the first thing that stands in the way.
+    pub async fn start(
+        config: Config,
+        listeners: Listeners,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let state_dir = StateDir::open(&config.state_dir)?;
+        let store = open_store(&config, clock.clone()).await?;
+        let keyring = open_keyring(&config, &store).await?;
+        let outbound = Outbound::new(clock.clone())
+            .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
+        if let Database::Embedded(path) = &config.database {
+            tracing::info!("database: SQLite in {} (one process only)", path.display());
+        }
+        if config.public_url.scheme() == "http" {
+            tracing::info!("public_url is plain http: for trying things out on this machine only");
+        }
+        let broker = Broker::start(Parts {
+            store,
+            keyring,
+            outbound,
+            clock,
+            clients: config.clients,
+            public_url: config.public_url.clone(),
+            return_to: config.return_to,
+        })
+        .await?;
+        for title in broker.loopback_providers() {
+            tracing::info!("{title} is reached on this machine: a simulator, most likely");
+        }
+        let shutdown = CancellationToken::new();
+        let state = http::State {
+            broker: Arc::clone(&broker),
+            public_url: config.public_url,
+            internal_url: config.internal_url,
+            draining: shutdown.clone(),
+        };
+        Ok(Self { broker, state, listeners, shutdown, _state_dir: state_dir })
+    }
+
+    /// The use cases, for commands that live in the same process.
+    #[must_use]
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// Cancelling it ends [`App::run`].
+    #[must_use]
+    pub fn shutdown(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Serves until [`App::shutdown`] is cancelled; then stops beginning anything, lets what is
+    /// under way finish, and closes the database.
+    pub async fn run(self) {
+        let Self { broker, state, listeners, shutdown, _state_dir } = self;
+        let tasks = TaskTracker::new();
+        let public = http::public_router(state.clone());
+        let internal = http::internal_router(state);
+        tasks.spawn(server::serve(listeners.public, public, shutdown.clone(), CLIENT_GRACE));
+        tasks.spawn(server::serve(listeners.internal, internal, shutdown.clone(), CLIENT_GRACE));
+        tasks.spawn(refresher::run(Arc::clone(&broker), shutdown.clone()));
+        shutdown.cancelled().await;
+        tracing::info!("ending: finishing what is under way");
+        tasks.close();
+        tasks.wait().await;
+        broker.tasks().close();
+        if timeout(DRAIN, broker.tasks().wait()).await.is_err() {
+            tracing::error!("refreshes were still under way at the end of the drain");
+        }
+        broker.store().close().await;
+    }
+}

@@ -1,0 +1,207 @@
+//! Who may call: checking keys, and making and ending them.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+
+use super::{
+    Broker, BrokerError,
+    memory::{Caller, Keys, KnownKey},
+};
+use crate::{
+    caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
+    secret::Digest,
+    slug::Slug,
+    store::StoreError,
+};
+
+impl Broker {
+    /// The caller whose key this is.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Unauthorized`] when no live key fits; nothing tells which part is wrong.
+    #[expect(clippy::disallowed_methods, reason = "the key's public id is read from it")]
+    pub fn authenticate(&self, shown: &SecretString) -> Result<Caller, BrokerError> {
+        use secrecy::ExposeSecret as _;
+        let keys = self.memory.keys();
+        // An unknown id is compared as well, with a digest that nothing has.
+        let known = caller::key_id(shown.expose_secret()).and_then(|id| keys.by_id.get(id));
+        let expected = known.map_or(Digest::of_bytes(&[]), |key| key.stored.digest);
+        let fits = Digest::of(shown) == expected;
+        match known {
+            Some(key) if fits && key.stored.expires_at.is_none_or(|end| self.clock.now() < end) => {
+                Ok(key.caller.clone())
+            }
+            _ => Err(BrokerError::Unauthorized),
+        }
+    }
+
+    /// Whether any operator exists; until then operators' routes do not.
+    #[must_use]
+    pub fn has_operators(&self) -> bool {
+        self.memory.keys().operators
+    }
+
+    /// Makes an operator and their first key.
+    ///
+    /// # Errors
+    ///
+    /// When the name is taken or the store fails.
+    pub async fn create_operator(&self, name: Slug) -> Result<SecretString, BrokerError> {
+        let now = self.clock.now();
+        let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
+        self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
+        self.load_keys().await?;
+        Ok(key)
+    }
+
+    /// Makes a service and its first key, which is shown once.
+    ///
+    /// # Errors
+    ///
+    /// When the name is taken, nothing is allowed, or the store fails.
+    pub async fn create_service(
+        &self,
+        name: Slug,
+        connections: Vec<Pattern>,
+        verbs: BTreeSet<Verb>,
+        expires_at: Option<Timestamp>,
+    ) -> Result<(Service, SecretString, StoredKey), BrokerError> {
+        let now = self.clock.now();
+        if connections.is_empty() {
+            return Err(BrokerError::Invalid(
+                "`connections` is empty: name at least one connection or pattern".to_owned(),
+            ));
+        }
+        if verbs.is_empty() {
+            return Err(BrokerError::Invalid("`verbs` is empty: name at least one".to_owned()));
+        }
+        check_expiry(expires_at, now)?;
+        let service = Service { name: name.clone(), connections, verbs, created_at: now };
+        let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
+        self.store.create_service(&service, &stored).await?;
+        self.load_keys().await?;
+        Ok((service, key, stored))
+    }
+
+    /// Makes another key for a service, so that the first can be replaced without a gap.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such service, it has two live keys already, or the store fails.
+    pub async fn add_service_key(
+        &self,
+        name: &Slug,
+        expires_at: Option<Timestamp>,
+    ) -> Result<(SecretString, StoredKey), BrokerError> {
+        let now = self.clock.now();
+        check_expiry(expires_at, now)?;
+        let (_, keys) = self.service(name).await?;
+        let live = keys.iter().filter(|key| key.expires_at.is_none_or(|end| now < end)).count();
+        if live >= 2 {
+            return Err(BrokerError::Conflict(format!(
+                "service `{name}` has two live keys already; delete one first"
+            )));
+        }
+        let (key, stored) = caller::new_key(Holder::Service, name.clone(), now, expires_at);
+        self.store.add_key(&stored).await?;
+        self.load_keys().await?;
+        Ok((key, stored))
+    }
+
+    /// Every service with its keys.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn services(&self) -> Result<Vec<(Service, Vec<StoredKey>)>, BrokerError> {
+        let services = self.store.services().await?;
+        let keys = self.store.keys().await?;
+        Ok(services
+            .into_iter()
+            .map(|service| {
+                let own = keys
+                    .iter()
+                    .filter(|key| key.holder == Holder::Service && key.owner == service.name)
+                    .cloned()
+                    .collect();
+                (service, own)
+            })
+            .collect())
+    }
+
+    /// One service with its keys.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such service or the store fails.
+    pub async fn service(&self, name: &Slug) -> Result<(Service, Vec<StoredKey>), BrokerError> {
+        self.services()
+            .await?
+            .into_iter()
+            .find(|(service, _)| service.name == *name)
+            .ok_or_else(|| BrokerError::NotFound(format!("there is no service `{name}`")))
+    }
+
+    /// Deletes a service with all its keys.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such service or the store fails.
+    pub async fn delete_service(&self, name: &Slug) -> Result<(), BrokerError> {
+        let existed = self.store.delete_service(name.as_str()).await?;
+        self.load_keys().await?;
+        if existed {
+            Ok(())
+        } else {
+            Err(BrokerError::NotFound(format!("there is no service `{name}`")))
+        }
+    }
+
+    /// Ends one key of a service.
+    ///
+    /// # Errors
+    ///
+    /// When the service has no such key or the store fails.
+    pub async fn delete_service_key(&self, name: &Slug, id: &str) -> Result<(), BrokerError> {
+        let (_, keys) = self.service(name).await?;
+        if !keys.iter().any(|key| key.id == id) {
+            return Err(BrokerError::NotFound(format!("service `{name}` has no such key")));
+        }
+        self.store.delete_key(id).await?;
+        self.load_keys().await?;
+        Ok(())
+    }
+
+    /// Reads every key from the store into memory.
+    pub(crate) async fn load_keys(&self) -> Result<(), StoreError> {
+        let services: Vec<_> = self.store.services().await?.into_iter().map(Arc::new).collect();
+        let mut keys = Keys::default();
+        for stored in self.store.keys().await? {
+            let caller = match stored.holder {
+                Holder::Operator => {
+                    keys.operators = true;
+                    Some(Caller::Operator(stored.owner.clone()))
+                }
+                Holder::Service => services
+                    .iter()
+                    .find(|service| service.name == stored.owner)
+                    .map(|service| Caller::Service(Arc::clone(service))),
+            };
+            if let Some(caller) = caller {
+                keys.by_id.insert(stored.id.clone(), KnownKey { stored, caller });
+            }
+        }
+        self.memory.put_keys(keys);
+        Ok(())
+    }
+}
+
+fn check_expiry(expires_at: Option<Timestamp>, now: Timestamp) -> Result<(), BrokerError> {
+    if expires_at.is_some_and(|end| end <= now) {
+        return Err(BrokerError::Invalid("`expires_at` is in the past".to_owned()));
+    }
+    Ok(())
+}

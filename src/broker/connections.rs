@@ -1,0 +1,262 @@
+//! Connections as operators and services see them: made, listed, refreshed, deleted.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Broker, BrokerError, Caller, Why, memory::Live};
+use crate::{
+    client::Client,
+    config::choose_grant,
+    connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
+    slug::Slug,
+    store::StoreError,
+};
+
+/// A connection to be made.
+#[derive(Clone, Debug)]
+pub struct NewConnection {
+    /// What it will be called.
+    pub name: Slug,
+    /// The client it goes through.
+    pub client: Slug,
+    /// How it obtains tokens, where that differs from the client's way.
+    pub grant_type: Option<GrantType>,
+    /// The scopes, where they differ from the client's.
+    pub scopes: Option<Vec<String>>,
+    /// The account whose consent needs no confirmation.
+    pub expected_account: Option<String>,
+}
+
+/// A connection without its tokens.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ConnectionView {
+    /// Its name.
+    #[schema(value_type = String, example = "avito-main")]
+    pub name: Slug,
+    /// The client it goes through.
+    #[schema(value_type = String, example = "avito")]
+    pub client: Slug,
+    /// The provider of that client; none while the configuration lacks the client.
+    pub provider: Option<String>,
+    /// How it obtains its tokens.
+    pub grant_type: GrantType,
+    /// Where it stands.
+    pub state: State,
+    /// Why it stands there, as a stable word.
+    pub reason: Option<String>,
+    /// The account at the provider, once known.
+    pub account: Option<Account>,
+    /// The account that consented and waits to be confirmed.
+    pub pending_account: Option<Account>,
+    /// The account that is expected.
+    pub expected_account: Option<String>,
+    /// The scopes that are asked for.
+    pub scopes: Vec<String>,
+    /// The scopes that were granted.
+    pub granted_scopes: Vec<String>,
+    /// How many grants it has held.
+    pub generation: i64,
+    /// When the access token ends.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
+    /// When the next refresh is due.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub refresh_at: Option<Timestamp>,
+    /// Passing failures in a row.
+    pub failures: u32,
+    /// The last failure since the last success.
+    pub last_error: Option<LastError>,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+/// What became of a connection that was deleted.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Deleted {
+    /// The connection that is gone.
+    #[schema(value_type = String)]
+    pub connection: Slug,
+    /// `manual` while the provider offers no revocation.
+    pub revocation: &'static str,
+    /// What remains for a person to do.
+    pub detail: String,
+}
+
+impl Broker {
+    /// Makes a connection. One that obtains its tokens by client credentials has its first token
+    /// when this returns, or says in `last_error` why not.
+    ///
+    /// # Errors
+    ///
+    /// When the client is unknown, the provider does not offer the grant, or the name is taken.
+    pub async fn create_connection(
+        self: &Arc<Self>,
+        new: NewConnection,
+    ) -> Result<ConnectionView, BrokerError> {
+        let client = self.client_by_name(&new.client)?;
+        let grant_type = choose_grant(&client.profile, new.grant_type.or(Some(client.grant_type)))
+            .map_err(BrokerError::Invalid)?;
+        let now = self.clock.now();
+        let direct = grant_type == GrantType::ClientCredentials;
+        let connection = Connection {
+            id: ConnectionId::new(),
+            name: new.name.clone(),
+            client: new.client,
+            grant_type,
+            scopes: new.scopes.unwrap_or_else(|| client.scopes.clone()),
+            state: if direct { State::Active } else { State::PendingConsent },
+            reason: None,
+            account: None,
+            expected_account: new.expected_account,
+            vars: Vars::new(),
+            created_at: now,
+            refresh_at: direct.then_some(now),
+            failures: 0,
+            last_error: None,
+        };
+        self.store.create(&connection).await?;
+        self.reload(connection.id).await?;
+        tracing::info!(connection = %new.name, "connection made");
+        if direct {
+            // A failure is recorded with the connection, and the refresher tries again.
+            let _ = self.refresh(connection.id, Some(0), Why::Created).await;
+        }
+        self.view(&new.name).await
+    }
+
+    pub(super) fn client_by_name(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
+        self.clients.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.clients.keys().map(Slug::as_str).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            BrokerError::Invalid(format!(
+                "there is no client `{name}` in the configuration; known: {known}"
+            ))
+        })
+    }
+
+    /// The connections that a caller may see, by name.
+    #[must_use]
+    pub fn views(&self, caller: &Caller) -> Vec<ConnectionView> {
+        self.memory
+            .connections()
+            .iter()
+            .filter(|live| sees(caller, live.connection.name.as_str()))
+            .map(|live| self.view_of(live))
+            .collect()
+    }
+
+    /// One connection, if the caller may see it.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::NotFound`] when it does not exist or is not the caller's to know.
+    pub async fn view_for(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<ConnectionView, BrokerError> {
+        if !sees(caller, name) {
+            return Err(BrokerError::no_connection(name));
+        }
+        Ok(self.view_of(&*self.live(name).await?))
+    }
+
+    pub(super) async fn view(&self, name: &Slug) -> Result<ConnectionView, BrokerError> {
+        Ok(self.view_of(&*self.live(name.as_str()).await?))
+    }
+
+    fn view_of(&self, live: &Live) -> ConnectionView {
+        let connection = &live.connection;
+        let grant = live.grant.as_ref();
+        let client = self.clients.get(&connection.client);
+        ConnectionView {
+            name: connection.name.clone(),
+            client: connection.client.clone(),
+            provider: client.map(|client| client.profile.name.to_string()),
+            grant_type: connection.grant_type,
+            state: connection.state,
+            reason: connection.reason.clone(),
+            account: connection.account.clone(),
+            pending_account: live.pending_account.clone(),
+            expected_account: connection.expected_account.clone(),
+            scopes: connection.scopes.clone(),
+            granted_scopes: grant.map(|grant| grant.scopes.clone()).unwrap_or_default(),
+            generation: live.generation(),
+            expires_at: grant.map(|grant| grant.expires_at),
+            refresh_at: connection.refresh_at,
+            failures: connection.failures,
+            last_error: connection.last_error.clone(),
+            created_at: connection.created_at,
+        }
+    }
+
+    /// Refreshes a connection now, whatever its schedule or backoff says.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist, its state does not allow it, or the refresh fails.
+    pub async fn refresh_now(self: &Arc<Self>, name: &str) -> Result<ConnectionView, BrokerError> {
+        let live = self.live(name).await?;
+        let connection = &live.connection;
+        match connection.state {
+            State::PendingConsent => return Err(BrokerError::NotConnected),
+            State::PendingConfirm => return Err(BrokerError::PendingConfirm),
+            State::NeedsConsent => {
+                let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
+                return Err(BrokerError::ConsentRequired { reason });
+            }
+            State::IntegrityError => return Err(BrokerError::Integrity),
+            state if !state.refreshes() => {
+                return Err(BrokerError::Conflict(format!("the connection is {state}")));
+            }
+            _ => {}
+        }
+        self.refresh(connection.id, Some(live.generation()), Why::Operator).await?;
+        self.view(&connection.name).await
+    }
+
+    /// Forgets a connection with all that belongs to it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not exist or the store fails.
+    pub async fn delete_connection(&self, name: &str) -> Result<Deleted, BrokerError> {
+        let live = self.live(name).await?;
+        let connection = &live.connection;
+        self.store.delete(connection.id).await?;
+        self.memory.forget(name, connection.id);
+        tracing::info!(connection = %name, "connection deleted");
+        let provider = self
+            .clients
+            .get(&connection.client)
+            .map_or("the provider", |client| client.profile.title.as_str());
+        Ok(Deleted {
+            connection: connection.name.clone(),
+            revocation: "manual",
+            detail: format!(
+                "{provider} offers no revocation; its tokens end by themselves, or when the \
+                 account's owner removes the application there"
+            ),
+        })
+    }
+
+    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn purge(&self) -> Result<(), StoreError> {
+        self.store.purge_expired().await.map(drop)
+    }
+}
+
+fn sees(caller: &Caller, name: &str) -> bool {
+    match caller {
+        Caller::Operator(_) => true,
+        Caller::Service(service) => service.sees(name),
+    }
+}

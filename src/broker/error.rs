@@ -1,0 +1,103 @@
+//! What can go wrong in a use case, in the broker's own words.
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+
+/// Why a use case did not succeed. Knows nothing of HTTP; carries no secret and no provider text.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The asker may know the thing but not do this with it.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The input is wrong: the sentence says what and what to do.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something of that name exists already.
+    #[error("{0}")]
+    Conflict(String),
+    /// Unknown, or not for this caller to know.
+    #[error("{0}")]
+    NotFound(String),
+    /// No key, or none that we know.
+    #[error("show a key of this broker as `Authorization: Bearer KEY`")]
+    Unauthorized,
+    /// Nobody has consented yet.
+    #[error("nobody has consented for this connection yet; make a consent link for it")]
+    NotConnected,
+    /// Somebody consented, and the account is not confirmed.
+    #[error("an account consented and waits to be confirmed")]
+    PendingConfirm,
+    /// The provider refused the grant.
+    #[error(
+        "the provider no longer accepts this connection's grant ({reason}); a new consent is needed"
+    )]
+    ConsentRequired {
+        /// A stable word.
+        reason: String,
+    },
+    /// A consent link can no longer be used, or not from this browser.
+    #[error("the consent link can no longer be used")]
+    Gone(Gone),
+    /// The connection was deleted.
+    #[error("the connection was revoked")]
+    Revoked,
+    /// A stored value does not open.
+    #[error(
+        "the stored tokens of this connection do not open with the sealing key; an operator must look"
+    )]
+    Integrity,
+    /// The provider refuses our own registration or settings.
+    #[error("{0}")]
+    Misconfigured(String),
+    /// A passing failure, and no live token to serve.
+    #[error("{reason}")]
+    Unavailable {
+        /// One sentence.
+        reason: String,
+        /// When it makes sense to ask again.
+        retry_after: Duration,
+    },
+    /// More than a limit allows.
+    #[error("{0}")]
+    TooMany(String),
+    /// Our own fault. What happened is in the log.
+    #[error("internal error; the log has more")]
+    Internal,
+}
+
+impl BrokerError {
+    /// A thing is unknown, or not the caller's to know.
+    #[must_use]
+    pub fn no_connection(name: &str) -> Self {
+        let name: String = name.chars().take(64).flat_map(char::escape_debug).collect();
+        Self::NotFound(format!("there is no connection `{name}` that you may use"))
+    }
+}
+
+impl From<StoreError> for BrokerError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NameTaken(name) => Self::Conflict(format!("the name `{name}` is taken")),
+            StoreError::Unreachable(_) => Self::Unavailable {
+                reason: "the database cannot be reached".to_owned(),
+                retry_after: Duration::from_secs(2),
+            },
+            error => {
+                tracing::error!(error = &error as &dyn std::error::Error, "store failed");
+                Self::Internal
+            }
+        }
+    }
+}
+
+/// Why a consent link can no longer be used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gone {
+    /// It does not exist, or its time is over.
+    Ended,
+    /// Another browser pressed first.
+    OtherBrowser,
+    /// Its grant was stored.
+    Used,
+}

@@ -1,0 +1,166 @@
+//! Health, for people and monitors: no names of accounts, no secrets.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Broker;
+use crate::{
+    connection::{State, words},
+    store::EngineKind,
+};
+
+words! {
+    /// How the broker is, all in all.
+    HealthStatus {
+        /// Everything works.
+        Ok = "ok",
+        /// Live tokens are served, and a person should look.
+        Degraded = "degraded",
+        /// Tokens cannot be served.
+        Down = "down",
+    }
+}
+
+/// How the broker is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// All in all.
+    pub status: HealthStatus,
+    /// What is not as it should be, one sentence each.
+    pub notes: Vec<String>,
+    /// The database.
+    pub database: DatabaseHealth,
+    /// The background refresher.
+    pub refresher: RefresherHealth,
+    /// Every client, by name.
+    pub clients: BTreeMap<String, ClientHealth>,
+}
+
+/// How the database is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DatabaseHealth {
+    /// `sqlite` (one process only) or `postgres`.
+    #[schema(value_type = String, example = "postgres")]
+    pub engine: EngineKind,
+    /// Whether it answers.
+    pub reachable: bool,
+}
+
+/// How far the background refresher is behind.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RefresherHealth {
+    /// How many seconds the most overdue refresh is late.
+    pub lag_seconds: u64,
+    /// How many connections are overdue.
+    pub overdue: usize,
+}
+
+/// How the connections of a client are.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct ClientHealth {
+    /// Its provider.
+    pub provider: String,
+    /// How many connections are in each state.
+    pub states: BTreeMap<State, usize>,
+    /// When the first of the live tokens ends.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next_expiry: Option<Timestamp>,
+}
+
+/// A refresh that is later than this is worth a note.
+const LATE: Duration = Duration::from_mins(5);
+
+impl Broker {
+    /// Looks at everything at once.
+    pub async fn health(&self) -> Health {
+        let now = self.clock.now();
+        let reachable = self.store.ping().await.is_ok();
+        let mut notes = Vec::new();
+        if !reachable {
+            notes.push("the database does not answer; live tokens are served".to_owned());
+        }
+        let mut clients: BTreeMap<String, ClientHealth> = self
+            .clients
+            .values()
+            .map(|client| {
+                let provider = client.profile.name.to_string();
+                (client.name.to_string(), ClientHealth { provider, ..ClientHealth::default() })
+            })
+            .collect();
+        let mut lag = Duration::ZERO;
+        let mut overdue = 0;
+        let mut strays = 0;
+        let mut states: BTreeMap<State, usize> = BTreeMap::new();
+        for live in self.memory.connections() {
+            let connection = &live.connection;
+            let client = clients.entry(connection.client.to_string()).or_default();
+            *client.states.entry(connection.state).or_default() += 1;
+            if let Some(grant) = &live.grant
+                && grant.expires_at > now
+            {
+                let next = client.next_expiry.get_or_insert(grant.expires_at);
+                *next = (*next).min(grant.expires_at);
+            }
+            if let Some(at) = connection.refresh_at
+                && connection.state.refreshes()
+                && at < now
+            {
+                overdue += 1;
+                lag = lag.max(Duration::try_from(now.duration_since(at)).unwrap_or_default());
+            }
+            *states.entry(connection.state).or_insert(0_usize) += 1;
+            if !self.clients.contains_key(&connection.client) {
+                strays += 1;
+            }
+        }
+        notes.extend(states.into_iter().filter_map(|(state, count)| {
+            concern(state).map(|concern| format!("{count} × {state}: {concern}"))
+        }));
+        if strays > 0 {
+            notes.push(format!("{strays} connections belong to clients that are not configured"));
+        }
+        if lag > LATE {
+            notes.push(format!("{overdue} refreshes are overdue"));
+        }
+        let status = match (reachable, notes.is_empty()) {
+            (false, _) if self.is_too_old(now) => HealthStatus::Down,
+            (_, true) => HealthStatus::Ok,
+            (_, false) => HealthStatus::Degraded,
+        };
+        Health {
+            status,
+            notes,
+            database: DatabaseHealth { engine: self.store.engine(), reachable },
+            refresher: RefresherHealth { lag_seconds: lag.as_secs(), overdue },
+            clients,
+        }
+    }
+
+    /// Whether the broker can take requests: its memory is confirmed, or not long unconfirmed.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.is_too_old(self.clock.now())
+    }
+}
+
+/// Why a state is worth a person's attention, if it is. Connections are counted and not named,
+/// for the page is open to all and a name may be an account's.
+fn concern(state: State) -> Option<&'static str> {
+    match state {
+        State::Active
+        | State::BackingOff
+        | State::PendingConsent
+        | State::Revoked
+        | State::Revoking => None,
+        State::BlockedConfig => Some("the provider refuses our registration or settings"),
+        State::IntegrityError => Some("the stored tokens do not open"),
+        State::NeedsConsent => Some("a person must consent again"),
+        State::PendingConfirm => Some("the account that consented waits to be confirmed"),
+        State::Quarantined => Some("the database looks restored or copied"),
+        State::Suspect => Some("the evidence contradicts itself"),
+        State::Uncertain => Some("the outcome of the last refresh is unknown"),
+    }
+}

@@ -1,0 +1,279 @@
+//! The use cases, one method each: fetch a token, refresh, consent, confirm, create, delete.
+//!
+//! Knows the store and the providers, but no HTTP: handlers extract, call one method, render.
+//! Every call to a provider that may change a grant runs on the task tracker, so that a caller
+//! who hangs up cancels nothing and shutdown waits for it.
+
+mod callers;
+mod connections;
+mod consent;
+mod error;
+mod exchange;
+mod health;
+mod memory;
+mod refresh;
+mod token;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+pub use self::{
+    connections::{ConnectionView, Deleted, NewConnection},
+    consent::{Callback, LinkPage, LinkRequest, MadeLink},
+    error::{BrokerError, Gone},
+    exchange::KeyExchangeRequest,
+    health::{ClientHealth, Health, HealthStatus},
+    memory::Caller,
+    refresh::Why,
+    token::{IssuedToken, TokenRequest},
+};
+use self::{
+    memory::{Live, Memory, OpenGrant},
+    refresh::Flight,
+};
+use crate::{
+    client::Client,
+    clock::Clock,
+    connection::{ConnectionId, HeldGrant, Record, State},
+    provider::{
+        Network, Outbound,
+        request::{api_base_url, resource_headers},
+    },
+    seal::{Keyring, OpenError, Place},
+    secret::Digest,
+    slug::Slug,
+    store::{Store, StoreError},
+};
+
+/// What the broker is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where the connections are kept.
+    pub store: Store,
+    /// The sealing keys.
+    pub keyring: Keyring,
+    /// The way out to the providers.
+    pub outbound: Outbound,
+    /// The time.
+    pub clock: Clock,
+    /// Our registrations.
+    pub clients: BTreeMap<Slug, Arc<Client>>,
+    /// Where browsers reach us.
+    pub public_url: Url,
+    /// Where a person may be sent after consenting.
+    pub return_to: BTreeMap<Slug, Url>,
+}
+
+/// The broker: one per process, shared by the listeners and the refresher.
+#[derive(Debug)]
+pub struct Broker {
+    store: Store,
+    keyring: Keyring,
+    outbound: Outbound,
+    clock: Clock,
+    clients: BTreeMap<Slug, Arc<Client>>,
+    public_url: Url,
+    return_to: BTreeMap<Slug, Url>,
+    memory: Memory,
+    flights: DashMap<ConnectionId, Flight>,
+    /// When a reader's report last forced a refresh.
+    forced_at: DashMap<ConnectionId, Timestamp>,
+    /// Where to go on reading changes from, in milliseconds of the database's clock.
+    changes_mark: AtomicI64,
+    tasks: TaskTracker,
+}
+
+impl Broker {
+    /// Puts the broker together and fills its memory from the store.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn start(parts: Parts) -> Result<Arc<Self>, StoreError> {
+        let Parts { store, keyring, outbound, clock, clients, public_url, return_to } = parts;
+        let broker = Arc::new(Self {
+            store,
+            keyring,
+            outbound,
+            clock,
+            clients,
+            public_url,
+            return_to,
+            memory: Memory::default(),
+            flights: DashMap::new(),
+            forced_at: DashMap::new(),
+            changes_mark: AtomicI64::new(0),
+            tasks: TaskTracker::new(),
+        });
+        broker.sync().await?;
+        Ok(broker)
+    }
+
+    /// Brings memory up to date with the store: what other replicas and commands have changed.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read; memory keeps what it has.
+    pub async fn sync(&self) -> Result<(), StoreError> {
+        let mark = self.changes_mark.load(Ordering::Relaxed);
+        let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
+        let changes = self.store.changed_since(mark).await?;
+        for record in changes.records {
+            self.adopt(record).await;
+        }
+        for (id, name) in changes.deleted {
+            self.memory.forget(name.as_str(), id);
+        }
+        self.load_keys().await?;
+        self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
+        self.memory.mark_synced(self.clock.now());
+        Ok(())
+    }
+
+    /// The tasks that shutdown has to wait for.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// The store, for the checks of `/health`.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The time the broker goes by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Every client, by name.
+    #[must_use]
+    pub fn clients(&self) -> &BTreeMap<Slug, Arc<Client>> {
+        &self.clients
+    }
+
+    fn client(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
+        self.clients.get(name).ok_or_else(|| {
+            BrokerError::Misconfigured(format!(
+                "client `{name}` is not in the configuration any more; restore [clients.{name}]"
+            ))
+        })
+    }
+
+    /// Takes a record as the store has it into memory, with its access token open. One that does
+    /// not open is marked and never served.
+    async fn adopt(&self, mut record: Record) {
+        let grant = match record.grant.as_ref().map(|grant| self.open(&record, grant)) {
+            None => None,
+            Some(Ok(grant)) => Some(grant),
+            Some(Err(error)) => {
+                tracing::error!(
+                    connection.id = %record.connection.id, %error,
+                    "a stored token does not open; the connection is not served"
+                );
+                self.mark_integrity_error(&mut record).await;
+                None
+            }
+        };
+        let pending_account = record.pending.and_then(|pending| pending.account);
+        self.memory.put(Live { connection: record.connection, grant, pending_account });
+    }
+
+    async fn mark_integrity_error(&self, record: &mut Record) {
+        record.connection.state = State::IntegrityError;
+        let id = record.connection.id;
+        if let Err(error) = self.store.set_state(id, State::IntegrityError, None).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "state not stored");
+        }
+    }
+
+    fn open(&self, record: &Record, grant: &HeldGrant) -> Result<OpenGrant, OpenError> {
+        let id = record.connection.id.to_string();
+        let place = Place { record: &id, field: "access", generation: grant.generation };
+        let access = self.keyring.open(place, &grant.access)?;
+        let client = self.clients.get(&record.connection.client);
+        let vars = &record.connection.vars;
+        Ok(OpenGrant {
+            generation: grant.generation,
+            fingerprint: Digest::of(&access).fingerprint(),
+            headers: client
+                .and_then(|client| resource_headers(client, &access, vars).ok())
+                .unwrap_or_default(),
+            api_base_url: client.and_then(|client| api_base_url(client, vars).ok()),
+            scopes: grant.scopes.clone(),
+            received_at: grant.received_at,
+            expires_at: grant.expires_at,
+            access,
+        })
+    }
+
+    /// Reads a connection again after a change of our own.
+    async fn reload(&self, id: ConnectionId) -> Result<Record, BrokerError> {
+        let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
+        self.adopt(record.clone()).await;
+        Ok(record)
+    }
+
+    /// The connection of that name, from memory, or from the store if another replica made it a
+    /// moment ago.
+    async fn live(&self, name: &str) -> Result<Arc<Live>, BrokerError> {
+        if let Some(live) = self.memory.connection(name) {
+            return Ok(live);
+        }
+        if name.parse::<Slug>().is_ok()
+            && let Some(record) = self.store.record(name).await?
+        {
+            self.adopt(record).await;
+        }
+        self.memory.connection(name).ok_or_else(|| BrokerError::no_connection(name))
+    }
+
+    /// Seals a grant's tokens for their generation.
+    fn seal_grant(&self, id: ConnectionId, generation: i64, grant: ReceivedGrant<'_>) -> HeldGrant {
+        let id = id.to_string();
+        let place = |field| Place { record: &id, field, generation };
+        HeldGrant {
+            generation,
+            access: self.keyring.seal(place("access"), grant.access),
+            refresh: grant.refresh.map(|token| self.keyring.seal(place("refresh"), token)),
+            scopes: grant.scopes,
+            received_at: grant.received_at,
+            expires_at: grant.expires_at,
+        }
+    }
+
+    /// Providers that are reached on loopback only: simulators, most likely.
+    #[must_use]
+    pub fn loopback_providers(&self) -> Vec<String> {
+        let profiles = self.clients.values().map(|client| &client.profile);
+        let mut titles: Vec<_> = profiles
+            .filter(|profile| matches!(profile.network, Network::Loopback))
+            .map(|profile| profile.title.clone())
+            .collect();
+        titles.sort();
+        titles.dedup();
+        titles
+    }
+}
+
+/// A grant as it came, before it is sealed.
+struct ReceivedGrant<'a> {
+    access: &'a SecretString,
+    refresh: Option<&'a SecretString>,
+    scopes: Vec<String>,
+    received_at: Timestamp,
+    expires_at: Timestamp,
+}

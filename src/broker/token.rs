@@ -1,0 +1,298 @@
+//! Fetch: the fresh token of a connection, from memory whenever one lives.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::time::timeout;
+
+use super::{
+    Broker, BrokerError,
+    memory::{Live, OpenGrant},
+    refresh::{Flight, Why},
+};
+use crate::{
+    caller::{Service, Verb},
+    connection::{MIN_SCHEDULED_LIFE, State},
+};
+
+/// How long a reader without a live token waits for the refresh unless it says otherwise, and the
+/// most it may ask for: a little more than the longest token request.
+const MAX_WAIT: Duration = Duration::from_mins(1);
+
+/// For how long keys and connections are served from memory while the store cannot confirm them.
+const MAX_UNCONFIRMED: Duration = Duration::from_mins(15);
+
+/// What a reader asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenRequest {
+    /// How long the token should live at least; half of its whole life at the most.
+    pub min_ttl: Duration,
+    /// How long to wait for a running refresh rather than take a token that lives for less. None:
+    /// not at all while any token lives, and for a minute when none does.
+    pub wait: Option<Duration>,
+}
+
+/// A live token with all that is needed to use it.
+#[derive(Debug)]
+pub struct IssuedToken {
+    live: Arc<Live>,
+    /// The provider's name.
+    pub provider: String,
+    /// How long the token lives from now, in whole seconds.
+    pub expires_in: u64,
+    /// Past its planned refresh, or shorter-lived than was asked for.
+    pub stale: bool,
+}
+
+impl IssuedToken {
+    fn grant(&self) -> &OpenGrant {
+        self.live.grant.as_ref().expect("an issued token is made from a connection with a grant")
+    }
+
+    /// The access token itself.
+    #[must_use]
+    pub fn access_token(&self) -> &SecretString {
+        &self.grant().access
+    }
+
+    /// The headers that carry the token to the provider's API.
+    #[must_use]
+    pub fn headers(&self) -> &BTreeMap<String, SecretString> {
+        &self.grant().headers
+    }
+
+    /// Where the account's API is, if the profile says.
+    #[must_use]
+    pub fn api_base_url(&self) -> Option<&str> {
+        self.grant().api_base_url.as_deref()
+    }
+
+    /// When the token ends.
+    #[must_use]
+    pub fn expires_at(&self) -> Timestamp {
+        self.grant().expires_at
+    }
+
+    /// The scopes that the provider granted.
+    #[must_use]
+    pub fn scopes(&self) -> &[String] {
+        &self.grant().scopes
+    }
+
+    /// What to report the token by, should the API refuse it.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.grant().fingerprint
+    }
+
+    /// How many grants the connection has held.
+    #[must_use]
+    pub fn generation(&self) -> i64 {
+        self.grant().generation
+    }
+
+    /// The connection's name.
+    #[must_use]
+    pub fn connection(&self) -> &str {
+        self.live.connection.name.as_str()
+    }
+
+    /// The provider's id of the account, if known.
+    #[must_use]
+    pub fn account(&self) -> Option<&str> {
+        self.live.connection.account.as_ref().map(|account| account.id.as_str())
+    }
+}
+
+impl Broker {
+    /// The fresh token of a connection.
+    ///
+    /// # Errors
+    ///
+    /// Only when there is no live token, or one must not be served; a failing provider, database
+    /// or refresh withholds no live token.
+    pub async fn token(
+        self: &Arc<Self>,
+        service: &Service,
+        name: &str,
+        request: TokenRequest,
+    ) -> Result<IssuedToken, BrokerError> {
+        let live = self.live_for(service, name).await?;
+        let now = self.clock.now();
+        let asked = match live.grant.as_ref() {
+            Some(grant) => request.min_ttl.min(grant.life() / 2),
+            None => Duration::ZERO,
+        };
+        let remaining = live.grant.as_ref().map_or(Duration::ZERO, |grant| grant.remaining(now));
+        if remaining > Duration::ZERO && remaining >= asked {
+            if on_demand(&live, now) {
+                // The caller has a live token and does not wait for the next.
+                let _ = self.refresh_if_allowed(&live, now, Why::Read);
+            }
+            return self.issue(live, asked);
+        }
+        let wait = match request.wait {
+            Some(wait) => wait.min(MAX_WAIT),
+            None if remaining > Duration::ZERO => Duration::ZERO,
+            None => MAX_WAIT,
+        };
+        let failed = match self.refresh_if_allowed(&live, now, Why::Read) {
+            Ok(flight) => match timeout(wait, flight).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error),
+                Err(_) => Some(BrokerError::Unavailable {
+                    reason: "the refresh is still running".to_owned(),
+                    retry_after: Duration::from_secs(2),
+                }),
+            },
+            Err(error) => Some(error),
+        };
+        let live = self.live_for(service, name).await?;
+        let now = self.clock.now();
+        let alive = live.grant.as_ref().is_some_and(|grant| !grant.remaining(now).is_zero());
+        match failed {
+            Some(error) if !alive => Err(error),
+            _ if alive => self.issue(live, asked),
+            _ => Err(BrokerError::Unavailable {
+                reason: "the provider's newest token has already ended".to_owned(),
+                retry_after: Duration::from_secs(2),
+            }),
+        }
+    }
+
+    /// A service reports that the API refused a token: at most one refresh is forced, and an older
+    /// fingerprint changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::token`].
+    pub async fn token_rejected(
+        self: &Arc<Self>,
+        service: &Service,
+        name: &str,
+        fingerprint: &str,
+        request: TokenRequest,
+    ) -> Result<IssuedToken, BrokerError> {
+        let live = self.live_for(service, name).await?;
+        let now = self.clock.now();
+        if let Some(grant) = live.grant.as_ref()
+            && grant.fingerprint == fingerprint
+            && self.may_force(&live, now)
+            && let Ok(flight) = self.refresh_if_allowed(&live, now, Why::Rejected)
+        {
+            // The reported token may live on elsewhere: a failed refresh withholds nothing.
+            let _ = timeout(request.wait.unwrap_or(MAX_WAIT).min(MAX_WAIT), flight).await;
+        }
+        self.token(service, name, request).await
+    }
+
+    /// A connection is forced to refresh once a minute at most, or once per half life of a token
+    /// that lives for less than two.
+    fn may_force(&self, live: &Live, now: Timestamp) -> bool {
+        let life = live.grant.as_ref().map_or(Duration::ZERO, OpenGrant::life);
+        let floor = Duration::from_mins(1).min(life / 2);
+        let mut forced_at = self.forced_at.entry(live.connection.id).or_insert(Timestamp::MIN);
+        let due = Duration::try_from(now.duration_since(*forced_at)).unwrap_or_default() >= floor;
+        if due {
+            *forced_at = now;
+        }
+        due
+    }
+
+    async fn live_for(&self, service: &Service, name: &str) -> Result<Arc<Live>, BrokerError> {
+        if !service.may(Verb::Token, name) {
+            return Err(BrokerError::no_connection(name));
+        }
+        if self.is_too_old(self.clock.now()) {
+            return Err(BrokerError::Unavailable {
+                reason: "the database has not confirmed keys and connections for 15 minutes"
+                    .to_owned(),
+                retry_after: Duration::from_secs(5),
+            });
+        }
+        let live = self.live(name).await?;
+        match live.connection.state {
+            State::IntegrityError => Err(BrokerError::Integrity),
+            State::PendingConfirm => Err(BrokerError::PendingConfirm),
+            State::PendingConsent => Err(BrokerError::NotConnected),
+            State::Revoked | State::Revoking => Err(BrokerError::Revoked),
+            _ => Ok(live),
+        }
+    }
+
+    /// Whether what memory holds has not been confirmed by the store for too long.
+    pub(super) fn is_too_old(&self, now: Timestamp) -> bool {
+        self.memory.age(now) > MAX_UNCONFIRMED
+    }
+
+    fn issue(&self, live: Arc<Live>, asked: Duration) -> Result<IssuedToken, BrokerError> {
+        let now = self.clock.now();
+        let grant = live.grant.as_ref().ok_or(BrokerError::NotConnected)?;
+        let provider = self.client(&live.connection.client)?.profile.name.to_string();
+        let overdue = live.connection.refresh_at.is_some_and(|at| at < now)
+            || live.connection.state != State::Active;
+        let expires_in = grant.expires_at.duration_since(now).as_secs();
+        Ok(IssuedToken {
+            provider,
+            expires_in: u64::try_from(expires_in).unwrap_or_default(),
+            stale: overdue || grant.remaining(now) < asked,
+            live,
+        })
+    }
+
+    /// Starts or joins the refresh of a connection, unless its state or a backoff forbids it.
+    fn refresh_if_allowed(
+        self: &Arc<Self>,
+        live: &Live,
+        now: Timestamp,
+        why: Why,
+    ) -> Result<Flight, BrokerError> {
+        let connection = &live.connection;
+        match connection.state {
+            State::Active if connection.last_error.is_none() => {}
+            State::NeedsConsent => {
+                let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
+                return Err(BrokerError::ConsentRequired { reason });
+            }
+            state if !state.refreshes() => {
+                return Err(BrokerError::Unavailable {
+                    reason: format!("the connection is {state}; an operator must look"),
+                    retry_after: Duration::from_mins(1),
+                });
+            }
+            _ => {
+                if let Some(at) = connection.refresh_at
+                    && at > now
+                {
+                    return Err(waiting_for_backoff(connection.last_error.as_ref(), at, now));
+                }
+            }
+        }
+        Ok(self.refresh(connection.id, Some(live.generation()), why))
+    }
+}
+
+fn waiting_for_backoff(
+    last_error: Option<&crate::connection::LastError>,
+    at: Timestamp,
+    now: Timestamp,
+) -> BrokerError {
+    let retry_after = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+    let reason = match last_error {
+        Some(error) if error.code == "provider_misconfigured" => {
+            return BrokerError::Misconfigured(error.message.clone());
+        }
+        Some(error) => format!("the last refresh failed: {}", error.message),
+        None => "the last refresh failed".to_owned(),
+    };
+    BrokerError::Unavailable { reason, retry_after }
+}
+
+/// A token that is too short-lived to be scheduled is refreshed by its readers, once per half
+/// life.
+fn on_demand(live: &Live, now: Timestamp) -> bool {
+    live.grant.as_ref().is_some_and(|grant| {
+        grant.life() < MIN_SCHEDULED_LIFE && grant.remaining(now) < grant.life() / 2
+    })
+}

@@ -1,0 +1,153 @@
+//! The command line. Results go to standard output, everything else to standard error; a failure
+//! is one line that says what is wrong and what to do.
+
+mod args;
+mod check;
+mod demo;
+mod keys;
+mod remote;
+mod serve;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use tokio::runtime::Runtime;
+
+use self::args::{Args, Command};
+use crate::{
+    app::StartError,
+    broker::BrokerError,
+    config::{Config, ConfigError},
+    http, telemetry,
+};
+
+/// What a command ends with: a line for a person and an exit code for a script, in the numbers of
+/// BSD's sysexits.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    /// Bad usage or configuration: 64.
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), code: 64 }
+    }
+
+    /// Something needed is not there or does not answer: 69.
+    pub(crate) fn unavailable(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), code: 69 }
+    }
+
+    /// Our own fault: 70.
+    pub(crate) fn internal(message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), code: 70 }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Settings(_) => Self::usage(error),
+            StartError::Unavailable(_) => Self::unavailable(error),
+        }
+    }
+}
+
+impl From<BrokerError> for Failure {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Internal => Self::internal(error),
+            BrokerError::Unavailable { .. } => Self::unavailable(error),
+            error => Self::usage(error),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::internal(error)
+    }
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are no failure.
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "token-broker: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    let config = args.config.as_deref();
+    let runtime = Runtime::new()?;
+    match args.command {
+        Command::Serve => runtime.block_on(serve::serve(load(config)?)),
+        Command::Demo(demo) => runtime.block_on(demo::demo(demo)),
+        Command::Simulate => runtime.block_on(serve::simulate(load(config)?)),
+        Command::Check => runtime.block_on(check::check(config)),
+        Command::Token(token) => runtime.block_on(remote::token(&token)),
+        Command::Connect(connect) => runtime.block_on(remote::connect(&connect)),
+        Command::Connections(list) => runtime.block_on(remote::connections(&list)),
+        Command::Services(services) => runtime.block_on(remote::services(&services)),
+        Command::Operators(operators) => {
+            runtime.block_on(keys::operators(&load(config)?, &operators))
+        }
+        Command::Keys(keys) => keys::keys(config, &keys),
+        Command::Migrate => runtime.block_on(keys::migrate(&load(config)?)),
+        Command::Openapi => {
+            say(&serde_json::to_string_pretty(&http::openapi()).map_err(Failure::internal)?)
+        }
+        Command::Healthcheck(healthcheck) => {
+            runtime.block_on(remote::healthcheck(config, &healthcheck))
+        }
+    }
+}
+
+/// Reads the configuration and starts logging as it says.
+fn load(file: Option<&Path>) -> Result<Config, Failure> {
+    let config = Config::load(file, environment())?;
+    telemetry::start(&config.log).map_err(Failure::usage)?;
+    Ok(config)
+}
+
+/// The process's environment, but for variables that are not text.
+fn environment() -> HashMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Prints a line of the result. A reader that went away is no failure of ours.
+pub(crate) fn say(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,54 @@
+//! `serve` and `simulate`: until a signal ends them.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, say};
+use crate::{
+    app::{App, Listeners},
+    clock::Clock,
+    config::Config,
+};
+
+pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
+    let listeners = Listeners::bind(config.public_listen, config.internal_listen).await?;
+    let (public, internal) = (config.public_url.clone(), config.internal_url.clone());
+    let app = App::start(config, listeners, Clock::system()).await?;
+    if !app.broker().has_operators() {
+        tracing::info!("no operator yet: run `token-broker operators create NAME`");
+    }
+    tracing::info!(%public, %internal, "serving");
+    run_until_signal(app).await
+}
+
+/// Serves until SIGINT or SIGTERM, then drains. Further signals change nothing: what is under way
+/// may be a token that exists nowhere else yet.
+pub(super) async fn run_until_signal(app: App) -> Result<(), Failure> {
+    let shutdown = app.shutdown();
+    let signalled = until_signal();
+    let run = app.run();
+    tokio::pin!(run);
+    tokio::select! {
+        result = signalled => {
+            result?;
+            shutdown.cancel();
+            run.await;
+        }
+        () = &mut run => {}
+    }
+    Ok(())
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(super) async fn until_signal() -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+pub(crate) async fn simulate(_: Config) -> Result<(), Failure> {
+    say("later")
+}

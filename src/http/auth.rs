@@ -1,0 +1,77 @@
+//! Who calls the internal listener, as extractors.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, header, request::Parts},
+};
+use secrecy::SecretString;
+
+use super::{Problem, State};
+use crate::{
+    broker::{BrokerError, Caller},
+    caller::Service,
+};
+
+/// An operator's key was shown. Until an operator exists their routes answer 404.
+#[derive(Debug)]
+pub(crate) struct AsOperator;
+
+/// A service's key was shown.
+#[derive(Debug)]
+pub(crate) struct AsService(pub(crate) Arc<Service>);
+
+/// Either key was shown.
+#[derive(Debug)]
+pub(crate) struct AsCaller(pub(crate) Caller);
+
+impl FromRequestParts<State> for AsCaller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let key = bearer(&parts.headers).ok_or(BrokerError::Unauthorized)?;
+        Ok(Self(state.broker.authenticate(&key)?))
+    }
+}
+
+impl FromRequestParts<State> for AsOperator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        if !state.broker.has_operators() {
+            let advice = "there is no operator yet; run `token-broker operators create NAME`";
+            return Err(BrokerError::NotFound(advice.to_owned()).into());
+        }
+        let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
+        match caller {
+            Caller::Operator(_) => Ok(Self),
+            Caller::Service(_) => Err(BrokerError::Forbidden(
+                "this route is for operators; a service's key was shown".to_owned(),
+            )
+            .into()),
+        }
+    }
+}
+
+impl FromRequestParts<State> for AsService {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
+        match caller {
+            Caller::Service(service) => Ok(Self(service)),
+            Caller::Operator(_) => Err(BrokerError::Forbidden(
+                "tokens are for services; an operator's key was shown".to_owned(),
+            )
+            .into()),
+        }
+    }
+}
+
+/// The key in `Authorization: Bearer KEY` (RFC 6750 section 2.1).
+fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| SecretString::from(key.trim()))
+}

@@ -1,0 +1,52 @@
+//! Request bodies, with a problem that says what was expected.
+
+use axum::extract::{FromRequest, Request};
+use serde::de::DeserializeOwned;
+
+use super::{Problem, State};
+
+/// The largest request body, in bytes.
+pub(crate) const MAX_BODY: usize = 64 * 1024;
+
+/// A JSON body of the given form.
+#[derive(Debug)]
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+        let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
+            Problem::new(
+                axum::http::StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the body is larger than 64 KiB or did not arrive whole",
+            )
+        })?;
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        T::deserialize(&mut json)
+            .and_then(|value| json.end().map(|()| value))
+            .map(Self)
+            .map_err(|error| Problem::invalid(describe(&error)))
+    }
+}
+
+/// What is wrong with a body. Unknown and missing members are named; a value is never quoted.
+fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match error.classify() {
+        serde_json::error::Category::Data => {
+            let text = text.split(" at line ").next().unwrap_or_default();
+            let text = match text.split_once(", expected ") {
+                Some((found, expected)) if found.starts_with("invalid ") => {
+                    format!("expected {expected}")
+                }
+                _ => text.chars().take(200).collect(),
+            };
+            format!("the body does not fit: {text}")
+        }
+        _ => {
+            format!("the body is not valid JSON (line {}, column {})", error.line(), error.column())
+        }
+    }
+}

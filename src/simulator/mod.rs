@@ -1,0 +1,3 @@
+//! temp
+#[derive(Debug, Default, serde::Deserialize)]
+pub struct SimulatorSettings {}
