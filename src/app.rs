@@ -31,8 +31,9 @@ const CLIENT_GRACE: Duration = Duration::from_secs(10);
 /// How long refreshes under way may take at shutdown: the longest token request and 10 s.
 const DRAIN: Duration = Duration::from_secs(50);
 
-/// What the sealed check value says; that it opens shows that a key fits the database.
-const SEALING_CHECK: &str = "this database is sealed with this key";
+/// Where the sealed value lies by which a foreign key is known before anything is changed.
+const SEALING_CHECK: Place<'static> =
+    Place { record: "database", field: "sealing_check", generation: 0 };
 
 /// Why the broker did not start: one line that says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -151,54 +152,66 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
     Ok(Store::connect(&url, clock).await?)
 }
 
-/// Reads the sealing keys and checks that they fit the database. A new SQLite database makes its
-/// own; nothing else ever does.
+/// Reads the sealing keys and checks that they fit the database; none if they are still to be made,
+/// which only a new SQLite database does for itself. Changes nothing.
 ///
 /// # Errors
 ///
-/// When the key file is missing, unreadable, or of another database. Nothing is changed then.
-pub async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
+/// When the key file is missing, unreadable, or of another database.
+pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyring>, StartError> {
     let path = &config.key_file;
-    let check = store.meta("sealing_check").await?;
+    let check = match store.schema_status().await? {
+        SchemaStatus::Fresh => None,
+        _ => store.meta(SEALING_CHECK.field).await?,
+    };
     let keyring = match Keyring::read(path) {
         Ok(keyring) => keyring,
         Err(KeyFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-            let embedded = matches!(config.database, Database::Embedded(_));
-            if !embedded || check.is_some() || store.any_sealed().await? {
-                let advice = if check.is_some() {
-                    "this database is sealed already: put the key file back"
-                } else {
-                    "make it with `token-broker keys generate`"
-                };
-                return Err(StartError::Settings(format!(
-                    "sealing key: {} does not exist; {advice}",
-                    path.display()
-                )));
-            }
-            let keyring = Keyring::generate();
-            keyring.write_new(path).map_err(|error| key_problem(path, &error))?;
-            tracing::info!(
-                "made the sealing key {}; keep a copy of it apart from the database",
+            let advice = match (&check, &config.database) {
+                (None, Database::Embedded(_)) => return Ok(None),
+                (None, Database::Server(_)) => "make it with `token-broker keys generate`",
+                (Some(_), _) => "this database is sealed already: put the key file back",
+            };
+            return Err(StartError::Settings(format!(
+                "sealing key: {} does not exist; {advice}",
                 path.display()
-            );
-            keyring
+            )));
         }
         Err(error) => return Err(key_problem(path, &error)),
     };
-    let place = Place { record: "database", field: "sealing_check", generation: 0 };
-    let check = if let Some(check) = check {
-        check
-    } else {
-        let sealed = keyring.seal(place, &SecretString::from(SEALING_CHECK));
-        store.put_meta_if_absent("sealing_check", sealed.as_str()).await?
-    };
-    match keyring.open(place, &Sealed::from_stored(check)) {
-        Ok(_) => Ok(keyring),
-        Err(error) => Err(StartError::Settings(format!(
-            "sealing key: {} does not fit this database ({error}); nothing was changed",
-            path.display()
-        ))),
+    if let Some(check) = check {
+        keyring.open(SEALING_CHECK, &Sealed::from_stored(check)).map_err(|error| {
+            StartError::Settings(format!(
+                "sealing key: {} does not fit this database: {error}; nothing was changed",
+                path.display()
+            ))
+        })?;
     }
+    Ok(Some(keyring))
+}
+
+/// As [`read_keyring`], and makes what a new database lacks: the key file of an embedded one, and
+/// the sealed value by which a foreign key is known.
+async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
+    let path = &config.key_file;
+    let keyring = if let Some(keyring) = read_keyring(config, store).await? {
+        keyring
+    } else {
+        let keyring = Keyring::generate();
+        keyring.write_new(path).map_err(|error| key_problem(path, &error))?;
+        let path = path.display();
+        tracing::info!("made the sealing key {path}; keep a copy of it apart from the database");
+        keyring
+    };
+    let ours = keyring.seal(SEALING_CHECK, &SecretString::from("sealed with the right key"));
+    let stands = store.put_meta_if_absent(SEALING_CHECK.field, ours.as_str()).await?;
+    if stands != ours.as_str() {
+        // Ours was late, or is one of many: what counts is that the key opens the one that stands.
+        keyring.open(SEALING_CHECK, &Sealed::from_stored(stands)).map_err(|error| {
+            StartError::Settings(format!("sealing key: does not fit this database: {error}"))
+        })?;
+    }
+    Ok(keyring)
 }
 
 fn key_problem(path: &Path, error: &KeyFileError) -> StartError {

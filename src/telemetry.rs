@@ -1,5 +1,7 @@
 //! Logging: to standard error, so that standard output belongs to the command.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::{Log, LogFormat};
@@ -16,7 +18,8 @@ pub fn start(log: &Log) -> Result<(), String> {
             .to_owned()
     })?;
     let registry = tracing_subscriber::registry().with(filter);
-    let writer = fmt::layer().with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let writer = fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     // A second start in one process (tests) keeps the first subscriber.
     let _ = match log.format {
         LogFormat::Json => registry.with(writer.json()).try_init(),

@@ -6,107 +6,120 @@ use reqwest::Method;
 
 use super::{Failure, environment, say};
 use crate::{
-    app::connect_store,
+    app::{connect_store, read_keyring},
     clock::Clock,
     config::{Config, Database},
     provider::{Body, Outbound, OutboundRequest, Profile},
-    seal::Keyring,
-    store::SchemaStatus,
+    store::{SchemaStatus, Store, StoreError},
 };
 
 /// How far the database's clock may differ from ours, in milliseconds.
 const MAX_CLOCK_DIFFERENCE_MS: i64 = 5_000;
 
+/// What was looked at, and how it is or what to do about it.
+struct Line {
+    what: String,
+    found: Result<String, String>,
+}
+
+fn line(what: &str, found: Result<String, String>) -> Line {
+    Line { what: what.to_owned(), found }
+}
+
 pub(crate) async fn check(file: Option<&Path>) -> Result<(), Failure> {
     let config = Config::load(file, environment())?;
-    let mut report = Report::default();
-    let clients = config.clients.len();
-    ok("configuration", &format!("{clients} clients, {}", config.public_url))?;
-    if clients == 0 {
-        say("note    clients: none yet; add [clients.NAME] to the configuration")?;
-    }
-    check_database(&config, &mut report).await?;
-    check_key(&config, &mut report)?;
-    check_providers(&config, &mut report).await?;
-    match report.failures {
+    let mut failures = 0;
+    let mut report = |lines: Vec<Line>| {
+        lines.into_iter().try_for_each(|Line { what, found }| match found {
+            Ok(about) => say(&format!("ok      {what}: {about}")),
+            Err(advice) => {
+                failures += 1;
+                say(&format!("FAILED  {what}: {advice}"))
+            }
+        })
+    };
+    let about = match config.clients.len() {
+        0 => "no clients yet; add [clients.NAME] to the configuration".to_owned(),
+        clients => format!("{clients} clients, public_url {}", config.public_url),
+    };
+    report(vec![line("configuration", Ok(about))])?;
+    report(database(&config).await)?;
+    report(providers(&config).await)?;
+    match failures {
         0 => Ok(()),
         1 => Err(Failure::unavailable("1 check failed")),
         failures => Err(Failure::unavailable(format!("{failures} checks failed"))),
     }
 }
 
-async fn check_database(config: &Config, report: &mut Report) -> Result<(), Failure> {
+async fn database(config: &Config) -> Vec<Line> {
     if let Database::Embedded(path) = &config.database
         && !path.exists()
     {
-        let about = format!("SQLite, to be made at the first start in {}", path.display());
-        return ok("database", &about);
+        let about = format!("SQLite, made with its key at the first start in {}", path.display());
+        return vec![line("database", Ok(about))];
     }
-    let clock = Clock::system();
-    let store = match connect_store(config, clock.clone()).await {
+    let store = match connect_store(config, Clock::system()).await {
         Ok(store) => store,
-        Err(error) => return report.fail("database", &error.to_string()),
+        Err(error) => return vec![line("database", Err(error.to_string()))],
     };
-    match store.schema_status().await {
-        Ok(SchemaStatus::Current) => ok("database", "reachable, schema up to date")?,
-        Ok(SchemaStatus::Fresh) => {
-            ok("database", "reachable, empty; the first start makes the schema")?;
-        }
-        Ok(SchemaStatus::Older { .. }) => {
-            ok("database", "reachable; the next start brings the schema up to date")?;
-        }
-        Ok(SchemaStatus::Newer { .. }) => {
-            report.fail("database", "its schema is newer than this program; use a newer one")?;
-        }
-        Err(error) => report.fail("database", &error.to_string())?,
-    }
-    match store.database_clock().await {
-        Ok(theirs) => {
-            let difference = theirs.as_millisecond() - clock.now().as_millisecond();
-            if difference.abs() > MAX_CLOCK_DIFFERENCE_MS {
-                let advice = format!("differs from the database's by {difference} ms; run NTP");
-                report.fail("clock", &advice)?;
-            } else {
-                ok("clock", &format!("within {} ms of the database's", difference.abs()))?;
-            }
-        }
-        Err(error) => report.fail("clock", &error.to_string())?,
-    }
+    let lines = inspect(config, &store)
+        .await
+        .unwrap_or_else(|error| vec![line("database", Err(error.to_string()))]);
     store.close().await;
-    Ok(())
+    lines
 }
 
-fn check_key(config: &Config, report: &mut Report) -> Result<(), Failure> {
-    let path = &config.key_file;
-    let shown = path.display();
-    let embedded = matches!(&config.database, Database::Embedded(path) if !path.exists());
-    match Keyring::read(path) {
-        Ok(keyring) => ok("sealing key", &format!("{} in {shown}", keyring.active_id())),
-        Err(_) if embedded && !path.exists() => {
-            ok("sealing key", &format!("to be made at the first start in {shown}"))
+async fn inspect(config: &Config, store: &Store) -> Result<Vec<Line>, StoreError> {
+    let schema = match store.schema_status().await? {
+        SchemaStatus::Current => "reachable, schema up to date",
+        SchemaStatus::Fresh => "reachable, empty; the first start makes the schema",
+        SchemaStatus::Older { .. } => "reachable; the next start brings the schema up to date",
+        SchemaStatus::Newer { found, known } => {
+            let advice = StoreError::NewerSchema { found, known }.to_string();
+            return Ok(vec![line("database", Err(advice))]);
         }
-        Err(error) => report.fail("sealing key", &format!("{shown}: {error}; see `keys generate`")),
+    };
+    let path = config.key_file.display();
+    let key = match read_keyring(config, store).await {
+        Ok(Some(keyring)) => Ok(format!("key {} of {path} fits the database", keyring.active_id())),
+        Ok(None) => Ok(format!("made at the first start in {path}")),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut lines = vec![line("database", Ok(schema.to_owned())), line("sealing key", key)];
+    if store.schema_status().await? != SchemaStatus::Fresh {
+        let theirs = store.database_clock().await?.as_millisecond();
+        let difference = theirs - Clock::system().now().as_millisecond();
+        let found = if difference.abs() > MAX_CLOCK_DIFFERENCE_MS {
+            Err(format!("differs from the database's by {difference} ms; run NTP on both"))
+        } else {
+            Ok(format!("within {} ms of the database's", difference.abs()))
+        };
+        lines.push(line("clock", found));
     }
+    Ok(lines)
 }
 
-async fn check_providers(config: &Config, report: &mut Report) -> Result<(), Failure> {
-    let outbound = Outbound::new(Clock::system()).map_err(Failure::unavailable)?;
-    let mut seen = Vec::new();
-    for client in config.clients.values() {
-        let profile = &client.profile;
-        if seen.contains(&&profile.name) {
-            continue;
-        }
-        seen.push(&profile.name);
+async fn providers(config: &Config) -> Vec<Line> {
+    let outbound = match Outbound::new(Clock::system()) {
+        Ok(outbound) => outbound,
+        Err(error) => return vec![line("providers", Err(error.to_string()))],
+    };
+    let mut profiles: Vec<_> = config.clients.values().map(|client| &client.profile).collect();
+    profiles.sort_by(|a, b| a.name.cmp(&b.name));
+    profiles.dedup_by(|a, b| a.name == b.name);
+    let mut lines = Vec::new();
+    for profile in profiles {
         let Some(probe) = probe(profile) else { continue };
         let host = probe.url.host_str().unwrap_or_default().to_owned();
         // Any answer will do: what is asked is whether one comes.
-        match outbound.send(profile, probe).await {
-            Ok(_) => ok(&profile.title, &format!("{host} answers"))?,
-            Err(error) => report.fail(&profile.title, &format!("{host}: {}", error.message))?,
-        }
+        let found = match outbound.send(profile, probe).await {
+            Ok(_) => Ok(format!("{host} answers")),
+            Err(error) => Err(format!("{host}: {}", error.message)),
+        };
+        lines.push(line(&profile.title, found));
     }
-    Ok(())
+    lines
 }
 
 /// A harmless request to a host that is the same for all accounts, if the provider has one.
@@ -118,21 +131,4 @@ fn probe(profile: &Profile) -> Option<OutboundRequest> {
         .find(|url| url.host_names().next().is_none())?
         .sample();
     Some(OutboundRequest { method: Method::GET, url, headers: Vec::new(), body: Body::Empty })
-}
-
-/// Prints each line and counts the failures.
-#[derive(Default)]
-struct Report {
-    failures: u32,
-}
-
-impl Report {
-    fn fail(&mut self, what: &str, advice: &str) -> Result<(), Failure> {
-        self.failures += 1;
-        say(&format!("FAILED  {what}: {advice}"))
-    }
-}
-
-fn ok(what: &str, about: &str) -> Result<(), Failure> {
-    say(&format!("ok      {what}: {about}"))
 }
