@@ -1,10 +1,65 @@
 //! Providers: what is known of them, how they are asked, and how their answers are read.
+//!
+//! A provider is data: one TOML file, a [`Profile`]. [`request`] makes requests from it and
+//! [`read_grant`] reads the answers, both without a socket; [`Outbound`] sends. What data cannot say
+//! is in a file of the provider's name, such as [`amocrm`].
+//!
+//! # How to add a provider
+//!
+//! Put a file into the folder of providers; its name is the provider's. A profile says only what
+//! differs from RFC 6749, so a provider that keeps to it needs little:
+//!
+//! ```
+//! # let toml = r#"
+//! title = "Example"
+//!
+//! [authorize]                               # only where a person consents
+//! url = "https://id.example.com/authorize"  # PKCE is used unless pkce = false
+//!
+//! [token]
+//! url = "https://id.example.com/token"
+//!
+//! [grants.authorization_code]               # what is not listed is not offered
+//! client_auth = "basic"                     # or "body"
+//! [grants.refresh_token]
+//! client_auth = "basic"
+//!
+//! [account]                                 # who consented: JSON pointers into the answer
+//! url = "https://api.example.com/me"
+//! id = "/user/id"
+//!
+//! [resource]                                # told to the services
+//! base_url = "https://api.example.com"
+//! # "#;
+//! # let overlays = [("example".parse()?, toml.parse()?)].into();
+//! # token_broker::provider::Catalogue::load(None, &overlays)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The rest, each with its default:
+//!
+//! | setting | meaning |
+//! |---|---|
+//! | `network` | `"public"`: https on port 443 of public addresses; `"loopback"`: this machine; a table `[network.private]` with `hosts` and `networks`: https there |
+//! | `vars.<name>` | a value that differs between accounts, for `{name}` in a URL: `suffixes` (one DNS label under one of these) or `allow` (a list), and `from_callback`, the parameter that brings it, unless an operator gives it |
+//! | `scope` | `separator` (a space); `always`: scopes that every request asks for |
+//! | `authorize`, `grants.*` | `omit`: standard parameters that are not sent; `params`: others that are |
+//! | `token` | `body`: `"form"` or `"json"`; `timeout` (`"40s"`) |
+//! | `tokens` | `access_life` (`"10m"`) where the answer does not say; `max_access_life` (`"90d"`); `refresh_idle_life`; `rotation`: `"single_use"`, `"single_use_family"`, `"grace"` with `grace`, or `"none"` |
+//! | `[[errors]]` | what a refusal means: `status`, `match` (JSON pointer to value) and `absent` (JSON pointers) must all fit; `verdict`: `"refused"` with a `reason`, `"misconfigured"`, `"busy"` or `"retry"`. The first that fits decides, then RFC 6749 section 5.2 |
+//! | `account` | `name`, `aliases`: more JSON pointers; `headers`, if not those of `resource` |
+//! | `resource` | `headers` (`Authorization = "Bearer {access_token}"`) |
+//! | `client.<name>` | a secret that every client needs; `about` says what it is |
+//!
+//! `{name}` may be a var or a client's setting, `client_id`, `redirect_uri`, and in headers and a
+//! refresh `access_token`. The same settings under `[providers.<name>]` of the configuration are
+//! laid over a profile: tables are merged, anything else is replaced.
 
 pub mod amocrm;
 mod catalogue;
 mod check;
 mod error;
-pub mod network;
+mod network;
 mod outbound;
 mod profile;
 pub mod request;
@@ -16,7 +71,7 @@ mod vars;
 pub use self::{
     catalogue::{Catalogue, ProfileError},
     error::{ProviderError, Verdict},
-    network::Network,
+    network::{Network, NotASubnet, OutOfBounds, Subnet},
     outbound::{MAX_BODY, Outbound, Roots, TlsError},
     profile::{
         AccountCall, Authorize, BodyFormat, ClientAuth, ErrorRule, GrantRequest, Grants,
@@ -31,3 +86,5 @@ pub use self::{
 
 #[cfg(test)]
 mod test_support;
+#[cfg(test)]
+mod tests;

@@ -152,28 +152,42 @@ fn scopes(profile: &Profile, value: &Value) -> Option<Vec<String>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// Reads the answer of the call that tells who a token belongs to.
+/// Reads the answer of the call that tells who a token belongs to. It changes nothing at the
+/// provider, so the call may always be repeated.
 ///
 /// # Errors
 ///
 /// If it does not tell.
 pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, ProviderError> {
+    let refuse =
+        |verdict, message| ProviderError::new(verdict, reply.status, "no_account", message);
+    match reply.status {
+        200..300 => {}
+        429 => {
+            let busy = Verdict::Busy { retry_after: reply.retry_after };
+            return Err(refuse(busy, "The provider asks us to slow down."));
+        }
+        // A scope is missing, or the profile is out of date.
+        300..=399 | 401 | 403 => {
+            let message = "The provider does not let us ask whose token it is.";
+            return Err(refuse(Verdict::Misconfigured, message));
+        }
+        _ => return Err(refuse(Verdict::Retry, "The provider does not tell whose token it is.")),
+    }
     let json = parse(bytes(reply));
-    let call = profile.account.as_ref().filter(|_| (200..300).contains(&reply.status));
-    let Some(call) = call else { return Err(judge(profile, reply, json.as_ref())) };
     let text = |pointer: &String| match json.as_ref()?.pointer(pointer)? {
         Value::String(text) => Some(printable(text)).filter(|text| !text.is_empty()),
         Value::Number(number) => Some(number.to_string()),
         _ => None,
     };
-    let Some(id) = text(&call.id) else {
-        let message = "The provider does not tell whose token it is.";
-        return Err(ProviderError::new(Verdict::Ambiguous, reply.status, "no_account", message));
-    };
+    let call = profile.account.as_ref();
+    let id = call.and_then(|call| text(&call.id)).ok_or_else(|| {
+        refuse(Verdict::Retry, "The provider's answer does not tell whose token it is.")
+    })?;
     Ok(Account {
         id,
-        name: call.name.as_ref().and_then(text),
-        aliases: call.aliases.iter().filter_map(text).collect(),
+        name: call.and_then(|call| text(call.name.as_ref()?)),
+        aliases: call.iter().flat_map(|call| &call.aliases).filter_map(text).collect(),
     })
 }
 
