@@ -1,1 +1,4 @@
-
+mod store;
+mod support {
+    pub(crate) mod database;
+}
