@@ -160,7 +160,7 @@ async fn the_database_clock_follows_the_tests(db: TestDatabase) {
     db.clock.advance(Duration::from_hours(1));
     let after = db.store.changed_since(Timestamp::UNIX_EPOCH).await.unwrap().mark;
     let passed = Duration::try_from(after.duration_since(before)).unwrap();
-    assert!((Duration::from_mins(60)..Duration::from_mins(61)).contains(&passed), "{passed:?}");
+    assert!((Duration::from_hours(1)..Duration::from_mins(61)).contains(&passed), "{passed:?}");
     let lag = Duration::try_from(db.clock.now().duration_since(after)).unwrap();
     assert!(lag < Duration::from_mins(1), "the engine's clock is not the machine's: {lag:?}");
 }

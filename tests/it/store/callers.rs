@@ -32,7 +32,7 @@ async fn a_service_and_its_key_read_back(db: TestDatabase) {
     let first = key(&db, Holder::Service, "billing");
     db.store.create_service(&billing, &first).await.unwrap();
     let read = db.store.services().await.unwrap();
-    assert_eq!(format!("{read:?}"), format!("{:?}", [billing.clone()]));
+    assert_eq!(format!("{read:?}"), format!("{:?}", [&billing]));
     assert_eq!(format!("{:?}", db.store.keys().await.unwrap()), format!("{:?}", [first]));
 
     let another = key(&db, Holder::Service, "billing");
@@ -48,7 +48,7 @@ async fn an_operator_and_their_key_read_back(db: TestDatabase) {
     db.store.create_operator(&alice, &first).await.unwrap();
     assert!(db.store.operators_exist().await.unwrap());
     let read = db.store.operators().await.unwrap();
-    assert_eq!(format!("{read:?}"), format!("{:?}", [alice.clone()]));
+    assert_eq!(format!("{read:?}"), format!("{:?}", [&alice]));
     assert_eq!(format!("{:?}", db.store.keys().await.unwrap()), format!("{:?}", [first]));
 
     let another = key(&db, Holder::Operator, "alice");

@@ -141,8 +141,8 @@ async fn a_consent_is_taken_by_its_browser_once(db: TestDatabase) {
 async fn of_many_who_take_one_consent_one_gets_it(db: TestDatabase) {
     started(&db, stored(&db, "avito-main").await.id).await;
     let client = client();
-    let takes = (0..20).map(|_| take(&db, "state", "mine", &client));
-    let taken = futures_util::future::join_all(takes).await;
+    let attempts = (0..20).map(|_| take(&db, "state", "mine", &client));
+    let taken = futures_util::future::join_all(attempts).await;
     assert_eq!(taken.iter().flatten().count(), 1);
 }
 

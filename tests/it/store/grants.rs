@@ -32,7 +32,7 @@ on_both_engines! {
     only_the_grant_that_waits_is_confirmed,
 }
 
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 
 async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, seen: i64) -> Option<Record> {
     let hash = Digest::of_bytes(b"refresh token");
