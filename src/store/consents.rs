@@ -182,7 +182,7 @@ impl Store {
         spent: bool,
     ) -> Result<(), StoreError> {
         let note = "UPDATE consent_links SET outcome = $2 WHERE id = $1";
-        let spend = concat!(
+        let mark_spent = concat!(
             "UPDATE consent_links SET spent_at = COALESCE(spent_at, ",
             now!(),
             ") WHERE id = $2"
@@ -192,7 +192,7 @@ impl Store {
         in_transaction!(self, |tx| {
             sqlx::query(note).bind(&id).bind(outcome.as_str()).execute(&mut *tx).await?;
             if spent {
-                sqlx::query(spend).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+                sqlx::query(mark_spent).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
                 sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
             }
         });

@@ -1,0 +1,206 @@
+//! The store, each test on both engines.
+
+mod callers;
+mod connections;
+mod consents;
+mod grants;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use token_broker::{
+    clock::Clock,
+    connection::{
+        Account, Connection, ConnectionId, GrantType, HeldGrant, PendingGrant, State, Vars,
+    },
+    seal::Sealed,
+    store::{EngineKind, SchemaStatus, Store, StoreError},
+};
+
+use crate::support::database::{TestDatabase, on_both_engines};
+
+on_both_engines! {
+    a_fresh_database_is_migrated_once,
+    an_older_schema_is_told,
+    a_newer_schema_is_refused,
+    replicas_that_start_together_migrate_in_turn,
+    meta_keeps_the_first_value,
+    a_closed_store_is_unreachable,
+    the_database_clock_follows_the_tests,
+}
+
+/// A connection with every field in use, in the state of one that refreshes.
+fn connection(db: &TestDatabase, name: &str) -> Connection {
+    Connection {
+        id: ConnectionId::new(),
+        name: name.parse().unwrap(),
+        client: "avito".parse().unwrap(),
+        grant_type: GrantType::AuthorizationCode,
+        scopes: vec!["messenger:read".to_owned(), "user:read".to_owned()],
+        state: State::Active,
+        reason: None,
+        account: None,
+        expected_account: Some("1234".to_owned()),
+        vars: Vars::from([("region".to_owned(), "eu".to_owned())]),
+        created_at: db.clock.now(),
+        refresh_at: Some(db.clock.now()),
+        failures: 0,
+        last_error: None,
+    }
+}
+
+/// A connection that the store holds.
+async fn stored(db: &TestDatabase, name: &str) -> Connection {
+    let connection = connection(db, name);
+    db.store.create(&connection).await.unwrap();
+    connection
+}
+
+fn grant(db: &TestDatabase, generation: i64) -> HeldGrant {
+    HeldGrant {
+        generation,
+        access: Sealed::from_stored(format!("v1.k1.sealed-access-{generation}")),
+        refresh: Some(Sealed::from_stored(format!("v1.k1.sealed-refresh-{generation}"))),
+        scopes: vec!["messenger:read".to_owned()],
+        received_at: db.clock.now(),
+        expires_at: db.clock.now() + Duration::from_hours(1),
+    }
+}
+
+fn pending(db: &TestDatabase, mark: &str) -> PendingGrant {
+    PendingGrant {
+        access: Sealed::from_stored(format!("v1.k1.sealed-pending-access-{mark}")),
+        refresh: Some(Sealed::from_stored(format!("v1.k1.sealed-pending-refresh-{mark}"))),
+        scopes: Vec::new(),
+        received_at: db.clock.now(),
+        expires_at: db.clock.now() + Duration::from_hours(1),
+        account: Some(account()),
+        vars: Vars::new(),
+    }
+}
+
+fn account() -> Account {
+    Account {
+        id: "1234".to_owned(),
+        name: Some("Flower shop".to_owned()),
+        aliases: vec!["flowers".to_owned()],
+    }
+}
+
+async fn a_fresh_database_is_migrated_once(db: TestDatabase) {
+    assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Current);
+    db.store.ping().await.unwrap();
+    db.store.migrate().await.unwrap();
+    let expected = if format!("{:?}", db.store).contains("Sqlite") {
+        EngineKind::Sqlite
+    } else {
+        EngineKind::Postgres
+    };
+    assert_eq!(db.store.engine(), expected);
+
+    db.execute("DROP TABLE _sqlx_migrations").await;
+    assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Fresh);
+    // The tables are there, so the migration fails: it says so, and leaves no half of itself.
+    let error = db.store.migrate().await.unwrap_err();
+    assert!(matches!(error, StoreError::Migration(_)), "{error:?}");
+    assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Fresh);
+}
+
+async fn an_older_schema_is_told(db: TestDatabase) {
+    db.execute("UPDATE _sqlx_migrations SET version = 0").await;
+    let status = db.store.schema_status().await.unwrap();
+    assert_eq!(status, SchemaStatus::Older { found: 0, known: 1 });
+}
+
+async fn a_newer_schema_is_refused(db: TestDatabase) {
+    db.execute(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (99, 'from the future', TRUE, '', 0)",
+    )
+    .await;
+    let status = db.store.schema_status().await.unwrap();
+    assert_eq!(status, SchemaStatus::Newer { found: 99, known: 1 });
+    let error = db.store.migrate().await.unwrap_err();
+    assert!(matches!(error, StoreError::NewerSchema { found: 99, known: 1 }), "{error:?}");
+    assert!(!error.to_string().contains('\n'), "{error}");
+}
+
+async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
+    db.execute(
+        "DROP VIEW IF EXISTS connections_readable; DROP VIEW clock; DROP TABLE consents;
+         DROP TABLE consent_links; DROP TABLE key_exchanges; DROP TABLE pending_grants;
+         DROP TABLE grants; DROP TABLE connections; DROP TABLE deleted_connections;
+         DROP TABLE services; DROP TABLE operators; DROP TABLE keys; DROP TABLE meta;
+         DROP TABLE _sqlx_migrations",
+    )
+    .await;
+    let (one, two) = (db.store.clone(), db.store.clone());
+    let (one, two) = tokio::join!(one.migrate(), two.migrate());
+    one.unwrap();
+    two.unwrap();
+    assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Current);
+}
+
+async fn meta_keeps_the_first_value(db: TestDatabase) {
+    assert_eq!(db.store.meta("id").await.unwrap(), None);
+    assert_eq!(db.store.put_meta_if_absent("id", "first").await.unwrap(), "first");
+    assert_eq!(db.store.put_meta_if_absent("id", "second").await.unwrap(), "first");
+    assert_eq!(db.store.meta("id").await.unwrap().as_deref(), Some("first"));
+}
+
+async fn a_closed_store_is_unreachable(db: TestDatabase) {
+    db.store.close().await;
+    let error = db.store.ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
+}
+
+async fn the_database_clock_follows_the_tests(db: TestDatabase) {
+    let before = db.store.changed_since(Timestamp::UNIX_EPOCH).await.unwrap().mark;
+    db.clock.advance(Duration::from_hours(1));
+    let after = db.store.changed_since(Timestamp::UNIX_EPOCH).await.unwrap().mark;
+    let passed = Duration::try_from(after.duration_since(before)).unwrap();
+    assert!((Duration::from_hours(1)..Duration::from_mins(61)).contains(&passed), "{passed:?}");
+    let lag = Duration::try_from(db.clock.now().duration_since(after)).unwrap();
+    assert!(lag < Duration::from_mins(1), "the engine's clock is not the machine's: {lag:?}");
+}
+
+#[tokio::test]
+async fn a_new_sqlite_file_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broker.db");
+    let url = SecretString::from(path.to_str().unwrap());
+    let store = Store::connect(&url, Clock::system()).await.unwrap();
+    store.migrate().await.unwrap();
+    let mut files = 0;
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", file.path().display());
+        files += 1;
+    }
+    assert_eq!(files, 3, "the database, its log and the index of the log");
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_told_in_one_line_without_the_password() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let connect = async |url: &str| {
+        let error = Store::connect(&SecretString::from(url), Clock::system()).await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("pass-word") && !error.to_string().contains('\n'), "{text}");
+        error
+    };
+    let error = connect(&format!("postgres://user:pass-word@{closed}/broker")).await;
+    assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
+    assert!(error.to_string().contains("refused"), "{error}");
+    let error = connect("sqlite:/nowhere/at/all/broker.db").await;
+    assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
+    for url in
+        ["", "sqlite:", "mysql://user:pass-word@host/x", "postgres://user:pass-word@host:port"]
+    {
+        let error = connect(url).await;
+        assert!(matches!(error, StoreError::InvalidUrl), "{url}: {error:?}");
+    }
+}

@@ -1,0 +1,255 @@
+use std::time::Duration;
+
+use token_broker::{
+    connection::{ConnectionId, State},
+    consent::{CONSENT_LIFE, Consent, ConsentLink, KeyExchange, LINK_LIFE, LinkId, Outcome},
+    seal::Sealed,
+    secret::Digest,
+    slug::Slug,
+    store::Purged,
+};
+use uuid::Uuid;
+
+use super::{pending, stored};
+use crate::support::database::{TestDatabase, on_both_engines};
+
+on_both_engines! {
+    a_link_reads_back_as_it_was_made,
+    the_first_browser_keeps_the_link,
+    a_consent_is_taken_by_its_browser_once,
+    of_many_who_take_one_consent_one_gets_it,
+    a_consent_ends,
+    a_link_has_few_attempts_at_once,
+    attempts_at_the_same_time_are_counted_one_by_one,
+    an_ended_or_foreign_link_starts_nothing,
+    a_spent_link_starts_and_finishes_nothing,
+    an_exchange_is_taken_once_by_its_account,
+    what_has_ended_is_forgotten,
+}
+
+fn link(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
+    ConsentLink {
+        id: LinkId(Uuid::now_v7()),
+        connection,
+        requested_by: "operator alice".to_owned(),
+        scopes: vec!["messenger:read".to_owned()],
+        expected_account: Some("1234".to_owned()),
+        return_to: Some("https://shop.example/done".parse().unwrap()),
+        own_browser: true,
+        created_at: db.clock.now(),
+        expires_at: db.clock.now() + LINK_LIFE,
+        browser: None,
+        outcome: None,
+        spent_at: None,
+    }
+}
+
+fn consent(db: &TestDatabase, link: &ConsentLink) -> Consent {
+    Consent {
+        link: link.id,
+        connection: link.connection,
+        client: client(),
+        redirect_uri: "https://broker.example/callback/avito".to_owned(),
+        token_url: "https://api.avito.ru/token".to_owned(),
+        scopes: link.scopes.clone(),
+        verifier: Some(Sealed::from_stored("v1.k1.sealed-verifier".to_owned())),
+        link_secret: Sealed::from_stored("v1.k1.sealed-link-secret".to_owned()),
+        started_at: db.clock.now(),
+        expires_at: db.clock.now() + CONSENT_LIFE,
+    }
+}
+
+fn client() -> Slug {
+    "avito".parse().unwrap()
+}
+
+fn digest(text: &str) -> Digest {
+    Digest::of_bytes(text.as_bytes())
+}
+
+/// A link that is bound to the browser `mine`, with the secret `link`.
+async fn opened(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
+    let link = link(db, connection);
+    db.store.insert_link(&link, &digest("link")).await.unwrap();
+    assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
+    link
+}
+
+async fn start(db: &TestDatabase, link: &ConsentLink, state: &str, max_live: i64) -> bool {
+    let consent = consent(db, link);
+    db.store.start_consent(&consent, &digest(state), &digest("mine"), max_live).await.unwrap()
+}
+
+async fn take(db: &TestDatabase, state: &str, browser: &str, client: &Slug) -> Option<Consent> {
+    db.store.take_consent(&digest(state), &digest(browser), client).await.unwrap()
+}
+
+/// A consent that is under way with the `state` of that name, from the browser `mine`.
+pub(super) async fn started(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
+    let link = opened(db, connection).await;
+    assert!(start(db, &link, "state", 5).await);
+    link
+}
+
+async fn a_link_reads_back_as_it_was_made(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let full = link(&db, id);
+    let plain = ConsentLink {
+        expected_account: None,
+        return_to: None,
+        own_browser: false,
+        ..link(&db, id)
+    };
+    for (secret, made) in [("one", full), ("two", plain)] {
+        db.store.insert_link(&made, &digest(secret)).await.unwrap();
+        let read = db.store.link(&digest(secret)).await.unwrap().unwrap();
+        assert_eq!(format!("{read:?}"), format!("{made:?}"));
+    }
+    assert!(db.store.link(&digest("three")).await.unwrap().is_none());
+    assert!(db.store.insert_link(&link(&db, ConnectionId::new()), &digest("x")).await.is_err());
+}
+
+async fn the_first_browser_keeps_the_link(db: TestDatabase) {
+    let link = opened(&db, stored(&db, "avito-main").await.id).await;
+    assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
+    assert!(!db.store.bind_browser(link.id, &digest("theirs")).await.unwrap());
+    let read = db.store.link(&digest("link")).await.unwrap().unwrap();
+    assert_eq!(read.browser, Some(digest("mine")));
+}
+
+async fn a_consent_is_taken_by_its_browser_once(db: TestDatabase) {
+    let link = started(&db, stored(&db, "avito-main").await.id).await;
+    let other: Slug = "amocrm".parse().unwrap();
+    assert!(take(&db, "state", "theirs", &client()).await.is_none());
+    assert!(take(&db, "state", "mine", &other).await.is_none());
+    assert!(take(&db, "another", "mine", &client()).await.is_none());
+    let taken = take(&db, "state", "mine", &client()).await.expect("it was left in place");
+    assert_eq!(
+        format!("{taken:?}"),
+        format!(
+            "{:?}",
+            Consent {
+                started_at: taken.started_at,
+                expires_at: taken.expires_at,
+                ..consent(&db, &link)
+            }
+        )
+    );
+    assert!(take(&db, "state", "mine", &client()).await.is_none());
+}
+
+async fn of_many_who_take_one_consent_one_gets_it(db: TestDatabase) {
+    started(&db, stored(&db, "avito-main").await.id).await;
+    let client = client();
+    let attempts = (0..20).map(|_| take(&db, "state", "mine", &client));
+    let taken = futures_util::future::join_all(attempts).await;
+    assert_eq!(taken.iter().flatten().count(), 1);
+}
+
+async fn a_consent_ends(db: TestDatabase) {
+    started(&db, stored(&db, "avito-main").await.id).await;
+    db.clock.advance(CONSENT_LIFE);
+    assert!(take(&db, "state", "mine", &client()).await.is_none());
+}
+
+async fn a_link_has_few_attempts_at_once(db: TestDatabase) {
+    let link = opened(&db, stored(&db, "avito-main").await.id).await;
+    assert!(start(&db, &link, "one", 2).await);
+    assert!(start(&db, &link, "two", 2).await);
+    assert!(!start(&db, &link, "three", 2).await);
+    take(&db, "one", "mine", &client()).await.unwrap();
+    assert!(start(&db, &link, "four", 2).await, "one that came back makes room");
+    db.clock.advance(CONSENT_LIFE);
+    assert!(start(&db, &link, "five", 1).await, "those that ended make room");
+}
+
+async fn attempts_at_the_same_time_are_counted_one_by_one(db: TestDatabase) {
+    let link = opened(&db, stored(&db, "avito-main").await.id).await;
+    let states: Vec<_> = (0..12).map(|index| index.to_string()).collect();
+    let starts = states.iter().map(|state| start(&db, &link, state, 5));
+    let started = futures_util::future::join_all(starts).await;
+    assert_eq!(started.iter().filter(|started| **started).count(), 5);
+}
+
+async fn an_ended_or_foreign_link_starts_nothing(db: TestDatabase) {
+    let link = opened(&db, stored(&db, "avito-main").await.id).await;
+    let consent = consent(&db, &link);
+    let theirs = digest("theirs");
+    assert!(!db.store.start_consent(&consent, &digest("state"), &theirs, 5).await.unwrap());
+    db.clock.advance(LINK_LIFE);
+    assert!(!start(&db, &link, "state", 5).await);
+    assert!(db.store.link(&digest("link")).await.unwrap().is_some(), "its page can still say so");
+}
+
+async fn a_spent_link_starts_and_finishes_nothing(db: TestDatabase) {
+    let link = started(&db, stored(&db, "avito-main").await.id).await;
+    assert!(start(&db, &link, "other tab", 5).await);
+    db.store.finish_link(link.id, Outcome::Denied, false).await.unwrap();
+    let read = db.store.link(&digest("link")).await.unwrap().unwrap();
+    assert_eq!((read.outcome, read.spent_at), (Some(Outcome::Denied), None));
+    assert!(start(&db, &link, "again", 5).await, "denial leads back to the page");
+
+    db.store.finish_link(link.id, Outcome::Connected, true).await.unwrap();
+    let read = db.store.link(&digest("link")).await.unwrap().unwrap();
+    assert_eq!(read.outcome, Some(Outcome::Connected));
+    assert!(read.spent_at.is_some());
+    assert!(!start(&db, &link, "once more", 5).await);
+    assert!(take(&db, "other tab", "mine", &client()).await.is_none());
+
+    db.clock.advance(Duration::from_mins(1));
+    db.store.finish_link(link.id, Outcome::Connected, true).await.unwrap();
+    let again = db.store.link(&digest("link")).await.unwrap().unwrap();
+    assert_eq!(again.spent_at, read.spent_at);
+}
+
+fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
+    KeyExchange {
+        id: Uuid::now_v7(),
+        connection,
+        client: client(),
+        account_host: "flowers.amocrm.ru".to_owned(),
+        requested_at: db.clock.now(),
+        expires_at: db.clock.now() + Duration::from_mins(20),
+    }
+}
+
+async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
+    let id = stored(&db, "amocrm-main").await.id;
+    let take = async |client: &str, host: &str| {
+        db.store.take_exchange(&client.parse().unwrap(), host).await.unwrap()
+    };
+    let older = exchange(&db, id);
+    db.clock.advance(Duration::from_secs(1));
+    let newer = exchange(&db, id);
+    db.store.insert_exchange(&newer).await.unwrap();
+    db.store.insert_exchange(&older).await.unwrap();
+    assert!(take("avito", "others.amocrm.ru").await.is_none());
+    assert!(take("kommo", "flowers.amocrm.ru").await.is_none());
+    let taken = take("avito", "flowers.amocrm.ru").await.unwrap();
+    assert_eq!(format!("{taken:?}"), format!("{newer:?}"));
+    db.clock.advance(Duration::from_mins(20));
+    assert!(take("avito", "flowers.amocrm.ru").await.is_none(), "the older one has ended");
+}
+
+async fn what_has_ended_is_forgotten(db: TestDatabase) {
+    let connection = stored(&db, "avito-main").await;
+    db.store.set_state(connection.id, State::PendingConsent, None).await.unwrap();
+    started(&db, connection.id).await;
+    db.store.insert_exchange(&exchange(&db, connection.id)).await.unwrap();
+    db.store.put_pending(connection.id, &pending(&db, "one")).await.unwrap();
+    assert_eq!(db.store.purge_expired().await.unwrap(), Purged::default());
+
+    db.clock.advance(Duration::from_hours(1));
+    let purged = db.store.purge_expired().await.unwrap();
+    assert_eq!(purged, Purged { links: 0, consents: 1, pending_grants: 1, exchanges: 1 });
+    let record = db.store.record_by_id(connection.id).await.unwrap().unwrap();
+    assert!(record.pending.is_none());
+    assert_eq!(record.connection.state, State::PendingConsent);
+    assert!(!db.store.any_sealed().await.unwrap());
+
+    db.clock.advance(LINK_LIFE);
+    assert_eq!(db.store.purge_expired().await.unwrap(), Purged::default());
+    db.clock.advance(LINK_LIFE);
+    assert_eq!(db.store.purge_expired().await.unwrap(), Purged { links: 1, ..Purged::default() });
+    assert!(db.store.link(&digest("link")).await.unwrap().is_none());
+}

@@ -1,0 +1,376 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+use token_broker::{
+    connection::{Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars},
+    consent::CONFIRM_LIFE,
+    secret::Digest,
+    store::{Commit, Failure},
+};
+
+use super::{account, grant, pending, stored};
+use crate::support::database::{TestDatabase, on_both_engines};
+
+on_both_engines! {
+    of_two_who_claim_one_wins,
+    a_claim_ends_with_its_lease,
+    a_claim_needs_the_generation_and_the_state,
+    a_released_claim_is_free_for_its_own_attempt_only,
+    a_commit_lands_by_generation_and_not_by_lease,
+    of_many_commits_from_one_generation_one_lands,
+    a_commit_ends_failures_and_claim,
+    a_commit_keeps_what_it_does_not_name,
+    a_commit_does_not_revive_what_is_being_revoked,
+    a_failure_is_recorded_by_its_own_attempt_only,
+    an_unknown_outcome_keeps_the_attempt,
+    a_failure_does_not_undo_a_state_from_elsewhere,
+    the_most_urgent_comes_first,
+    an_abandoned_claim_is_due,
+    a_pending_grant_waits_beside_a_live_one,
+    a_first_grant_waits_for_confirmation,
+    a_confirmed_grant_goes_live,
+    only_the_grant_that_waits_is_confirmed,
+}
+
+const LEASE: Duration = Duration::from_mins(1);
+
+async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, seen: i64) -> Option<Record> {
+    let hash = Digest::of_bytes(b"refresh token");
+    db.store.claim(id, attempt, seen, Some(&hash), LEASE).await.unwrap()
+}
+
+fn commit(id: ConnectionId, grant: &HeldGrant) -> Commit<'_> {
+    Commit {
+        connection: id,
+        grant,
+        refresh_at: Some(grant.expires_at),
+        account: None,
+        vars: None,
+        scopes: None,
+    }
+}
+
+async fn held(db: &TestDatabase, name: &str) -> Connection {
+    let connection = stored(db, name).await;
+    assert!(db.store.commit_grant(&commit(connection.id, &grant(db, 1))).await.unwrap());
+    connection
+}
+
+async fn record(db: &TestDatabase, id: ConnectionId) -> Record {
+    db.store.record_by_id(id).await.unwrap().unwrap()
+}
+
+fn error(db: &TestDatabase) -> LastError {
+    LastError {
+        code: "provider_unavailable".to_owned(),
+        message: "The provider answered 503.".to_owned(),
+        at: db.clock.now(),
+    }
+}
+
+fn failure<'a>(
+    id: ConnectionId,
+    attempt: &'a str,
+    state: State,
+    error: &'a LastError,
+) -> Failure<'a> {
+    Failure {
+        connection: id,
+        from_generation: 0,
+        attempt,
+        state,
+        reason: Some("a reason"),
+        error,
+        refresh_at: Some(error.at + Duration::from_secs(30)),
+        failures: 1,
+    }
+}
+
+async fn of_two_who_claim_one_wins(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    for round in 0..5 {
+        let (one, two) = tokio::join!(claim(&db, id, "one", 0), claim(&db, id, "two", 0));
+        assert!(one.is_some() != two.is_some(), "round {round}");
+        let winner = one.or(two).unwrap();
+        assert_eq!(winner.connection.id, id);
+        assert!(winner.grant.is_none());
+        db.store.release(id, "one").await.unwrap();
+        db.store.release(id, "two").await.unwrap();
+    }
+}
+
+async fn a_claim_ends_with_its_lease(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    assert!(claim(&db, id, "one", 0).await.is_some());
+    db.clock.advance(LEASE / 2);
+    assert!(claim(&db, id, "two", 0).await.is_none());
+    db.clock.advance(LEASE / 2);
+    assert!(claim(&db, id, "two", 0).await.is_some());
+    db.store.release(id, "one").await.unwrap();
+    assert!(claim(&db, id, "three", 0).await.is_none(), "the first attempt has no say any more");
+}
+
+async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
+    let id = held(&db, "avito-main").await.id;
+    assert!(claim(&db, id, "one", 0).await.is_none());
+    assert!(claim(&db, ConnectionId::new(), "one", 0).await.is_none());
+    for state in State::ALL {
+        db.store.set_state(id, *state, None).await.unwrap();
+        let claimed = claim(&db, id, "one", 1).await;
+        assert_eq!(claimed.is_some(), state.refreshes(), "{state}");
+        if let Some(record) = claimed {
+            assert_eq!(record.grant.unwrap().generation, 1);
+        }
+        db.store.release(id, "one").await.unwrap();
+    }
+}
+
+async fn a_released_claim_is_free_for_its_own_attempt_only(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    assert!(claim(&db, id, "one", 0).await.is_some());
+    db.store.release(id, "two").await.unwrap();
+    assert!(claim(&db, id, "two", 0).await.is_none());
+    db.store.release(id, "one").await.unwrap();
+    assert!(claim(&db, id, "two", 0).await.is_some());
+}
+
+async fn a_commit_lands_by_generation_and_not_by_lease(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    assert!(claim(&db, id, "slow", 0).await.is_some());
+    db.clock.advance(LEASE);
+    assert!(claim(&db, id, "quick", 0).await.is_some());
+    // The slow one's answer came after all, and nobody has stored another.
+    let slow = grant(&db, 1);
+    assert!(db.store.commit_grant(&commit(id, &slow)).await.unwrap());
+    let mut quick = grant(&db, 1);
+    quick.access = slow.refresh.clone().unwrap();
+    assert!(!db.store.commit_grant(&commit(id, &quick)).await.unwrap());
+    let stands = record(&db, id).await.grant.unwrap();
+    assert_eq!(format!("{stands:?}"), format!("{slow:?}"));
+    assert_eq!((stands.access, stands.refresh), (slow.access, slow.refresh));
+    assert!(!db.store.commit_grant(&commit(id, &grant(&db, 3))).await.unwrap());
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+}
+
+async fn of_many_commits_from_one_generation_one_lands(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let first = grant(&db, 1);
+    let attempt = commit(id, &first);
+    let commits = (0..10).map(|_| db.store.commit_grant(&attempt));
+    let landed = futures_util::future::join_all(commits).await;
+    assert_eq!(landed.into_iter().filter(|landed| *landed.as_ref().unwrap()).count(), 1);
+    assert_eq!(record(&db, id).await.grant.unwrap().generation, 1);
+}
+
+async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let error = error(&db);
+    assert!(claim(&db, id, "one", 0).await.is_some());
+    let failure = failure(id, "one", State::Uncertain, &error);
+    assert!(db.store.record_failure(&failure).await.unwrap());
+    assert!(claim(&db, id, "two", 0).await.is_some());
+    let first = HeldGrant { refresh: None, ..grant(&db, 1) };
+    let (account, vars) = (account(), Vars::from([("host".to_owned(), "flowers".to_owned())]));
+    let scopes = vec!["items:info".to_owned()];
+    let full = Commit {
+        account: Some(&account),
+        vars: Some(&vars),
+        scopes: Some(&scopes),
+        ..commit(id, &first)
+    };
+    assert!(db.store.commit_grant(&full).await.unwrap());
+    let read = record(&db, id).await;
+    assert!(read.grant.unwrap().refresh.is_none());
+    let read = read.connection;
+    assert_eq!((read.state, read.reason, read.failures), (State::Active, None, 0));
+    assert_eq!((read.last_error, read.refresh_at), (None, Some(first.expires_at)));
+    assert_eq!((read.account, read.vars, read.scopes), (Some(account), vars, scopes));
+    assert!(claim(&db, id, "three", 1).await.is_some(), "the lease ended with the commit");
+}
+
+async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
+    let made = held(&db, "avito-main").await;
+    let named = account();
+    let second = grant(&db, 2);
+    let with_account = Commit { account: Some(&named), ..commit(made.id, &second) };
+    assert!(db.store.commit_grant(&with_account).await.unwrap());
+    assert!(db.store.commit_grant(&commit(made.id, &grant(&db, 3))).await.unwrap());
+    let read = record(&db, made.id).await.connection;
+    assert_eq!((read.account, read.vars, read.scopes), (Some(named), made.vars, made.scopes));
+}
+
+async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
+    let id = held(&db, "avito-main").await.id;
+    db.store.set_state(id, State::Revoking, Some("deleted")).await.unwrap();
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    let read = record(&db, id).await;
+    assert_eq!(read.connection.state, State::Revoking);
+    assert_eq!(read.connection.reason.as_deref(), Some("deleted"));
+    assert_eq!(read.grant.unwrap().generation, 2, "there is a new grant to revoke");
+    db.store.set_state(id, State::NeedsConsent, Some("revoked")).await.unwrap();
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 3))).await.unwrap());
+    assert_eq!(record(&db, id).await.connection.state, State::Active);
+}
+
+async fn a_failure_is_recorded_by_its_own_attempt_only(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let error = error(&db);
+    assert!(claim(&db, id, "one", 0).await.is_some());
+    let foreign = failure(id, "two", State::NeedsConsent, &error);
+    assert!(!db.store.record_failure(&foreign).await.unwrap());
+    let stale = Failure { from_generation: 1, ..failure(id, "one", State::NeedsConsent, &error) };
+    assert!(!db.store.record_failure(&stale).await.unwrap());
+    let read = record(&db, id).await.connection;
+    assert_eq!((read.state, read.last_error), (State::Active, None), "nothing has changed");
+
+    let mine = failure(id, "one", State::BackingOff, &error);
+    assert!(db.store.record_failure(&mine).await.unwrap());
+    let read = record(&db, id).await.connection;
+    assert_eq!((read.state, read.reason.as_deref()), (State::BackingOff, Some("a reason")));
+    assert_eq!((read.refresh_at, read.failures), (mine.refresh_at, 1));
+    assert_eq!(read.last_error, Some(error.clone()));
+    assert!(!db.store.record_failure(&mine).await.unwrap(), "once");
+    assert!(claim(&db, id, "two", 0).await.is_some(), "the lease is free");
+}
+
+async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let error = error(&db);
+    let intent = Digest::of_bytes(b"refresh token").to_string();
+    assert!(claim(&db, id, "attempt-one", 0).await.is_some());
+    let mine = failure(id, "attempt-one", State::Uncertain, &error);
+    assert!(db.store.record_failure(&mine).await.unwrap());
+    let contents = db.contents().await;
+    assert!(contents.contains("attempt-one") && contents.contains(&intent));
+    assert!(claim(&db, id, "attempt-two", 0).await.is_some(), "the lease is free");
+    let mine = failure(id, "attempt-two", State::NeedsConsent, &error);
+    assert!(db.store.record_failure(&mine).await.unwrap());
+    let contents = db.contents().await;
+    assert!(!contents.contains("attempt-two") && !contents.contains(&intent));
+}
+
+async fn a_failure_does_not_undo_a_state_from_elsewhere(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let error = error(&db);
+    assert!(claim(&db, id, "one", 0).await.is_some());
+    db.store.set_state(id, State::Revoking, Some("deleted")).await.unwrap();
+    let mine = failure(id, "one", State::BackingOff, &error);
+    assert!(db.store.record_failure(&mine).await.unwrap());
+    let read = record(&db, id).await.connection;
+    assert_eq!((read.state, read.reason.as_deref()), (State::Revoking, Some("deleted")));
+}
+
+async fn the_most_urgent_comes_first(db: TestDatabase) {
+    assert_eq!(db.store.next_due_at().await.unwrap(), None);
+    let now = db.clock.now();
+    let (mut made, hour) = (Vec::new(), Duration::from_hours(1));
+    for (name, ends_in) in [("late", 3 * hour), ("soon", hour), ("middle", 2 * hour)] {
+        let id = stored(&db, name).await.id;
+        let first = HeldGrant { expires_at: now + ends_in, ..grant(&db, 1) };
+        let due = Commit { refresh_at: Some(now), ..commit(id, &first) };
+        assert!(db.store.commit_grant(&due).await.unwrap());
+        made.push(id);
+    }
+    let without = stored(&db, "without-a-grant").await.id;
+    let later = stored(&db, "later").await.id;
+    let tomorrow = now + Duration::from_hours(24);
+    let first = grant(&db, 1);
+    let scheduled = Commit { refresh_at: Some(tomorrow), ..commit(later, &first) };
+    assert!(db.store.commit_grant(&scheduled).await.unwrap());
+    let refused = stored(&db, "refused").await.id;
+    db.store.set_state(refused, State::NeedsConsent, None).await.unwrap();
+
+    let [late, soon, middle] = made[..] else { panic!("three were made") };
+    assert_eq!(db.store.due(10).await.unwrap(), [without, soon, middle, late]);
+    assert_eq!(db.store.due(2).await.unwrap(), [without, soon]);
+    assert!(db.store.next_due_at().await.unwrap().unwrap() <= db.clock.now());
+    for id in [late, soon, middle, without] {
+        assert!(db.store.delete(id).await.unwrap());
+    }
+    assert!(db.store.due(10).await.unwrap().is_empty());
+    assert_eq!(db.store.next_due_at().await.unwrap(), Some(tomorrow));
+    db.clock.advance(Duration::from_hours(24));
+    assert_eq!(db.store.due(10).await.unwrap(), [later]);
+}
+
+async fn an_abandoned_claim_is_due(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let first = grant(&db, 1);
+    let unscheduled = Commit { refresh_at: None, ..commit(id, &first) };
+    assert!(db.store.commit_grant(&unscheduled).await.unwrap());
+    assert_eq!(db.store.next_due_at().await.unwrap(), None);
+    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert!(db.store.due(10).await.unwrap().is_empty(), "somebody is at it");
+    let ends: Timestamp = db.store.next_due_at().await.unwrap().unwrap();
+    assert!(ends > db.clock.now());
+    db.clock.advance(LEASE);
+    assert_eq!(db.store.due(10).await.unwrap(), [id]);
+}
+
+async fn a_pending_grant_waits_beside_a_live_one(db: TestDatabase) {
+    let id = held(&db, "avito-main").await.id;
+    let before = record(&db, id).await;
+    assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
+    let after = record(&db, id).await;
+    assert_eq!(after.connection.state, State::Active);
+    assert_eq!(format!("{:?}", after.grant), format!("{:?}", before.grant));
+    assert_eq!(after.grant.unwrap().access, before.grant.unwrap().access);
+    assert!(after.pending.is_some());
+    assert!(db.store.drop_pending(id).await.unwrap());
+    assert!(!db.store.drop_pending(id).await.unwrap());
+    let dropped = record(&db, id).await;
+    assert_eq!(dropped.connection.state, State::Active);
+    assert!(dropped.pending.is_none());
+}
+
+async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
+    let second = pending(&db, "two");
+    assert!(db.store.put_pending(id, &second).await.unwrap());
+    let read = record(&db, id).await;
+    assert_eq!(read.connection.state, State::PendingConfirm);
+    assert!(read.grant.is_none());
+    let waits = read.pending.unwrap();
+    assert_eq!(format!("{waits:?}"), format!("{second:?}"));
+    assert_eq!((waits.access, waits.refresh), (second.access, second.refresh));
+    assert!(db.store.drop_pending(id).await.unwrap());
+    assert_eq!(record(&db, id).await.connection.state, State::PendingConsent);
+}
+
+async fn a_confirmed_grant_goes_live(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    let waits = pending(&db, "one");
+    db.store.put_pending(id, &waits).await.unwrap();
+    let first = HeldGrant { received_at: waits.received_at, ..grant(&db, 1) };
+    let confirmed = Commit { account: waits.account.as_ref(), ..commit(id, &first) };
+    assert!(db.store.commit_confirmed(&confirmed).await.unwrap());
+    let read = record(&db, id).await;
+    assert_eq!(read.connection.state, State::Active);
+    assert_eq!(read.connection.account, waits.account);
+    assert_eq!(read.grant.unwrap().generation, 1);
+    assert!(read.pending.is_none());
+    let again = HeldGrant { generation: 2, ..first };
+    assert!(!db.store.commit_confirmed(&commit(id, &again)).await.unwrap(), "once");
+}
+
+async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    let seen = pending(&db, "one");
+    db.store.put_pending(id, &seen).await.unwrap();
+    db.clock.advance(Duration::from_secs(1));
+    let newer = pending(&db, "two");
+    db.store.put_pending(id, &newer).await.unwrap();
+    let first = HeldGrant { received_at: seen.received_at, ..grant(&db, 1) };
+    assert!(!db.store.commit_confirmed(&commit(id, &first)).await.unwrap());
+    let read = record(&db, id).await;
+    assert_eq!(read.connection.state, State::PendingConfirm, "all of it was taken back");
+    assert!(read.grant.is_none() && read.pending.is_some());
+
+    db.clock.advance(CONFIRM_LIFE);
+    let late = HeldGrant { received_at: newer.received_at, ..first };
+    assert!(!db.store.commit_confirmed(&commit(id, &late)).await.unwrap());
+}

@@ -1,0 +1,137 @@
+//! A fresh database for each test, on the engine it asks for.
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::{
+    AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, postgres::PgConnectOptions,
+};
+use tempfile::TempDir;
+use token_broker::{clock::Clock, secret, store::Store};
+
+/// Where the PostgreSQL tests may make schemas of their own: a URL with a user who may.
+const TEST_DATABASE_URL: &str = "TEST_DATABASE_URL";
+
+/// A migrated database that is gone with the test, and a clock that the test moves by hand.
+pub(crate) struct TestDatabase {
+    /// The store under test.
+    pub(crate) store: Store,
+    /// The store's clock.
+    pub(crate) clock: Clock,
+    /// What to open the same database with.
+    pub(crate) url: SecretString,
+    place: Place,
+}
+
+enum Place {
+    Folder(TempDir),
+    Schema { admin_url: String, name: String },
+}
+
+impl TestDatabase {
+    /// An SQLite file in a folder of its own.
+    pub(crate) async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("test.db").display());
+        Self::open(url, Place::Folder(folder)).await
+    }
+
+    /// A schema of its own on the server that `TEST_DATABASE_URL` names.
+    pub(crate) async fn postgres() -> Self {
+        let admin_url = std::env::var(TEST_DATABASE_URL).unwrap_or_else(|_| {
+            panic!(
+                "{TEST_DATABASE_URL} is not set: run `tests/run`, which brings a PostgreSQL server"
+            )
+        });
+        let random = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
+        let name = format!("test_{random}");
+        execute_on_postgres(&admin_url, format!("CREATE SCHEMA {name}")).await;
+        let separator = if admin_url.contains('?') { '&' } else { '?' };
+        let url = format!("{admin_url}{separator}options[search_path]={name}");
+        Self::open(url, Place::Schema { admin_url, name }).await
+    }
+
+    async fn open(url: String, place: Place) -> Self {
+        let clock = Clock::system();
+        let url = SecretString::from(url);
+        let store = Store::connect(&url, clock.clone()).await.unwrap();
+        store.migrate().await.unwrap();
+        Self { store, clock, url, place }
+    }
+
+    /// Runs a statement behind the store's back.
+    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+    pub(crate) async fn execute(&self, sql: &'static str) {
+        let url = self.url.expose_secret();
+        match self.place {
+            Place::Folder(_) => {
+                let mut connection = SqliteConnection::connect(url).await.unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Place::Schema { .. } => execute_on_postgres(url, sql.to_owned()).await,
+        }
+    }
+
+    /// All that the database holds, as far as anybody with access to it could read.
+    pub(crate) async fn contents(&self) -> String {
+        match &self.place {
+            Place::Folder(folder) => {
+                self.execute("PRAGMA wal_checkpoint(TRUNCATE)").await;
+                let bytes = std::fs::read(folder.path().join("test.db")).unwrap();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Place::Schema { admin_url, name } => {
+                let mut connection = PgConnection::connect(admin_url).await.unwrap();
+                let sql = "SELECT query_to_xml(format('SELECT * FROM %I.%I', $1, relname), \
+                     false, false, '')::text FROM pg_class \
+                     WHERE relnamespace = $1::regnamespace AND relkind = 'r'";
+                let tables: Vec<String> =
+                    sqlx::query_scalar(sql).bind(name).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                tables.concat()
+            }
+        }
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let Place::Schema { admin_url, name } = &self.place else {
+            return;
+        };
+        let (url, sql) = (admin_url.clone(), format!("DROP SCHEMA {name} CASCADE"));
+        // The test's own runtime is busy with this very call.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(execute_on_postgres(&url, sql));
+        });
+        let dropped = dropping.join();
+        assert!(dropped.is_ok() || std::thread::panicking(), "the test's schema was not dropped");
+    }
+}
+
+async fn execute_on_postgres(url: &str, sql: String) {
+    let options: PgConnectOptions = url.parse().unwrap();
+    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Makes two tests of each function, `sqlite::name` and `postgres::name`.
+macro_rules! on_both_engines {
+    ($($name:ident,)+) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::support::database::TestDatabase::sqlite().await).await;
+            })+
+        }
+
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::support::database::TestDatabase::postgres().await).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both_engines;
