@@ -7,6 +7,7 @@ pub mod caller;
 pub mod clock;
 pub mod connection;
 pub mod consent;
+pub mod http;
 pub mod seal;
 pub mod secret;
 pub mod slug;

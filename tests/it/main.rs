@@ -1,1 +1,4 @@
+//! The integration tests: one binary, started by `tests/run`.
 
+mod pages;
+mod support;

@@ -1,0 +1,3 @@
+//! The HTTP surface: two listeners, their routes and the pages that people see.
+
+pub mod pages;
