@@ -2,7 +2,7 @@
 //!
 //! They load nothing and run nothing: one inline style sheet, allowed by its digest, no script.
 //! Every text is escaped by the template; a text that a provider or an account's owner chose is
-//! also shortened and stripped by the filter `foreign`.
+//! also shortened and stripped by [`foreign`].
 
 use std::sync::LazyLock;
 
@@ -42,6 +42,12 @@ pub struct Ask<'a> {
     pub ends_at: Timestamp,
     /// How the attempt before this one ended, if it did and failed.
     pub previous: Option<Previous<'a>>,
+}
+
+impl Ask<'_> {
+    fn end(&self) -> String {
+        self.ends_at.strftime("%-d %B %Y, %H:%M UTC").to_string()
+    }
 }
 
 /// An earlier attempt through the same link that left everything as it was.
@@ -107,8 +113,6 @@ impl Connected<'_> {
 #[derive(Template)]
 #[template(path = "waiting.html", config = "src/http/pages/askama.toml")]
 pub struct Waiting<'a> {
-    /// Who made the link, and has to confirm.
-    pub requested_by: &'a str,
     /// The connection's name.
     pub connection: &'a str,
     /// The provider's title.
@@ -145,7 +149,7 @@ impl Message<'static> {
     /// The link's grant has been stored (410).
     pub const LINK_USED: Self = Self {
         title: "This link was already used",
-        advice: "The account has been connected through it. To connect again, ask the person who sent it for a new link.",
+        advice: "Access was already given through it. To connect again, ask the person who sent it for a new link.",
     };
 
     /// The link's time is over (410).
@@ -159,42 +163,29 @@ impl Message<'static> {
     };
 }
 
-mod filters {
-    use std::fmt::Display;
+/// The most characters shown of a text that is not ours.
+const MAX_FOREIGN: usize = 200;
 
-    use askama::Values;
-    use jiff::Timestamp;
-
-    /// The most characters shown of a text that is not ours.
-    pub(super) const MAX_FOREIGN: usize = 200;
-
-    /// A text that is not ours, shortened, without controls and marks that reorder what surrounds
-    /// them.
-    #[askama::filter_fn]
-    pub(super) fn foreign(text: impl Display, _: &dyn Values) -> askama::Result<String> {
-        let text = text.to_string();
-        let mut kept = text.chars().filter(|&char| !reorders(char));
-        let mut shown: String = kept.by_ref().take(MAX_FOREIGN).map(printable).collect();
-        if kept.next().is_some() {
-            shown.push('…');
-        }
-        Ok(shown)
+/// A text that is not ours, shortened, without controls and marks that reorder what surrounds them.
+fn foreign(text: &str) -> String {
+    let mut kept = text.chars().filter(|&char| !reorders(char));
+    let mut shown: String = kept
+        .by_ref()
+        .take(MAX_FOREIGN)
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .collect();
+    if kept.next().is_some() {
+        shown.push('…');
     }
+    shown
+}
 
-    fn printable(char: char) -> char {
-        if char.is_control() { ' ' } else { char }
-    }
-
-    /// The explicit formatting characters of Unicode's bidirectional algorithm (UAX 9 section 2).
-    fn reorders(char: char) -> bool {
-        matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    }
-
-    /// A time as people write it, in UTC.
-    #[askama::filter_fn]
-    pub(super) fn utc(at: &Timestamp, _: &dyn Values) -> askama::Result<String> {
-        Ok(at.strftime("%-d %B %Y, %H:%M UTC").to_string())
-    }
+/// The explicit formatting characters of Unicode's bidirectional algorithm (UAX 9 section 2).
+fn reorders(char: char) -> bool {
+    matches!(
+        char,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    )
 }
 
 #[cfg(test)]

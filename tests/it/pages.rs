@@ -3,12 +3,18 @@
 use std::future::IntoFuture as _;
 
 use askama::Template as _;
-use axum::{Router, http::header, response::Html, routing::get};
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    response::Html,
+    routing::get,
+};
 use token_broker::{
     connection::Account,
     http::pages::{Ask, Connected, Message, Previous, STYLE_SOURCE, Waiting, WrongAccount},
 };
 use tokio::net::TcpListener;
+use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::support::browser::{Browser, Scheme, Screen};
 
@@ -51,14 +57,9 @@ fn pages() -> Vec<(&'static str, String)> {
         ),
         (
             "waiting",
-            Waiting {
-                requested_by: "operator alice",
-                connection: "divar-tehran",
-                provider: "Divar",
-                account: Some(&divar),
-            }
-            .render()
-            .unwrap(),
+            Waiting { connection: "divar-tehran", provider: "Divar", account: Some(&divar) }
+                .render()
+                .unwrap(),
         ),
         (
             "wrong-account",
@@ -77,14 +78,13 @@ fn pages() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Serves the pages under the strictest policy that lets their own style sheet in.
-async fn serve(pages: &[(&'static str, String)]) -> String {
-    let policy = format!("default-src 'none'; style-src {}", *STYLE_SOURCE);
-    let mut router = Router::new();
-    for (name, page) in pages.to_owned() {
-        let answer = ([(header::CONTENT_SECURITY_POLICY, policy.clone())], Html(page));
-        router = router.route(&format!("/{name}"), get(async || answer));
-    }
+/// The strictest policy that lets the pages' own style sheet in.
+fn policy() -> HeaderValue {
+    format!("default-src 'none'; style-src {}", *STYLE_SOURCE).parse().unwrap()
+}
+
+/// Serves the routes until the test ends; the address they are at.
+async fn serve(router: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
     #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
@@ -95,7 +95,13 @@ async fn serve(pages: &[(&'static str, String)]) -> String {
 #[tokio::test]
 async fn every_page_is_styled_and_fits_phone_and_desktop_in_light_and_dark() {
     let pages = pages();
-    let origin = serve(&pages).await;
+    let mut router = Router::new();
+    for (name, page) in pages.clone() {
+        router = router.route(&format!("/{name}"), get(async || Html(page)));
+    }
+    let policy = SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy());
+    let origin = serve(router.layer(policy)).await;
+
     let browser = Browser::open(Screen::Desktop, Scheme::Light).await;
     for (screen, width) in [(Screen::Desktop, 1280), (Screen::Phone, 390)] {
         for (scheme, ground) in
@@ -115,4 +121,25 @@ async fn every_page_is_styled_and_fits_phone_and_desktop_in_light_and_dark() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn the_button_posts_to_the_address_that_the_page_was_read_from() {
+    let pages = pages();
+    let page = |wanted| Html(pages.iter().find(|(name, _)| *name == wanted).unwrap().1.clone());
+    let (ask, connected) = (page("ask"), page("connected"));
+    let router = Router::new()
+        .route("/connect/one-time", get(async || ask).post(async || connected))
+        .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy()));
+    let origin = serve(router).await;
+
+    let browser = Browser::open(Screen::Phone, Scheme::Light).await;
+    browser.goto(&format!("{origin}/connect/one-time?from=mail")).await;
+    assert_eq!(browser.title().await, "Connect Avito · token-broker");
+    assert!(browser.text().await.contains("service billing asks for access"));
+
+    browser.press("Continue to Avito").await;
+    assert_eq!(browser.title().await, "Connected · token-broker");
+    assert_eq!(browser.url().await.as_str(), format!("{origin}/connect/one-time?from=mail"));
+    assert_eq!(browser.console_errors().await, Vec::<String>::new());
 }

@@ -17,7 +17,11 @@ use fantoccini::{
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::timeout;
 use url::Url;
+
+/// How long a page is waited for before the test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How large the page is, in CSS pixels.
 #[derive(Clone, Copy, Debug)]
@@ -116,15 +120,24 @@ impl Browser {
         self.client.find(Locator::Css("body")).await.unwrap().text().await.unwrap()
     }
 
-    /// Clicks the one button with exactly this text. What is asked of the browser next waits for
-    /// the page that follows.
+    /// Clicks the one button with exactly this text and waits for the page that follows, past
+    /// every redirect.
     pub(crate) async fn press(&self, button: &str) {
         let path = format!("//button[normalize-space() = \"{button}\"]");
         let found = self.client.find_all(Locator::XPath(&path)).await.unwrap();
         let [found] = found.as_slice() else {
             panic!("{} buttons say {button:?} in: {}", found.len(), self.text().await);
         };
+        // A new document has none of the marks of the one before it.
+        self.evaluate("window.pressed = true").await;
         found.click().await.unwrap();
+        let arrived = async {
+            let script = "return !window.pressed && document.readyState === 'complete'";
+            // An error means that the document went away under the question.
+            while self.client.execute(script, Vec::new()).await.ok() != Some(Value::Bool(true)) {}
+        };
+        let arrived = timeout(PATIENCE, arrived).await;
+        assert!(arrived.is_ok(), "nothing followed {button:?}; still: {}", self.text().await);
     }
 
     /// The value of an expression in the page.

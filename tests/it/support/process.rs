@@ -71,13 +71,10 @@ impl Program {
         self.home.path()
     }
 
-    /// The next line of standard output.
+    /// The next line of standard output. Fails when there is none before its end or the deadline.
     pub(crate) async fn line(&mut self) -> String {
-        match timeout(PATIENCE, self.stdout.recv()).await {
-            Ok(Some(line)) => line,
-            Ok(None) => panic!("it ended without another line; it said:\n{}", self.complaints()),
-            Err(_) => panic!("no line after {PATIENCE:?}; it said:\n{}", self.complaints()),
-        }
+        let line = timeout(PATIENCE, self.stdout.recv()).await.ok().flatten();
+        line.unwrap_or_else(|| panic!("no further line; it complained:\n{}", self.complaints()))
     }
 
     /// The next JSON object on standard output; lines before it that are none are passed over.
