@@ -24,11 +24,11 @@ RUN find src -name '*.rs' -exec touch {} + \
 # smaller still; this one is official, of the same release as the build, and an operator can look
 # around in it.
 FROM debian:bookworm-slim
-COPY --from=build /build/target/release/token-broker /usr/local/bin/
 
 # A fixed number, so that volumes and secrets can be given to it; there need not be a name for it.
 ARG UID=10001
 RUN install -d -m 0700 -o ${UID} -g ${UID} /var/lib/token-broker
+COPY --from=build /build/target/release/token-broker /usr/local/bin/
 USER ${UID}:${UID}
 WORKDIR /var/lib/token-broker
 # One volume for each replica: lock, spool and, without a database server, everything else.
