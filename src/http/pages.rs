@@ -251,7 +251,9 @@ mod tests {
         assert!(
             page.contains("href=\"https://crm.example/done?a=1&#38;b=2\">Return to crm.example")
         );
-        for bad in ["javascript:alert(1)", "data:text/html,x"] {
+        for bad in
+            ["javascript:alert(1)", "javascript://crm.example/%0aalert(1)", "data:text/html,x"]
+        {
             assert!(!connected(None, Some(&bad.parse().unwrap())).contains("href"), "{bad}");
         }
     }
