@@ -6,7 +6,6 @@
 pub mod app;
 pub mod broker;
 pub mod caller;
-
 pub mod cli;
 pub mod client;
 pub mod clock;

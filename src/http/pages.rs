@@ -149,7 +149,7 @@ impl Message<'static> {
     /// The link's grant has been stored (410).
     pub const LINK_USED: Self = Self {
         title: "This link was already used",
-        advice: "The account has been connected through it. To connect again, ask the person who sent it for a new link.",
+        advice: "Access was already given through it. To connect again, ask the person who sent it for a new link.",
     };
 
     /// The link's time is over (410).
@@ -251,7 +251,9 @@ mod tests {
         assert!(
             page.contains("href=\"https://crm.example/done?a=1&#38;b=2\">Return to crm.example")
         );
-        for bad in ["javascript:alert(1)", "data:text/html,x"] {
+        for bad in
+            ["javascript:alert(1)", "javascript://crm.example/%0aalert(1)", "data:text/html,x"]
+        {
             assert!(!connected(None, Some(&bad.parse().unwrap())).contains("href"), "{bad}");
         }
     }

@@ -1,7 +1,7 @@
-//! The tests that need more than one room.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+//! The integration tests: one binary, started by `tests/run`, which brings what they need.
 
+#![cfg(test)]
+
+mod pages;
 mod store;
-mod support {
-    pub(crate) mod database;
-}
+mod support;
