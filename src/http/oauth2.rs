@@ -25,7 +25,7 @@ pub(crate) struct Metadata {
     issuer: String,
     token_endpoint: String,
     grant_types_supported: [&'static str; 1],
-    response_types_supported: [&'static str; 0],
+    response_types_supported: [&'static str; 1],
     token_endpoint_auth_methods_supported: [&'static str; 2],
 }
 
@@ -131,7 +131,8 @@ pub(crate) async fn metadata(Extract(state): Extract<State>) -> Json<Metadata> {
         token_endpoint: format!("{issuer}/oauth2/token"),
         issuer,
         grant_types_supported: ["client_credentials"],
-        response_types_supported: [],
+        // There is no authorization endpoint; the list must not be empty for some libraries.
+        response_types_supported: ["none"],
         token_endpoint_auth_methods_supported: ["client_secret_basic", "client_secret_post"],
     })
 }
