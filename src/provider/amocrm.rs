@@ -3,7 +3,12 @@
 use reqwest::Method;
 use secrecy::SecretString;
 
-use super::request::{Body, OutboundRequest, RequestError, Values};
+use super::{
+    error::ProviderError,
+    profile::Profile,
+    request::{Body, OutboundRequest, RequestError, Values},
+    response::{Reply, refusal},
+};
 use crate::{client::Client, connection::Vars};
 
 /// Turns the API key of an old account into a code: the answer is 202 and empty, and the code
@@ -34,4 +39,39 @@ pub fn key_exchange(
         headers: Vec::new(),
         body: Body::Json(params.map(|(name, value)| (name.to_owned(), value)).into()),
     })
+}
+
+/// Reads the answer of [`key_exchange`]: 202, or whatever else says yes.
+///
+/// # Errors
+///
+/// If the provider declines. Its words for that are unknown, so most come as `Retry` or `Ambiguous`.
+pub fn read_key_exchange(profile: &Profile, reply: &Reply) -> Result<(), ProviderError> {
+    if (200..300).contains(&reply.status) { Ok(()) } else { Err(refusal(profile, reply)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::{Verdict, test_support};
+
+    #[test]
+    fn an_accepted_key_exchange_is_empty() {
+        let reply = |status, body: &str| Reply {
+            status,
+            content_type: None,
+            retry_after: None,
+            body: body.as_bytes().to_vec().into(),
+        };
+        let profile = test_support::profile("amocrm");
+        assert!(read_key_exchange(&profile, &reply(202, "")).is_ok());
+        for (status, verdict) in [
+            (400, Verdict::Retry),
+            (403, Verdict::Busy { retry_after: None }),
+            (500, Verdict::Ambiguous),
+        ] {
+            let error = read_key_exchange(&profile, &reply(status, "{}")).unwrap_err();
+            assert_eq!(error.verdict, verdict, "{status}");
+        }
+    }
 }

@@ -191,6 +191,11 @@ pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, Provide
     })
 }
 
+/// What an answer means that is no success.
+pub(super) fn refusal(profile: &Profile, reply: &Reply) -> ProviderError {
+    judge(profile, reply, parse(bytes(reply)).as_ref())
+}
+
 /// A provider's text, bounded and without control characters.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect::<String>().trim().to_owned()
