@@ -110,10 +110,18 @@ fn a_file_replaces_a_built_in_profile_or_is_a_new_one() {
     assert!(Catalogue::load(Some(&missing), &BTreeMap::new()).is_err());
 }
 
+/// Every change must be refused in one line that names provider and setting.
+fn assert_refused(changes: &[(&str, &str)]) {
+    for (settings, told) in changes {
+        let error = change(settings).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(told), "{settings}: {error}");
+        assert!(error.contains("example") && !error.contains('\n'), "{settings}: {error}");
+    }
+}
+
 #[test]
-fn a_refusal_is_one_line_that_names_provider_and_setting() {
-    for (settings, told) in [
-        // Types.
+fn a_setting_of_the_wrong_kind_is_refused() {
+    assert_refused(&[
         ("titel = \"x\"", "unknown field `titel`"),
         ("name = \"x\"", "`name` is not a setting"),
         ("title = 7", "expected a string"),
@@ -129,7 +137,12 @@ fn a_refusal_is_one_line_that_names_provider_and_setting() {
         ("grants.password = { client_auth = \"body\" }", "unknown field `password`"),
         ("grants.refresh_token.client_auth = \"jwt\"", "unknown variant `jwt`"),
         ("authorize.omit = [\"state\"]", "unknown variant `state`"),
-        // URLs.
+    ]);
+}
+
+#[test]
+fn a_url_outside_the_network_is_refused() {
+    assert_refused(&[
         ("token.url = \"id.example.com\"", "it must begin with https://"),
         ("token.url = \"https://user:pw@id.example.com\"", "no user name or password"),
         ("token.url = \"http://id.example.com\"", "`token.url`: only https"),
@@ -144,7 +157,12 @@ fn a_refusal_is_one_line_that_names_provider_and_setting() {
         ("key_exchange.url = \"https://[::1]/\"", "`key_exchange.url`: the address is not in"),
         ("network.private = { hosts = [\"a.b\"], networks = [\"10.0.0.0/8\"] }", "is not listed"),
         ("network = \"loopback\"\ntoken.url = \"http://8.8.8.8/\"", "the address is not in"),
-        // A forged callback must not choose where the secret goes.
+    ]);
+}
+
+#[test]
+fn a_value_that_decides_what_is_called_needs_a_list() {
+    assert_refused(&[
         ("token.url = \"https://{host}/token\"", "`host` is not declared under `vars`"),
         (
             "token.url = \"https://{host}/token\"\nvars.host.from_callback = \"h\"",
@@ -163,7 +181,12 @@ fn a_refusal_is_one_line_that_names_provider_and_setting() {
         ("vars.a.allow = [\"a\"]\nclient.a.about = \"x\"", "and no name twice"),
         ("client.Key.about = \"x\"", "`Key` cannot name a value of its own"),
         ("client.key = {}", "missing field `about`"),
-        // Templates and parameters.
+    ]);
+}
+
+#[test]
+fn a_template_or_parameter_out_of_place_is_refused() {
+    assert_refused(&[
         ("authorize.params.x = \"{access_token}\"", "`authorize.params.x`: `access_token` is not"),
         (
             "authorize.params.x = \"{key}\"\nclient.key.about = \"x\"",
@@ -187,12 +210,22 @@ fn a_refusal_is_one_line_that_names_provider_and_setting() {
             "account = { url = \"https://a.b/\", id = \"id\" }",
             "`account`: `id` is not a JSON pointer",
         ),
-        // Scopes, tokens.
+    ]);
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused() {
+    assert_refused(&[
         ("scope.separator = \"\"", "`scope.separator` must not be empty"),
         ("tokens.grace = \"2m\"", "need each other"),
         ("tokens.rotation = \"grace\"", "need each other"),
         ("tokens.access_life = \"91d\"", "`tokens.access_life` is longer"),
-        // Rules.
+    ]);
+}
+
+#[test]
+fn a_rule_that_says_too_little_or_too_much_is_refused() {
+    assert_refused(&[
         (
             "errors = [{ verdict = \"retry\" }]",
             "`errors` number 1: it needs a `status` or a `match`",
@@ -214,11 +247,7 @@ fn a_refusal_is_one_line_that_names_provider_and_setting() {
         ),
         ("network.private = { hosts = [], networks = [], x = 1 }", "unknown field `x`"),
         ("errors = [{ status = 400, verdict = \"fatal\" }]", "unknown variant `fatal`"),
-    ] {
-        let error = change(settings).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains(told), "{settings}: {error}");
-        assert!(error.contains("example") && !error.contains('\n'), "{settings}: {error}");
-    }
+    ]);
 }
 
 #[test]
