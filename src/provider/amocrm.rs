@@ -4,10 +4,10 @@ use reqwest::Method;
 use secrecy::SecretString;
 
 use super::{
-    error::{ProviderError, judge},
+    error::ProviderError,
     profile::Profile,
     request::{Body, OutboundRequest, RequestError, Values},
-    response::{Reply, parse_body},
+    response::{Reply, refusal},
 };
 use crate::{client::Client, connection::Vars};
 
@@ -41,14 +41,37 @@ pub fn key_exchange(
     })
 }
 
-/// Reads the answer to [`key_exchange`]: any success means that the code is on its way.
+/// Reads the answer of [`key_exchange`]: 202, or whatever else says yes.
 ///
 /// # Errors
 ///
-/// If the key, the login or our registration is refused, or the answer says nothing.
+/// If the provider declines. Its words for that are unknown, so most come as `Retry` or `Ambiguous`.
 pub fn read_key_exchange(profile: &Profile, reply: &Reply) -> Result<(), ProviderError> {
-    if (200..300).contains(&reply.status) {
-        return Ok(());
+    if (200..300).contains(&reply.status) { Ok(()) } else { Err(refusal(profile, reply)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::{Verdict, test_support};
+
+    #[test]
+    fn an_accepted_key_exchange_is_empty() {
+        let reply = |status, body: &str| Reply {
+            status,
+            content_type: None,
+            retry_after: None,
+            body: body.as_bytes().to_vec().into(),
+        };
+        let profile = test_support::profile("amocrm");
+        assert!(read_key_exchange(&profile, &reply(202, "")).is_ok());
+        for (status, verdict) in [
+            (400, Verdict::Retry),
+            (403, Verdict::Busy { retry_after: None }),
+            (500, Verdict::Ambiguous),
+        ] {
+            let error = read_key_exchange(&profile, &reply(status, "{}")).unwrap_err();
+            assert_eq!(error.verdict, verdict, "{status}");
+        }
     }
-    Err(judge(profile, reply, parse_body(reply).as_ref()))
 }

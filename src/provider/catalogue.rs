@@ -1,6 +1,6 @@
 //! The providers that this broker knows.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, fs, path::Path, sync::Arc};
 
 use super::profile::Profile;
 use crate::slug::Slug;
@@ -40,13 +40,13 @@ impl Catalogue {
         let mut written = BTreeMap::new();
         for (name, text) in BUILT_IN {
             let origin = format!("built-in provider `{name}`");
-            let name = name.parse().map_err(|why| refuse(&origin, why))?;
+            let name = name.parse().map_err(|why| refuse(&origin, &why))?;
             written.insert(name, (parse(text, &origin)?, origin));
         }
         if let Some(folder) = folder {
             for (name, origin) in files(folder)? {
                 let text = fs::read_to_string(folder.join(format!("{name}.toml")))
-                    .map_err(|why| refuse(&origin, why))?;
+                    .map_err(|why| refuse(&origin, &why))?;
                 written.insert(name, (parse(&text, &origin)?, origin));
             }
         }
@@ -63,7 +63,7 @@ impl Catalogue {
             }
         }
         let profiles = written.into_iter().map(|(name, (table, origin))| {
-            let profile = profile(&name, table).map_err(|why| refuse(&origin, why))?;
+            let profile = profile(&name, table).map_err(|why| refuse(&origin, &why))?;
             Ok((name, Arc::new(profile)))
         });
         profiles.collect::<Result<_, ProfileError>>().map(Self)
@@ -81,7 +81,7 @@ impl Catalogue {
     }
 }
 
-fn refuse(origin: &str, problem: impl ToString) -> ProfileError {
+fn refuse(origin: &str, problem: &dyn fmt::Display) -> ProfileError {
     // One line, whatever a parser has to say.
     let problem = problem.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     ProfileError { origin: origin.to_owned(), problem }
@@ -91,12 +91,12 @@ fn refuse(origin: &str, problem: impl ToString) -> ProfileError {
 fn files(folder: &Path) -> Result<Vec<(Slug, String)>, ProfileError> {
     let here = folder.display().to_string();
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|why| refuse(&here, why))? {
-        let path = entry.map_err(|why| refuse(&here, why))?.path();
+    for entry in fs::read_dir(folder).map_err(|why| refuse(&here, &why))? {
+        let path = entry.map_err(|why| refuse(&here, &why))?.path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             let origin = path.display().to_string();
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            names.push((name.parse().map_err(|why| refuse(&origin, why))?, origin));
+            names.push((name.parse().map_err(|why| refuse(&origin, &why))?, origin));
         }
     }
     Ok(names)
@@ -105,7 +105,7 @@ fn files(folder: &Path) -> Result<Vec<(Slug, String)>, ProfileError> {
 fn parse(text: &str, origin: &str) -> Result<toml::Table, ProfileError> {
     text.parse().map_err(|why: toml::de::Error| {
         let line = why.span().map_or(0, |span| text[..span.start].lines().count().max(1));
-        refuse(origin, format!("line {line}: {}", why.message()))
+        refuse(origin, &format_args!("line {line}: {}", why.message()))
     })
 }
 

@@ -91,6 +91,7 @@ impl Outbound {
         let client = match &profile.network {
             Network::Public => self.public.clone(),
             Network::Loopback => self.loopback.clone(),
+            // Rare, so it need not be kept.
             private @ Network::Private { .. } => {
                 client(private, self.roots).map_err(|_| not_sent("tls", "TLS does not start."))?
             }

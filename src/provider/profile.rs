@@ -266,7 +266,7 @@ pub struct ErrorRule {
 
 /// A value that a member of a JSON body is compared with.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text, a whole number, true or false")]
 pub enum Scalar {
     /// `true` or `false`.
     Bool(bool),

@@ -119,6 +119,9 @@ pub fn authorize_url(client: &Client, asked: &Authorization<'_>) -> Result<Url, 
             query.append_pair(name, expose(&values.render(template)?));
         }
     }
+    // A space as `+` is right in a form, but not every provider reads a query as one.
+    let query = url.query().map(|query| query.replace('+', "%20"));
+    url.set_query(query.as_deref());
     Ok(url)
 }
 

@@ -191,6 +191,11 @@ pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, Provide
     })
 }
 
+/// What an answer means that is no success.
+pub(super) fn refusal(profile: &Profile, reply: &Reply) -> ProviderError {
+    judge(profile, reply, parse(bytes(reply)).as_ref())
+}
+
 /// A provider's text, bounded and without control characters.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect::<String>().trim().to_owned()
@@ -207,11 +212,6 @@ pub fn read_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let until = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
     let wait = Duration::try_from(until.duration_since(now)).unwrap_or_default();
     Some(clamp_wait(wait))
-}
-
-/// The body of an answer as JSON.
-pub(super) fn parse_body(reply: &Reply) -> Option<Value> {
-    parse(bytes(reply))
 }
 
 /// The body as JSON, if it is JSON of a reasonable shape. A byte order mark is forgiven.

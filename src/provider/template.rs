@@ -82,7 +82,7 @@ impl TryFrom<String> for Template {
             rest = after;
         }
         parts.push(Part::Text(rest.to_owned()));
-        Ok(Self { parts, text })
+        Ok(Self { text, parts })
     }
 }
 

@@ -157,7 +157,7 @@ fn any_spelling_of_bearer_will_do() {
 /// Answers of status 200 that are of no use, and what follows. Each holds the refresh token `rt`.
 #[test]
 fn a_refresh_token_survives_whatever_else_is_wrong() {
-    let many = (0..70).map(|n| format!(r#""m{n}":0,"#)).collect::<String>();
+    let many = (0..70).fold(String::new(), |text, n| text + &format!(r#""m{n}":0,"#));
     let deep = format!("{}{}", "[".repeat(20), "]".repeat(20));
     let abyss = "[".repeat(20_000);
     let huge = "x".repeat(20_000);

@@ -21,7 +21,8 @@ fn card(request: Result<OutboundRequest, RequestError>) -> String {
     let request = request.unwrap();
     let mut card = format!("{} {}\n", request.method, request.url);
     for (name, value) in &request.headers {
-        writeln!(card, "{name}: {}", unbase64(shown(value))).unwrap();
+        let value = unbase64(shown(value)).replace("%C2%AB", "«").replace("%C2%BB", "»");
+        writeln!(card, "{name}: {value}").unwrap();
     }
     let params = match &request.body {
         Body::Empty => return card,
@@ -224,6 +225,20 @@ fn scopes_are_joined_once_and_what_is_always_needed_is_added() {
     let cards = Cards::of("divar", &["offline_access", "USER_ID"]);
     assert!(cards.authorize().contains("scope = offline_access USER_ID\n"));
     assert!(!Cards::of("avito", &[]).authorize().contains("scope"));
+}
+
+#[test]
+fn a_scope_is_percent_encoded_in_the_browsers_address() {
+    let client = test_support::client("divar");
+    let asked = Authorization {
+        state: &"state".into(),
+        scopes: &["CHAT_MESSAGE_SEND.a+b/c=".to_owned()],
+        challenge: None,
+        vars: &Vars::new(),
+    };
+    let url = request::authorize_url(&client, &asked).unwrap();
+    let query = url.query().unwrap();
+    assert!(query.contains("&scope=CHAT_MESSAGE_SEND.a%2Bb%2Fc%3D%20offline_access&"), "{query}");
 }
 
 #[test]
