@@ -82,8 +82,8 @@ impl Engine {
         }
         let path =
             url.strip_prefix("sqlite:").map_or(url, |rest| rest.strip_prefix("//").unwrap_or(rest));
-        // Any other scheme, such as `mysql://…`, is not a path.
-        if path.is_empty() || path.contains("://") {
+        // Another scheme is not a path; neither are SQLite's `:memory:` and `?` parameters.
+        if path.is_empty() || path.starts_with(':') || path.contains("://") || path.contains('?') {
             return Err(StoreError::InvalidUrl);
         }
         sqlite(PathBuf::from(path)).await.map(Self::Sqlite)
@@ -147,5 +147,40 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
             Err(StoreError::Unreachable(error.into()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clock::Clock, store::Store};
+
+    #[tokio::test]
+    async fn two_processes_that_read_before_they_write_take_turns() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = SecretString::from(folder.path().join("test.db").to_str().unwrap());
+        let one = Store::connect(&url, Clock::system()).await.unwrap();
+        let two = Store::connect(&url, Clock::system()).await.unwrap();
+        on!(one, |pool| {
+            sqlx::query("CREATE TABLE counter (value BIGINT)").execute(pool).await.unwrap();
+            sqlx::query("INSERT INTO counter VALUES (0)").execute(pool).await.unwrap();
+        });
+        let count = async |store: &Store| -> Result<(), StoreError> {
+            for _ in 0..20 {
+                in_transaction!(store, |tx| {
+                    let sql = "SELECT value FROM counter";
+                    let (value,): (i64,) = sqlx::query_as(sql).fetch_one(&mut *tx).await?;
+                    let sql = "UPDATE counter SET value = $1";
+                    sqlx::query(sql).bind(value + 1).execute(&mut *tx).await?;
+                });
+            }
+            Ok(())
+        };
+        let (first, second) = tokio::join!(count(&one), count(&two));
+        first.unwrap();
+        second.unwrap();
+        let sql = "SELECT value FROM counter";
+        let (value,): (i64,) = on!(one, |pool| sqlx::query_as(sql).fetch_one(pool).await.unwrap());
+        assert_eq!(value, 40);
     }
 }

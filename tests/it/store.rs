@@ -166,6 +166,32 @@ async fn the_database_clock_follows_the_tests(db: TestDatabase) {
 }
 
 #[tokio::test]
+async fn a_locked_row_on_postgres_does_not_hold_up_the_store() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let held = db.hold("UPDATE connections SET failures = 1").await;
+    let started = std::time::Instant::now();
+    let error = db.store.set_state(id, State::Suspect, None).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "the lock is given up before the statement"
+    );
+    drop(held);
+}
+
+#[tokio::test]
+async fn people_can_read_times_on_postgres() {
+    let db = TestDatabase::postgres().await;
+    stored(&db, "avito-main").await;
+    db.execute(
+        "DO $$ BEGIN ASSERT (SELECT now() - created_at < interval '1 minute'
+             FROM connections_readable WHERE name = 'avito-main' AND generation = 0); END $$",
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn a_new_sqlite_file_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
@@ -197,9 +223,14 @@ async fn a_database_that_is_not_there_is_told_in_one_line_without_the_password()
     assert!(error.to_string().contains("refused"), "{error}");
     let error = connect("sqlite:/nowhere/at/all/broker.db").await;
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
-    for url in
-        ["", "sqlite:", "mysql://user:pass-word@host/x", "postgres://user:pass-word@host:port"]
-    {
+    for url in [
+        "",
+        "sqlite:",
+        "sqlite::memory:",
+        "sqlite:a.db?mode=ro",
+        "mysql://user:pass-word@host/x",
+        "postgres://user:pass-word@host:port",
+    ] {
         let error = connect(url).await;
         assert!(matches!(error, StoreError::InvalidUrl), "{url}: {error:?}");
     }

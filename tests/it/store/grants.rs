@@ -27,6 +27,7 @@ on_both_engines! {
     the_most_urgent_comes_first,
     an_abandoned_claim_is_due,
     a_pending_grant_waits_beside_a_live_one,
+    a_pending_grant_changes_no_other_state,
     a_first_grant_waits_for_confirmation,
     a_confirmed_grant_goes_live,
     only_the_grant_that_waits_is_confirmed,
@@ -321,6 +322,18 @@ async fn a_pending_grant_waits_beside_a_live_one(db: TestDatabase) {
     let dropped = record(&db, id).await;
     assert_eq!(dropped.connection.state, State::Active);
     assert!(dropped.pending.is_none());
+}
+
+async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
+    let with_grant = held(&db, "held").await.id;
+    let without = stored(&db, "fresh").await.id;
+    for (id, state) in [(with_grant, State::PendingConsent), (without, State::Revoking)] {
+        db.store.set_state(id, state, None).await.unwrap();
+        assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
+        assert_eq!(record(&db, id).await.connection.state, state);
+        assert!(db.store.drop_pending(id).await.unwrap());
+        assert_eq!(record(&db, id).await.connection.state, state);
+    }
 }
 
 async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {

@@ -71,6 +71,15 @@ impl TestDatabase {
         }
     }
 
+    /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
+    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+    pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
+        let mut connection = PgConnection::connect(self.url.expose_secret()).await.unwrap();
+        sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        connection
+    }
+
     /// All that the database holds, as far as anybody with access to it could read.
     pub(crate) async fn contents(&self) -> String {
         match &self.place {
