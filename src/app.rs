@@ -285,16 +285,25 @@ impl App {
         self.shutdown.clone()
     }
 
-    /// Serves until [`App::shutdown`] is cancelled; then stops beginning anything, lets what is
-    /// under way finish, and closes the database.
+    /// Serves and refreshes until [`App::shutdown`] is cancelled; then stops beginning anything,
+    /// lets what is under way finish, and closes the database.
     pub async fn run(self) {
-        let Self { broker, state, listeners, shutdown, _state_dir } = self;
         let tasks = TaskTracker::new();
+        tasks.spawn(refresher::run(Arc::clone(&self.broker), self.shutdown.clone()));
+        self.run_beside(tasks).await;
+    }
+
+    /// As [`App::run`], but nothing happens in the background: for tests that step the refresher.
+    pub async fn run_without_refresher(self) {
+        self.run_beside(TaskTracker::new()).await;
+    }
+
+    async fn run_beside(self, tasks: TaskTracker) {
+        let Self { broker, state, listeners, shutdown, _state_dir } = self;
         let public = http::public_router(state.clone());
         let internal = http::internal_router(state);
         tasks.spawn(server::serve(listeners.public, public, shutdown.clone(), CLIENT_GRACE));
         tasks.spawn(server::serve(listeners.internal, internal, shutdown.clone(), CLIENT_GRACE));
-        tasks.spawn(refresher::run(Arc::clone(&broker), shutdown.clone()));
         shutdown.cancelled().await;
         tracing::info!("ending: finishing what is under way");
         tasks.close();
