@@ -30,7 +30,7 @@ on_both_engines! {
 /// How many codes and tokens the provider was shown.
 fn presented(broker: &TestBroker, which: Simulated) -> u64 {
     let oracle = broker.simulator(which).oracle();
-    oracle.tokens.iter().map(|token| u64::from(token.presented)).sum()
+    oracle.known.iter().flat_map(|known| known.presented.values()).sum()
 }
 
 fn title(answer: &Answer) -> &str {
@@ -84,7 +84,7 @@ async fn a_denial_leads_back_to_the_page(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
         let name = format!("{which}-shop");
-        let expected = json!({ "expected_account": broker.simulator(which).account() });
+        let expected = json!({ "expected_account": broker.account(which) });
         let link = broker.link(&name, which.as_str(), expected).await;
         let mut person = Person::new(&broker);
         let page = person.consent(&link, "deny").await;
@@ -136,10 +136,10 @@ async fn a_consent_and_a_link_end(database: TestDatabase) {
     let mut person = Person::new(&broker);
     let provider = person.start(&link).await;
     let callback = person.decide(&provider, "allow").await;
-    broker.advance(Duration::from_secs(10 * 60 + 1));
+    broker.advance(Duration::from_secs(10 * 60 + 1)).await;
     assert_eq!(person.get(&callback).await.status, StatusCode::BAD_REQUEST);
     assert_eq!(presented(&broker, Simulated::Avito), 0);
-    broker.advance(Duration::from_hours(24));
+    broker.advance(Duration::from_hours(24)).await;
     let page = person.get(&link).await;
     assert_eq!((page.status, title(&page)), (StatusCode::GONE, "This link has ended"));
     assert_eq!(person.press(&link).await.status, StatusCode::GONE);
@@ -201,7 +201,7 @@ async fn a_callback_that_is_not_ours_is_refused_before_any_call(database: TestDa
 
 async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let account = broker.simulator(Simulated::Divar).account();
+    let account = broker.account(Simulated::Divar);
     let link = broker.link("divar-shop", "divar", json!({})).await;
     let page = Person::new(&broker).consent(&link, "allow").await;
     assert!(page.text.contains(&account), "{}", page.text);
@@ -209,7 +209,10 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     assert_eq!(view["state"], "pending_confirm");
     assert_eq!(view["pending_account"]["id"], account);
     let read = broker.token("divar-shop").await;
-    assert_eq!((read.status, &read.json()["code"]), (StatusCode::CONFLICT, &json!("pending_confirm")));
+    assert_eq!(
+        (read.status, &read.json()["code"]),
+        (StatusCode::CONFLICT, &json!("pending_confirm"))
+    );
 
     let confirm = |key: String, account: Value| {
         let broker = &broker;
@@ -240,9 +243,9 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     // What nobody confirms is forgotten after an hour.
     let link = broker.link("divar-other", "divar", json!({})).await;
     Person::new(&broker).consent(&link, "allow").await;
-    broker.advance(Duration::from_secs(3_601));
-    broker.broker.purge().await.unwrap();
-    broker.broker.sync().await.unwrap();
+    broker.advance(Duration::from_secs(3_601)).await;
+    broker.broker().purge().await.unwrap();
+    broker.broker().sync().await.unwrap();
     assert_eq!(broker.view("divar-other").await["state"], "pending_consent");
     broker.stop().await;
 }
@@ -251,7 +254,11 @@ async fn the_wrong_account_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({ "expected_account": "1" })).await;
     let page = Person::new(&broker).consent(&link, "allow").await;
-    assert!(page.text.contains("another account") || page.text.contains("Another account"), "{}", page.text);
+    assert!(
+        page.text.contains("another account") || page.text.contains("Another account"),
+        "{}",
+        page.text
+    );
     let view = broker.view("avito-shop").await;
     assert_eq!((&view["state"], &view["generation"]), (&json!("pending_consent"), &json!(0)));
     assert!(view["pending_account"].is_null());
@@ -265,7 +272,7 @@ async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) 
     assert!(page.text.contains("Connected"), "{}", page.text);
     // It lives for ten minutes only, and no service can make one.
     let link = broker.link("avito-late", "avito", json!({ "self": true })).await;
-    broker.advance(Duration::from_secs(601));
+    broker.advance(Duration::from_secs(601)).await;
     assert_eq!(Person::new(&broker).get(&link).await.status, StatusCode::GONE);
     let key = broker.service("asker", json!(["*"]), json!(["consent"])).await;
     let body = json!({ "connection": "avito-shop", "client": "avito", "self": true });
@@ -276,7 +283,8 @@ async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) 
 
 async fn another_account_never_replaces_the_one_that_is_live(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    broker.connect("avito-shop", Simulated::Avito).await;
+    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+    Person::new(&broker).consent(&link, "allow").await;
     let before = broker.token("avito-shop").await.json();
     let second = "10000002";
     // Not for an operator's own browser, nor when it is expected by name.
@@ -290,7 +298,10 @@ async fn another_account_never_replaces_the_one_that_is_live(database: TestDatab
         let page = person.get(back.header("location")).await;
         assert!(page.text.contains("confirm"), "{}", page.text);
         let view = broker.view("avito-shop").await;
-        assert_eq!((&view["state"], &view["account"]["id"]), (&json!("active"), &before["account"]));
+        assert_eq!(
+            (&view["state"], &view["account"]["id"]),
+            (&json!("active"), &before["account"])
+        );
         assert_eq!(view["pending_account"]["id"], second);
         assert_eq!(broker.token("avito-shop").await.json()["access_token"], before["access_token"]);
     }
@@ -310,7 +321,7 @@ async fn five_attempts_of_a_link_may_be_under_way(database: TestDatabase) {
         person.start(&link).await;
     }
     assert_eq!(person.press(&link).await.status, StatusCode::TOO_MANY_REQUESTS);
-    broker.advance(Duration::from_secs(601));
+    broker.advance(Duration::from_secs(601)).await;
     person.start(&link).await;
     broker.stop().await;
 }
@@ -336,7 +347,9 @@ async fn a_press_from_another_site_is_refused(database: TestDatabase) {
     let answer = Person::new(&broker).send(Method::POST, &link, &by_origin, None).await;
     assert_eq!(answer.status, StatusCode::SEE_OTHER);
     let cookie = answer.header("set-cookie");
-    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Lax") && cookie.contains("Path=/"));
+    assert!(
+        cookie.contains("HttpOnly") && cookie.contains("SameSite=Lax") && cookie.contains("Path=/")
+    );
     broker.stop().await;
 }
 

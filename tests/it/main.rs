@@ -2,6 +2,9 @@
 
 #![cfg(test)]
 
+mod consents;
+mod journeys;
 mod pages;
+mod provider_answers;
 mod store;
 mod support;

@@ -122,7 +122,8 @@ fn load(settings: &toml::Table) -> Result<Config, Failure> {
     let mut environment: HashMap<_, _> = environment()
         .into_iter()
         .filter(|(name, _)| {
-            name.starts_with("TOKEN_BROKER__LOG__") || name.starts_with("TOKEN_BROKER__SIMULATORS__")
+            name.starts_with("TOKEN_BROKER__LOG__")
+                || name.starts_with("TOKEN_BROKER__SIMULATORS__")
         })
         .collect();
     let filter = "TOKEN_BROKER__LOG__FILTER".to_owned();
@@ -189,7 +190,10 @@ async fn prepare(
     }
     let connections = broker.views(&operator);
     if auto_consent && let Some(other) = connections.iter().find(|c| c.state != State::Active) {
-        return Err(Failure::internal(format!("{} is {} after its consent", other.name, other.state)));
+        return Err(Failure::internal(format!(
+            "{} is {} after its consent",
+            other.name, other.state
+        )));
     }
     Ok(Prepared { operator_key, service_key, connections, links })
 }
@@ -214,7 +218,10 @@ struct Listed {
 }
 
 impl Ready {
-    #[expect(clippy::disallowed_methods, reason = "a demo's keys and links are for whoever runs it")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a demo's keys and links are for whoever runs it"
+    )]
     fn new(
         (public_url, internal_url): (String, String),
         prepared: Prepared,
@@ -263,7 +270,9 @@ impl Ready {
             ))?;
         }
         if !consented {
-            say("\nOpen a link in a browser and press Allow: its connection is live from then on.\n")?;
+            say(
+                "\nOpen a link in a browser and press Allow: its connection is live from then on.\n",
+            )?;
             for (name, url) in &self.consent_links {
                 say(&format!("  {name:12} {url}"))?;
             }

@@ -51,9 +51,8 @@ fn parse(url: &str) -> Result<Url, Failure> {
 /// Where an answer sends the browser.
 fn next(response: &Response) -> Result<Url, Failure> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    let location = location.ok_or_else(|| {
-        Failure::internal(format!("a consent stopped at {}", response.status()))
-    })?;
+    let location = location
+        .ok_or_else(|| Failure::internal(format!("a consent stopped at {}", response.status())))?;
     response.url().join(location).map_err(Failure::internal)
 }
 

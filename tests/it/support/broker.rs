@@ -1,6 +1,10 @@
 //! The whole broker in the test's own process, with simulated providers and a clock to move.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use reqwest::{Client, Method, StatusCode, header, redirect::Policy};
 use secrecy::ExposeSecret as _;
@@ -12,7 +16,7 @@ use token_broker::{
     clock::Clock,
     config::Config,
     seal::Keyring,
-    simulator::{Simulated, Simulator, SimulatorSettings, Simulators},
+    simulator::{Kind, Simulated, Simulator, SimulatorSettings, Simulators},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,7 +24,7 @@ use super::database::TestDatabase;
 
 /// A running broker; its background refresher is stepped by hand, its clock moved by hand.
 pub(crate) struct TestBroker {
-    pub(crate) broker: Arc<Broker>,
+    running: Running,
     pub(crate) clock: Clock,
     pub(crate) public_url: String,
     pub(crate) internal_url: String,
@@ -29,10 +33,42 @@ pub(crate) struct TestBroker {
     pub(crate) service_key: String,
     pub(crate) simulators: Simulators,
     pub(crate) http: Client,
-    pub(crate) database: TestDatabase,
+    #[expect(dead_code, reason = "it is gone when this is dropped")]
+    database: TestDatabase,
+    settings: toml::Table,
+    _state_dir: TempDir,
+}
+
+/// The part that ends and starts anew.
+struct Running {
+    broker: Arc<Broker>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
-    _state_dir: TempDir,
+}
+
+impl Running {
+    async fn start(settings: &toml::Table, listeners: Listeners, clock: Clock) -> Self {
+        let app = App::start(load(settings), listeners, clock).await.unwrap();
+        let broker = Arc::clone(app.broker());
+        let shutdown = app.shutdown();
+        let tasks = TaskTracker::new();
+        tasks.spawn(app.run_without_refresher());
+        tasks.close();
+        Self { broker, shutdown, tasks }
+    }
+
+    async fn stop(&self) {
+        self.shutdown.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+fn load(settings: &toml::Table) -> Config {
+    Config::load_over(None, HashMap::new(), settings).unwrap()
+}
+
+async fn bind(public: &str, internal: &str) -> Listeners {
+    Listeners::bind(public.parse().unwrap(), internal.parse().unwrap()).await.unwrap()
 }
 
 /// An answer, read whole.
@@ -66,35 +102,29 @@ impl TestBroker {
         settings: &str,
     ) -> Self {
         let clock = database.clock.clone();
-        let loopback = "127.0.0.1:0".parse().unwrap();
-        let listeners = Listeners::bind(loopback, loopback).await.unwrap();
+        let listeners = bind("127.0.0.1:0", "127.0.0.1:0").await;
         let public_url = format!("http://{}", listeners.public.local_addr().unwrap());
         let internal_url = format!("http://{}", listeners.internal.local_addr().unwrap());
         simulated.register_callbacks(&public_url);
         let simulators = Simulators::start(simulated, clock.clone()).await.unwrap();
         let state_dir = tempfile::tempdir().unwrap();
-        let mut overrides: toml::Table = settings.parse().unwrap();
-        merge(&mut overrides, simulators.configuration());
-        overrides.insert("public_url".into(), public_url.clone().into());
-        overrides.insert("internal_url".into(), internal_url.clone().into());
-        overrides.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
+        let mut settings: toml::Table = settings.parse().unwrap();
+        merge(&mut settings, simulators.configuration());
+        settings.insert("public_url".into(), public_url.clone().into());
+        settings.insert("internal_url".into(), internal_url.clone().into());
+        settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
         #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
         let url = database.url.expose_secret();
-        overrides.insert("database".into(), toml::toml! { url = url }.into());
-        let config = Config::load_over(None, std::collections::HashMap::new(), &overrides).unwrap();
-        Keyring::generate().write_new(&config.key_file).unwrap();
-        let app = App::start(config, listeners, clock.clone()).await.unwrap();
-        let broker = Arc::clone(app.broker());
-        let shutdown = app.shutdown();
-        let tasks = TaskTracker::new();
-        tasks.spawn(app.run_without_refresher());
-        tasks.close();
-        let http = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
-        let operator_key = broker.create_operator("tester".parse().unwrap()).await.unwrap();
+        settings.insert("database".into(), toml::toml! { url = url }.into());
+        let key_file = load(&settings).key_file;
+        Keyring::generate().write_new(&key_file).unwrap();
+        let running = Running::start(&settings, listeners, clock.clone()).await;
+        let operator_key = running.broker.create_operator("tester".parse().unwrap()).await.unwrap();
         #[expect(clippy::disallowed_methods, reason = "the test shows the key to the broker")]
         let operator_key = operator_key.expose_secret().to_owned();
+        let http = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
         let mut this = Self {
-            broker,
+            running,
             clock,
             public_url,
             internal_url,
@@ -103,12 +133,25 @@ impl TestBroker {
             simulators,
             http,
             database,
-            shutdown,
-            tasks,
+            settings,
             _state_dir: state_dir,
         };
         this.service_key = this.service("reader", json!(["*"]), json!(["token"])).await;
         this
+    }
+
+    /// The use cases, without a socket between.
+    pub(crate) fn broker(&self) -> &Arc<Broker> {
+        &self.running.broker
+    }
+
+    /// Ends the broker as a signal would and starts it again on the same database and addresses,
+    /// with its settings changed.
+    pub(crate) async fn restart(&mut self, change: impl FnOnce(&mut toml::Table)) {
+        self.running.stop().await;
+        change(&mut self.settings);
+        let listeners = bind(&self.public_url[7..], &self.internal_url[7..]).await;
+        self.running = Running::start(&self.settings, listeners, self.clock.clone()).await;
     }
 
     /// Makes a service and returns its key.
@@ -149,7 +192,8 @@ impl TestBroker {
 
     /// What the connection looks like to an operator.
     pub(crate) async fn view(&self, connection: &str) -> Value {
-        let answer = self.operator(Method::GET, &format!("/v1/connections/{connection}"), None).await;
+        let answer =
+            self.operator(Method::GET, &format!("/v1/connections/{connection}"), None).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         answer.json()
     }
@@ -173,7 +217,7 @@ impl TestBroker {
 
     /// Makes a connection whose simulated account consents and is expected.
     pub(crate) async fn connect(&self, name: &str, which: Simulated) {
-        let expected = json!({ "expected_account": self.simulator(which).account() });
+        let expected = json!({ "expected_account": self.account(which) });
         let link = self.link(name, which.as_str(), expected).await;
         let mut person = Person::new(self);
         let page = person.consent(&link, "allow").await;
@@ -185,23 +229,44 @@ impl TestBroker {
         self.simulators.of(which)
     }
 
-    /// Moves the clock of the broker, its database and the simulators.
-    pub(crate) fn advance(&self, by: Duration) {
+    /// The account that consents at a simulator unless a person chooses another.
+    pub(crate) fn account(&self, which: Simulated) -> String {
+        self.simulators.applications()[which.as_str()].account.clone()
+    }
+
+    /// How often codes and tokens of a kind were presented to a simulator, and the most that any
+    /// one of them was.
+    pub(crate) fn presented(&self, which: Simulated, kind: Kind) -> (u64, u64) {
+        let oracle = self.simulator(which).oracle();
+        let times = oracle.known.iter().filter(|known| known.kind == kind);
+        let times = times.map(|known| known.presented.values().sum::<u64>());
+        times.fold((0, 0), |(all, most), times| (all + times, most.max(times)))
+    }
+
+    /// Moves the clock of the broker, its database and the simulators; the broker's memory is
+    /// brought up to date, as the background would have done meanwhile.
+    pub(crate) async fn advance(&self, by: Duration) {
         self.clock.advance(by);
+        self.broker().sync().await.unwrap();
+    }
+
+    /// Asks until the connection is live, for what happens after an answer was given.
+    pub(crate) async fn until_active(&self, connection: &str) {
+        let active = async { while self.view(connection).await["state"] != "active" {} };
+        let active = tokio::time::timeout(Duration::from_secs(30), active).await;
+        assert!(active.is_ok(), "{}", self.view(connection).await);
     }
 
     /// One step of the background refresher.
     pub(crate) async fn refresh_due(&self) -> usize {
-        self.broker.sync().await.unwrap();
-        self.broker.refresh_due(100).await.unwrap()
+        self.broker().sync().await.unwrap();
+        self.broker().refresh_due(100).await.unwrap()
     }
 
     /// Ends the broker as a signal would, and waits for it.
-    pub(crate) async fn stop(self) -> TestDatabase {
-        self.shutdown.cancel();
-        self.tasks.wait().await;
+    pub(crate) async fn stop(self) {
+        self.running.stop().await;
         self.simulators.shutdown().await;
-        self.database
     }
 
     /// Uses a token as a service does: with the headers and the base URL that came with it.
@@ -237,8 +302,13 @@ impl Person {
     /// Presses the button of a page of this URL.
     pub(crate) async fn press(&mut self, url: &str) -> Answer {
         let origin = url::Url::parse(url).unwrap().origin().ascii_serialization();
-        self.send(Method::POST, url, &[("origin", &origin), ("sec-fetch-site", "same-origin")], None)
-            .await
+        self.send(
+            Method::POST,
+            url,
+            &[("origin", &origin), ("sec-fetch-site", "same-origin")],
+            None,
+        )
+        .await
     }
 
     /// From the link to the provider's consent page; returns that page's URL.
