@@ -2,9 +2,12 @@
 
 #![cfg(test)]
 
+mod api;
 mod consents;
+mod demo;
 mod journeys;
 mod pages;
 mod provider_answers;
+mod stock_clients;
 mod store;
 mod support;

@@ -104,6 +104,15 @@ impl Program {
         Ended { status, stdout, stderr }
     }
 
+    /// Waits for its end and lists what it left in its home.
+    pub(crate) async fn left_behind(mut self) -> Vec<String> {
+        let all = async { (rest(&mut self.stdout).await, rest(&mut self.stderr).await) };
+        assert!(timeout(PATIENCE, all).await.is_ok(), "it still runs after {PATIENCE:?}");
+        self.child.wait().unwrap();
+        let left = std::fs::read_dir(self.home.path()).unwrap();
+        left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
     /// What it has said on standard error so far.
     fn complaints(&mut self) -> String {
         let mut said = Vec::new();
