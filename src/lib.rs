@@ -9,4 +9,5 @@ pub mod connection;
 pub mod consent;
 pub mod seal;
 pub mod secret;
+pub mod simulator;
 pub mod slug;
