@@ -4,9 +4,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use token_broker::simulator::{
     End, Endpoint, Kind, Simulated,
-    settings::{
-        AvitoSettings, ErrorStyle, OldRefreshToken, RedirectUriMismatch, SpaceScopes,
-    },
+    settings::{AvitoSettings, ErrorStyle, OldRefreshToken, RedirectUriMismatch, SpaceScopes},
 };
 
 use super::{Answer, World, send, with};

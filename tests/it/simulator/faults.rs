@@ -102,15 +102,24 @@ async fn oracle_clock_and_faults_are_there_over_http_on_every_host() {
     assert_eq!(send(world.post("localhost", "/_simulator/clock").json(&advance)).await.status, 204);
     assert!(world.simulator().oracle().now.duration_since(before).as_secs() >= 3_600);
 
-    for expected in [json!("soon"), json!("soon"), json!("soon"), json!("soon"), json!("soon"),
-                     json!("soon"), json!(86_400)] {
+    for expected in [
+        json!("soon"),
+        json!("soon"),
+        json!("soon"),
+        json!("soon"),
+        json!("soon"),
+        json!("soon"),
+        json!(86_400),
+    ] {
         let answer = send(world.post("127.0.0.1", "/token").form(&CLIENT)).await;
         assert_eq!(answer.json()["expires_in"], expected);
     }
     let oracle = world.get("localhost", "/_simulator/oracle").await.json();
     assert_eq!(oracle["requests"], json!({"token": 7}));
-    assert_eq!((&oracle["known"][0]["kind"], &oracle["known"][0]["alive"]),
-               (&json!("access"), &json!(true)));
+    assert_eq!(
+        (&oracle["known"][0]["kind"], &oracle["known"][0]["alive"]),
+        (&json!("access"), &json!(true))
+    );
 
     for nonsense in [json!({"fault": {"kind": "gremlin"}}), json!({"fault": {"kind": "drop"}})] {
         let refused = send(world.post("localhost", "/_simulator/faults").json(&nonsense)).await;
