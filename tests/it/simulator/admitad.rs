@@ -178,7 +178,7 @@ async fn live_tokens_are_capped_and_the_lifetime_can_be_a_string() {
     refused(&world.admitad_direct(&DIRECT).await, 403, "access_denied", 6);
     let refresh = answer.token("refresh_token");
     refused(&world.admitad_refresh(&refresh).await, 403, "access_denied", 6);
-    world.simulator().advance_clock(Duration::from_secs(604_800));
+    world.simulator().advance_clock(Duration::from_hours(7 * 24));
     assert_eq!(world.admitad_refresh(&refresh).await.status, 200);
 }
 
@@ -226,6 +226,6 @@ async fn the_account_call_tells_expired_from_unknown_and_from_too_little() {
     let small = world.admitad_direct(&small).await.token("access_token");
     refused(&world.admitad_me(&small).await, 403, "insufficient_scope", 2);
     let access = world.admitad_direct(&DIRECT).await.token("access_token");
-    world.simulator().advance_clock(Duration::from_secs(604_800));
+    world.simulator().advance_clock(Duration::from_hours(7 * 24));
     refused(&world.admitad_me(&access).await, 401, "invalid_token", 0);
 }

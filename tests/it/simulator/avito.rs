@@ -216,7 +216,7 @@ async fn the_account_call_takes_only_a_live_token_with_the_scope() {
     }
     let access = grant.token("access_token");
     assert_eq!(world.avito_account(&access).await.status, 200);
-    world.simulator().advance_clock(Duration::from_secs(86_400));
+    world.simulator().advance_clock(Duration::from_hours(24));
     let expired = world.avito_account(&access).await;
     assert_eq!((expired.status, expired.json()), (403, forbidden));
     let oracle = world.simulator().oracle();

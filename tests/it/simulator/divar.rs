@@ -33,6 +33,11 @@ const INVALID_GRANT: &str = "The provided authorization grant (e.g., authorizati
     owner credentials) or refresh token is invalid, expired, revoked, does not match the \
     redirection URI used in the authorization request, or was issued to another client.";
 
+const MALFORMED: &str = "The request is missing a required parameter, includes an invalid \
+    parameter value, includes a parameter more than once, or is otherwise malformed.";
+const INVALID_CLIENT: &str = "Client authentication failed (e.g., unknown client, no client \
+    authentication included, or unsupported authentication method).";
+
 async fn divar(change: impl FnOnce(&mut DivarSettings)) -> World {
     World::new(Simulated::Divar, |settings| change(&mut settings.divar)).await
 }
@@ -148,10 +153,6 @@ async fn a_wrong_client_or_redirect_uri_never_comes_back_and_other_errors_do() {
 #[tokio::test]
 async fn only_a_form_with_the_client_in_it_is_read() {
     let world = divar(|_| ()).await;
-    const MALFORMED: &str = "The request is missing a required parameter, includes an invalid \
-        parameter value, includes a parameter more than once, or is otherwise malformed.";
-    const CLIENT: &str = "Client authentication failed (e.g., unknown client, no client \
-        authentication included, or unsupported authentication method).";
     let as_json = send(world.post("localhost", TOKEN).json(&json!({"grant_type": "x"}))).await;
     let empty = format!("{MALFORMED} The POST body can not be empty.");
     refused(&as_json, 400, "invalid_request", &empty);
@@ -160,7 +161,7 @@ async fn only_a_form_with_the_client_in_it_is_read() {
     refused(&missing, 400, "invalid_request", &description);
 
     let wrong = world.divar_post(&with(&CODE, "client_secret", Some("wrong"))).await;
-    refused(&wrong, 401, "invalid_client", CLIENT);
+    refused(&wrong, 401, "invalid_client", INVALID_CLIENT);
     let basic = world.post("localhost", TOKEN).basic_auth(ID, Some("simulated-divar-secret"));
     let basic = send(basic.form(&CODE)).await;
     assert_eq!((basic.status, &basic.json()["error"]), (401, &json!("invalid_client")));
