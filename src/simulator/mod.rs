@@ -41,6 +41,7 @@ mod request;
 mod serve;
 pub mod settings;
 mod shape;
+mod switch;
 
 use std::{fmt, io, sync::Arc, time::Duration};
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use token_broker::{
     secret::Digest,
     simulator::{
-        End, Simulated,
+        End, Fault, Simulated,
         settings::{Denial, DivarSettings, Hydra, OldAccessToken, RefreshParameters},
     },
 };
@@ -209,6 +209,17 @@ async fn within_the_grace_the_old_token_gives_further_pairs_and_after_it_ends_th
     invalid_grant(&newest, "The refresh token is malformed or not valid.");
     let oracle = world.simulator().oracle();
     assert_eq!(oracle.of(&third.1).unwrap().ended, Some(End::RefreshReused));
+}
+
+#[tokio::test]
+async fn a_refresh_can_lose_a_race_without_losing_its_token() {
+    let world = divar(|_| ()).await;
+    let tokens = pair(&world.divar_grant().await);
+    world.simulator().fault(&Fault::Contended, 1);
+    let lost = world.divar_refresh(&tokens).await;
+    assert_eq!((lost.status, &lost.json()["error"]), (400, &json!("invalid_request")));
+    assert!(lost.text.contains("Please retry the request."), "{}", lost.text);
+    assert_eq!(world.divar_refresh(&tokens).await.status, 200);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use axum::{
     Form, Json, Router,
-    extract::{RawQuery, State},
+    extract::State,
     http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -59,6 +59,13 @@ pub(super) fn api(divar: Arc<Divar>) -> Router {
 
 fn problem(status: StatusCode, text: &str) -> Response {
     page::problem(status, "Divar", "This did not work", text)
+}
+
+/// What a refresh is told that lost the race against another one.
+pub(super) fn contended() -> Response {
+    let hint = "Failed to refresh token because of multiple concurrent requests using the same \
+                token. Please retry the request.";
+    error::OAuthError::invalid_request(hint).into_response()
 }
 
 /// An error of Divar's own API, in the form of `google.rpc.Status`.
@@ -132,9 +139,8 @@ impl Divar {
     }
 }
 
-async fn consent_page(State(divar): State<Arc<Divar>>, RawQuery(query): RawQuery) -> Response {
+async fn consent_page(State(divar): State<Arc<Divar>>, query: Params) -> Response {
     divar.core.arrived(Endpoint::Authorize);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     let asked = match divar.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -151,11 +157,10 @@ async fn consent_page(State(divar): State<Arc<Divar>>, RawQuery(query): RawQuery
 
 async fn decide(
     State(divar): State<Arc<Divar>>,
-    RawQuery(query): RawQuery,
+    query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
     divar.core.arrived(Endpoint::Decision);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     let asked = match divar.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -169,8 +174,7 @@ async fn decide(
             Denial::Bare => page::callback(asked.redirect_uri, &[state]),
         };
     }
-    let chosen =
-        |user: &&DivarUser| decision.account.as_ref().is_none_or(|chosen| *chosen == user.id);
+    let chosen = |user: &&DivarUser| decision.chose(&user.id);
     let Some(user) = divar.settings.users.iter().find(chosen) else {
         return problem(StatusCode::BAD_REQUEST, "There is no such user.");
     };

@@ -20,7 +20,7 @@ use std::{
 use axum::{
     Form, Json, Router,
     body::Bytes,
-    extract::{OriginalUri, RawQuery, State},
+    extract::{OriginalUri, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -162,9 +162,8 @@ impl Amocrm {
     }
 }
 
-async fn consent_page(State(amocrm): State<Arc<Amocrm>>, RawQuery(query): RawQuery) -> Response {
+async fn consent_page(State(amocrm): State<Arc<Amocrm>>, query: Params) -> Response {
     amocrm.core.arrived(Endpoint::Authorize);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     if let Err(refusal) = amocrm.asked(&query) {
         return *refusal;
     }
@@ -183,11 +182,10 @@ async fn consent_page(State(amocrm): State<Arc<Amocrm>>, RawQuery(query): RawQue
 
 async fn decide(
     State(amocrm): State<Arc<Amocrm>>,
-    RawQuery(query): RawQuery,
+    query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
     amocrm.core.arrived(Endpoint::Decision);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     let redirect_uri = match amocrm.asked(&query) {
         Ok(redirect_uri) => redirect_uri,
         Err(refusal) => return *refusal,
@@ -197,9 +195,7 @@ async fn decide(
     if decision.decision == Verdict::Deny {
         return page::callback(redirect_uri, &[("error", Some("access_denied")), client_id, state]);
     }
-    let chosen = |account: &&AmocrmAccount| {
-        decision.account.as_ref().is_none_or(|chosen| *chosen == account.id.to_string())
-    };
+    let chosen = |account: &&AmocrmAccount| decision.chose(&account.id.to_string());
     let Some(account) = amocrm.settings.accounts.iter().find(chosen) else {
         return amocrm.page(StatusCode::BAD_REQUEST, "There is no such account.");
     };
