@@ -27,7 +27,7 @@ use super::{
     shape,
 };
 
-/// Withdrawn: asking for one gives 401. [D] AD-ACC
+/// Withdrawn: asking for one gives 401, by Admitad's "help on access settings".
 const WITHDRAWN: [&str; 4] =
     ["payments", "offline_sales", "offline_receipts", "manage_offline_receipts"];
 
@@ -85,7 +85,7 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, error, description, 3)
     }
 
-    /// As captured: without a number. [O] AD-AFF `ApiClientTest`
+    /// Without a number, as in the answer that affiliateforge/php-admitad-api captured.
     fn client(client_id: &str) -> Self {
         let description = format!("client_id {client_id} doesn't exist");
         let status = StatusCode::UNAUTHORIZED;
@@ -260,7 +260,7 @@ impl Admitad {
         };
         let client_id = query.get("client_id").unwrap_or_default();
         if client_id != self.settings.client_id {
-            // Documented: this error does come back to the redirect URI. [D] AD-3P
+            // By Admitad's "authorization of third-party web applications", this error does come back.
             let description = format!("client_id {client_id} doesn't exist");
             return Err(refused("invalid_client", &description).into());
         }

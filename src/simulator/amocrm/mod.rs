@@ -8,13 +8,13 @@
 //! answer of a host that belongs to no account (404), a refresh on another account's host, and
 //! every answer of `exchange_api_key` but 202.
 
+mod api_key;
 mod problem;
 mod token;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
 use axum::{
@@ -25,10 +25,9 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
-use url::Url;
 
 use self::problem::Problem;
 use super::{
@@ -36,7 +35,7 @@ use super::{
     ledger::{Authorisation, Rotation},
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
-    request::{self, Encoding, Params, TokenRequest, bearer},
+    request::{self, Params, bearer},
     settings::{AmocrmAccount, AmocrmSettings, RefreshMode},
     shape,
 };
@@ -100,7 +99,7 @@ pub(super) fn api(amocrm: Arc<Amocrm>) -> Router {
         .method_not_allowed_fallback(not_found);
     // API keys are a thing of old amoCRM accounts; no source has them at Kommo.
     let router = match amocrm.product {
-        Product::Amocrm => router.route("/oauth2/exchange_api_key", post(exchange_api_key)),
+        Product::Amocrm => router.route("/oauth2/exchange_api_key", post(api_key::exchange)),
         Product::Kommo => router,
     };
     router.with_state(amocrm)
@@ -253,81 +252,4 @@ async fn account(State(amocrm): State<Arc<Amocrm>>, headers: HeaderMap) -> Respo
         "_links": {"self": {"href": format!("{url}/api/v4/account")}},
     }))
     .into_response()
-}
-
-/// An API key for a code: 202 at once, and the code arrives at the redirect URI from server to server.
-async fn exchange_api_key(
-    State(amocrm): State<Arc<Amocrm>>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    amocrm.core.arrived(Endpoint::ExchangeApiKey);
-    let Some(account) = amocrm.account_of(&headers) else {
-        return Problem::NotFound("/oauth2/exchange_api_key").into_response();
-    };
-    let request = TokenRequest::read(&headers, &body);
-    if request.encoding != Encoding::Json {
-        return Problem::bad("Check the `client_uuid` parameter").into_response();
-    }
-    let settings = &amocrm.settings;
-    if !request.params.is("client_uuid", &settings.client_id)
-        || !request.params.is("client_secret", &settings.simulated_client_secret)
-    {
-        return Problem::Client.into_response();
-    }
-    if !request.params.is("login", &account.login)
-        || !request.params.is("api_key", &account.simulated_api_key)
-    {
-        return Problem::Unauthorized.into_response();
-    }
-    let Some(redirect_uri) = settings.redirect_uri.clone() else {
-        return Problem::bad("Redirect URI is not associated with client").into_response();
-    };
-    if !amocrm.may_exchange_now(account.id) {
-        return Problem::TooManyRequests.into_response();
-    }
-    let code = amocrm.issue_code(account, &redirect_uri);
-    let params = [
-        ("code", code),
-        ("referer", amocrm.host(account)),
-        ("from_exchange", "1".to_owned()),
-        ("client_id", settings.client_id.clone()),
-    ];
-    amocrm.tasks.spawn(async move {
-        if let Err(error) = deliver(&redirect_uri, &params).await {
-            tracing::warn!(error = %error.without_url(), "a simulated code could not be delivered");
-        }
-    });
-    StatusCode::ACCEPTED.into_response()
-}
-
-impl Amocrm {
-    /// At most once in five minutes for an account.
-    fn may_exchange_now(&self, account: u64) -> bool {
-        const PAUSE: SignedDuration = SignedDuration::from_mins(5);
-        let now = self.core.now();
-        let mut exchanged_at = self.exchanged_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = exchanged_at.get(&account).is_none_or(|&at| now.duration_since(at) >= PAUSE);
-        if again {
-            exchanged_at.insert(account, now);
-        }
-        again
-    }
-}
-
-async fn deliver(redirect_uri: &str, params: &[(&str, String)]) -> Result<(), reqwest::Error> {
-    #[expect(clippy::disallowed_methods, reason = "here the provider calls the broker")]
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(Duration::from_secs(3))
-        .user_agent("amoService-oAuth-Code-Sender/1.0")
-        .build()?;
-    let Ok(mut url) = Url::parse(redirect_uri) else {
-        tracing::warn!("the simulated integration's redirect URI is not a URL");
-        return Ok(());
-    };
-    url.query_pairs_mut().extend_pairs(params);
-    // Nobody looks at the answer's status. [D] KO-PUB
-    client.get(url).send().await.map(drop)
 }
