@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::{
     Form, Json, Router,
     body::Bytes,
-    extract::{RawQuery, State},
+    extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -27,7 +27,7 @@ use super::{
     shape,
 };
 
-/// Withdrawn: asking for one gives 401. [D] AD-ACC
+/// Withdrawn: asking for one gives 401, by Admitad's "help on access settings".
 const WITHDRAWN: [&str; 4] =
     ["payments", "offline_sales", "offline_receipts", "manage_offline_receipts"];
 
@@ -85,7 +85,7 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, error, description, 3)
     }
 
-    /// As captured: without a number. [O] AD-AFF `ApiClientTest`
+    /// Without a number, as in the answer that affiliateforge/php-admitad-api captured.
     fn client(client_id: &str) -> Self {
         let description = format!("client_id {client_id} doesn't exist");
         let status = StatusCode::UNAUTHORIZED;
@@ -260,7 +260,7 @@ impl Admitad {
         };
         let client_id = query.get("client_id").unwrap_or_default();
         if client_id != self.settings.client_id {
-            // Documented: this error does come back to the redirect URI. [D] AD-3P
+            // By Admitad's "authorization of third-party web applications", this error does come back.
             let description = format!("client_id {client_id} doesn't exist");
             return Err(refused("invalid_client", &description).into());
         }
@@ -279,9 +279,8 @@ impl Admitad {
     }
 }
 
-async fn consent_page(State(admitad): State<Arc<Admitad>>, RawQuery(query): RawQuery) -> Response {
+async fn consent_page(State(admitad): State<Arc<Admitad>>, query: Params) -> Response {
     admitad.core.arrived(Endpoint::Authorize);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     let scopes = match admitad.asked(&query) {
         Ok((_, scopes)) => scopes,
         Err(refusal) => return *refusal,
@@ -299,11 +298,10 @@ async fn consent_page(State(admitad): State<Arc<Admitad>>, RawQuery(query): RawQ
 
 async fn decide(
     State(admitad): State<Arc<Admitad>>,
-    RawQuery(query): RawQuery,
+    query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
     admitad.core.arrived(Endpoint::Decision);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     let (redirect_uri, scopes) = match admitad.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -316,9 +314,7 @@ async fn decide(
             &[state, ("error", Some("access_denied")), description],
         );
     }
-    let chosen = |account: &&Account| {
-        decision.account.as_ref().is_none_or(|chosen| *chosen == account.id.to_string())
-    };
+    let chosen = |account: &&Account| decision.chose(&account.id.to_string());
     let Some(account) = admitad.settings.accounts.iter().find(chosen) else {
         return problem(StatusCode::BAD_REQUEST, "There is no such account.");
     };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::{
     Form, Json, Router,
     body::Bytes,
-    extract::{RawQuery, State},
+    extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -190,9 +190,8 @@ impl Avito {
     }
 }
 
-async fn consent_page(State(avito): State<Arc<Avito>>, RawQuery(query): RawQuery) -> Response {
+async fn consent_page(State(avito): State<Arc<Avito>>, query: Params) -> Response {
     avito.core.arrived(Endpoint::Authorize);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
     let Some(asked) = avito.asked(&query) else {
         return something_went_wrong(StatusCode::BAD_REQUEST);
     };
@@ -209,14 +208,11 @@ async fn consent_page(State(avito): State<Arc<Avito>>, RawQuery(query): RawQuery
 
 async fn decide(
     State(avito): State<Arc<Avito>>,
-    RawQuery(query): RawQuery,
+    query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
     avito.core.arrived(Endpoint::Decision);
-    let query = Params::of_form(query.unwrap_or_default().as_bytes());
-    let chosen = |account: &&Account| {
-        decision.account.as_ref().is_none_or(|chosen| *chosen == account.id.to_string())
-    };
+    let chosen = |account: &&Account| decision.chose(&account.id.to_string());
     let (Some(asked), Some(account)) =
         (avito.asked(&query), avito.settings.accounts.iter().find(chosen))
     else {

@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::serve::Dropped;
+use super::{divar, serve::Dropped};
 
 /// What goes wrong with one token request.
 ///
@@ -45,6 +45,8 @@ pub enum Fault {
         /// On which side of the state change.
         processed: bool,
     },
+    /// Hydra's 400 `invalid_request` for a refresh that met another one: not processed, try again.
+    Contended,
     /// The first half of the JSON, in an answer that is complete for HTTP.
     CutJson,
     /// The first half of the JSON, then the connection closes.
@@ -72,6 +74,7 @@ impl Fault {
             | Self::ErrorInOk { processed }
             | Self::ServerError { processed }
             | Self::Drop { processed } => !processed,
+            Self::Contended => true,
             Self::CutJson
             | Self::CutBody
             | Self::NoAccessToken
@@ -95,6 +98,7 @@ impl Fault {
                 (StatusCode::INTERNAL_SERVER_ERROR, html, PAGE).into_response()
             }
             Self::Drop { .. } => Dropped.into_response(),
+            Self::Contended => divar::contended(),
             Self::CutJson => change(answer, |body| Body::from(half(&body))).await,
             Self::CutBody => change(answer, |body| cut(&body)).await,
             Self::NoAccessToken => {

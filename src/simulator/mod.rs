@@ -30,7 +30,6 @@ mod admitad;
 mod amocrm;
 mod application;
 mod avito;
-mod configuration;
 mod control;
 mod core;
 mod divar;
@@ -42,6 +41,7 @@ mod request;
 mod serve;
 pub mod settings;
 mod shape;
+mod switch;
 
 use std::{fmt, io, sync::Arc, time::Duration};
 

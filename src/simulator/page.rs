@@ -41,6 +41,13 @@ pub(super) struct Decision {
     pub account: Option<String>,
 }
 
+impl Decision {
+    /// Whether this account was chosen; without a choice, any is.
+    pub(super) fn chose(&self, id: &str) -> bool {
+        self.account.as_deref().is_none_or(|chosen| chosen == id)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Verdict {

@@ -1,8 +1,11 @@
 //! Reading what a client sent, without forgiving more than the providers do.
 
+use std::convert::Infallible;
+
 use axum::{
     body::Bytes,
-    http::{HeaderMap, header},
+    extract::FromRequestParts,
+    http::{HeaderMap, header, request::Parts},
     response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -15,7 +18,7 @@ use super::{core::Core, oracle::Endpoint};
 pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
-    pub(super) fn of_form(text: &[u8]) -> Self {
+    fn of_form(text: &[u8]) -> Self {
         Self(url::form_urlencoded::parse(text).into_owned().collect())
     }
 
@@ -43,6 +46,15 @@ impl Params {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// The parameters of the query.
+impl<S: Sync> FromRequestParts<S> for Params {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of_form(parts.uri.query().unwrap_or_default().as_bytes()))
     }
 }
 

@@ -1,13 +1,3 @@
-//! The integration tests: one binary, started by `tests/run`, which brings what they need.
+//! The integration tests, in one binary.
 
-#![cfg(test)]
-
-mod api;
-mod consents;
-mod demo;
-mod journeys;
-mod pages;
-mod provider_answers;
-mod stock_clients;
-mod store;
-mod support;
+mod simulator;

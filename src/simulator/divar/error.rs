@@ -1,4 +1,4 @@
-//! Hydra's errors, with its own texts. [C] ory/hydra `fosite/errors.go`, `fosite/access_error.go`
+//! Hydra's errors, with its own texts: ory/hydra `fosite/errors.go`, `fosite/access_error.go`.
 
 use axum::{
     http::{StatusCode, header},
@@ -41,7 +41,7 @@ impl OAuthError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", BASE, hint)
     }
 
-    /// Older Hydra, for a refresh token that was used. [O] ory/hydra issue 3004
+    /// Older Hydra, for a refresh token that was used: ory/hydra issue 3004.
     pub(super) fn token_inactive() -> Self {
         const BASE: &str = "Token is inactive because it is malformed, expired or otherwise \
                             invalid. Token validation failed.";

@@ -1,0 +1,122 @@
+//! The rules that nobody has verified, each as a switch with the possible answers.
+
+use serde::Deserialize;
+
+macro_rules! switch {
+    ($(#[$about:meta])* $name:ident { $($(#[$of:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$of])* $variant),+ }
+    };
+}
+
+switch! {
+    /// Avito: a scope parameter with spaces.
+    SpaceScopes {
+        /// The error page of an unknown scope.
+        Refuse,
+        /// Read like commas.
+        Split,
+    }
+}
+
+switch! {
+    /// Avito: an authorisation request with a `redirect_uri` that is not the registered one.
+    RedirectUriMismatch {
+        /// The registered one is used all the same.
+        Ignore,
+        /// An error page.
+        Refuse,
+    }
+}
+
+switch! {
+    /// Avito, Admitad: the refresh token that was just used.
+    OldRefreshToken {
+        /// It is dead at once.
+        Dies,
+        /// It works for the rest of its life.
+        Stays,
+    }
+}
+
+switch! {
+    /// Avito: errors of the token endpoint.
+    ErrorStyle {
+        /// RFC 6749: 400 or 401 with `error`.
+        Rfc,
+        /// The same body under status 200.
+        InOk,
+    }
+}
+
+switch! {
+    /// amoCRM, Kommo: the refresh token that was just used.
+    RefreshMode {
+        /// It is dead at once.
+        Strict,
+        /// It works until something of the new pair is used.
+        Lenient,
+    }
+}
+
+switch! {
+    /// Admitad: a token request to `/token` without the slash.
+    MissingSlash {
+        /// 301 to `/token/`.
+        Redirect,
+        /// 404.
+        NotFound,
+    }
+}
+
+switch! {
+    /// Admitad: the type of `expires_in`.
+    ExpiresIn {
+        /// A number, as documented.
+        Number,
+        /// A string, as in the fixture of the official Python library.
+        Text,
+    }
+}
+
+switch! {
+    /// Divar: the old access token during the grace.
+    OldAccessToken {
+        /// Removed at rotation, as in Hydra's code.
+        Dies,
+        /// Lives until the grace ends, as Divar's documents can be read.
+        Lives,
+    }
+}
+
+switch! {
+    /// Divar: the documented extra parameters of a refresh.
+    RefreshParameters {
+        /// A refresh without them fails.
+        Required,
+        /// Nobody looks at them, as in Hydra itself.
+        Ignored,
+    }
+}
+
+switch! {
+    /// Divar: the callback of a refusal.
+    Denial {
+        /// `error`, `error_description` and `state`, as Hydra sends it.
+        Error,
+        /// Nothing but `state`: the documents say to read a missing `code` as refusal.
+        Bare,
+    }
+}
+
+switch! {
+    /// Divar: the family of errors.
+    Hydra {
+        /// Today's Hydra.
+        Current,
+        /// Older: reuse of a refresh token is 401 `token_inactive`.
+        Old,
+    }
+}
