@@ -18,10 +18,10 @@ impl Simulators {
             (name, client.into())
         });
         let mut providers = Table::new();
-        providers.insert("profiles".to_owned(), Table::from_iter(profiles).into());
+        providers.insert("profiles".to_owned(), profiles.collect::<Table>().into());
         let mut settings = Table::new();
         settings.insert("providers".to_owned(), providers.into());
-        settings.insert("clients".to_owned(), Table::from_iter(clients).into());
+        settings.insert("clients".to_owned(), clients.collect::<Table>().into());
         settings
     }
 }
@@ -37,7 +37,7 @@ fn client(provider: &str, application: Application) -> Table {
     if !application.settings.is_empty() {
         let settings = application.settings.iter();
         let settings = settings.map(|(name, value)| (name.clone(), value.expose_secret().into()));
-        client.insert("settings".to_owned(), Table::from_iter(settings).into());
+        client.insert("settings".to_owned(), settings.collect::<Table>().into());
     }
     client
 }

@@ -30,6 +30,7 @@ mod admitad;
 mod amocrm;
 mod application;
 mod avito;
+mod configuration;
 mod control;
 mod core;
 mod divar;

@@ -14,6 +14,7 @@ on_both_engines! {
     keys_are_checked_whole_and_end,
     a_service_has_two_live_keys_at_most,
     operators_routes_are_for_operators,
+    a_bad_query_is_refused_and_a_large_one_bounded,
     bad_input_is_one_sentence_and_a_code,
     the_token_endpoint_speaks_oauth,
     no_route_is_on_both_listeners_but_liveness,
@@ -227,6 +228,12 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains(words) && !detail.contains('\n'), "{detail}");
     }
+    broker.stop().await;
+}
+
+async fn a_bad_query_is_refused_and_a_large_one_bounded(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
     for query in ["min_ttl=soon", "min_ttl=-1", "other=1", "min_ttl=1&min_ttl=2"] {
         let path = format!("/v1/connections/avito-own/token?{query}");
         let answer = broker.ask(&broker.service_key, Method::GET, &path, None).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use token_broker::simulator::Simulated;
+use token_broker::simulator::{Simulated, SimulatorSettings};
 
 use crate::support::{
     broker::{Answer, Person, TestBroker},
@@ -355,7 +355,7 @@ async fn a_press_from_another_site_is_refused(database: TestDatabase) {
 
 async fn the_way_back_is_chosen_by_name(database: TestDatabase) {
     let settings = "[return_to]\nshop = \"https://shop.example/done\"\n";
-    let broker = TestBroker::start_with(database, Default::default(), settings).await;
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;
     for bad in ["elsewhere", "https://evil.example", "//evil.example", "javascript:alert(1)"] {
         let body = json!({ "connection": "avito-shop", "client": "avito", "return_to": bad });
         let refused = broker.operator(Method::POST, "/v1/consent-links", Some(body)).await;

@@ -2,14 +2,10 @@
 
 use std::{collections::BTreeSet, fs};
 
-use reqwest::{Client, header, redirect::Policy};
+use reqwest::header;
 use serde_json::Value;
 
-use crate::support::process::Program;
-
-fn client() -> Client {
-    Client::builder().no_proxy().redirect(Policy::none()).build().unwrap()
-}
+use crate::support::{http::client, process::Program};
 
 /// The account call of a provider's API.
 fn account_call(provider: &str) -> &'static str {

@@ -1,3 +1,14 @@
-//! The integration tests, in one binary.
+//! The integration tests: one binary, started by `tests/run`, which brings what they need.
 
+#![cfg(test)]
+
+mod api;
+mod consents;
+mod demo;
+mod journeys;
+mod pages;
+mod provider_answers;
 mod simulator;
+mod stock_clients;
+mod store;
+mod support;

@@ -1,7 +1,5 @@
 //! The simulators, through real sockets: each grant of each provider, and everything they refuse.
 
-#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking, like the test")]
-
 mod admitad;
 mod amocrm;
 mod application;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, Method, StatusCode, header, redirect::Policy};
+use reqwest::{Client, Method, StatusCode, header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -20,7 +20,7 @@ use token_broker::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::database::TestDatabase;
+use super::{database::TestDatabase, http::client};
 
 /// A running broker; its background refresher is stepped by hand, its clock moved by hand.
 pub(crate) struct TestBroker {
@@ -122,7 +122,7 @@ impl TestBroker {
         let operator_key = running.broker.create_operator("tester".parse().unwrap()).await.unwrap();
         #[expect(clippy::disallowed_methods, reason = "the test shows the key to the broker")]
         let operator_key = operator_key.expose_secret().to_owned();
-        let http = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        let http = client();
         let mut this = Self {
             running,
             clock,

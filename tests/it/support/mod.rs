@@ -3,4 +3,5 @@
 pub(crate) mod broker;
 pub(crate) mod browser;
 pub(crate) mod database;
+pub(crate) mod http;
 pub(crate) mod process;
