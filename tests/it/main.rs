@@ -5,6 +5,7 @@
 mod api;
 mod consents;
 mod demo;
+mod fifth_provider;
 mod journeys;
 mod pages;
 mod provider_answers;

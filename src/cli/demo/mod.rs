@@ -271,7 +271,7 @@ impl Ready {
         }
         if !consented {
             say(
-                "\nOpen a link in a browser and press Allow: its connection is live from then on.\n",
+                "\nOpen a link in a browser and press Allow; then fetch its token in the same way:\n",
             )?;
             for (name, url) in &self.consent_links {
                 say(&format!("  {name:12} {url}"))?;

@@ -61,6 +61,13 @@ fn settings_may_be_partial_but_not_misspelt() {
     }
 }
 
+#[test]
+fn the_documented_defaults_are_the_true_ones() {
+    let defaults = include_str!("../../../config/default.toml").parse::<toml::Table>().unwrap();
+    let documented: SimulatorSettings = defaults["simulators"].clone().try_into().unwrap();
+    assert_eq!(format!("{documented:?}"), format!("{:?}", SimulatorSettings::default()));
+}
+
 #[tokio::test]
 async fn a_port_in_use_stops_the_start() {
     let simulators = started(|_| ()).await;
