@@ -1,143 +1,243 @@
-//! amoCRM accounts from before 2020: an API key becomes a code that arrives at the callback with
-//! neither state nor cookie. It is accepted only while such an exchange is pending for that client
-//! and account host.
+//! The exchange of a code: once, never again, and what becomes of the grant that it brings.
 
-use std::{collections::BTreeMap, sync::Arc};
-
+use jiff::Timestamp;
 use secrecy::SecretString;
-use uuid::Uuid;
 
-use super::{Broker, BrokerError, ConnectionView, NewConnection, consent::Exchange};
+use super::{Broker, BrokerError, ReceivedGrant, refresh::due_at};
 use crate::{
-    connection::{GrantType, Vars},
-    consent::{KEY_EXCHANGE_LIFE, KeyExchange},
-    provider::amocrm,
-    slug::Slug,
+    client::Client,
+    connection::{Account, Connection, PendingGrant, Record, Vars},
+    consent::Outcome,
+    provider::{Grant, ProviderError, request},
+    seal::Place,
+    store,
 };
 
-/// The variable that holds the account's host in amoCRM's profile.
-const ACCOUNT_HOST: &str = "account_host";
-
-/// What an API-key exchange needs.
-#[derive(Debug)]
-pub struct KeyExchangeRequest {
-    /// The account's own host, such as `example.amocrm.ru`.
-    pub account_host: String,
-    /// The login of the key's owner.
-    pub login: String,
-    /// The API key.
-    pub api_key: SecretString,
-}
-
 impl Broker {
-    /// Makes a connection by exchanging an API key. The connection is live once the code has
-    /// arrived and the account is the one of `account_host`.
-    ///
-    /// # Errors
-    ///
-    /// When the provider has no such exchange, the host is not one of its accounts, the provider
-    /// refuses, or the store fails.
-    pub async fn connect_with_api_key(
-        self: &Arc<Self>,
-        new: NewConnection,
-        request: KeyExchangeRequest,
-    ) -> Result<ConnectionView, BrokerError> {
-        let client = Arc::clone(self.client_by_name(&new.client)?);
-        let host = client
-            .profile
-            .check_var(ACCOUNT_HOST, &request.account_host)
-            .map_err(|error| BrokerError::Invalid(format!("`account_host`: {error}")))?;
-        let vars = Vars::from([(ACCOUNT_HOST.to_owned(), host.clone())]);
-        let outbound = amocrm::key_exchange(&client, &request.login, &request.api_key, &vars)
-            .map_err(|error| BrokerError::Invalid(error.to_string()))?;
-        let name = new.name.clone();
-        // The host names the account: its first label is the subdomain that the account reports.
-        let subdomain = host.split('.').next().map(str::to_owned);
-        let expected_account = new.expected_account.clone().or(subdomain);
-        let record = match self.store.record(name.as_str()).await? {
-            Some(record) if record.connection.client == new.client => record,
-            Some(_) => {
-                return Err(BrokerError::Conflict(format!(
-                    "connection `{name}` belongs to another client"
-                )));
-            }
-            None => {
-                let new = NewConnection {
-                    grant_type: Some(GrantType::AuthorizationCode),
-                    expected_account,
-                    ..new
-                };
-                self.create_connection(new).await?;
-                self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
+    /// Exchanges a code, finds out whose account it is, and stores the grant: live when the
+    /// account is the one that was meant, waiting for confirmation otherwise.
+    pub(super) async fn exchange(
+        &self,
+        client: &Client,
+        record: Record,
+        exchange: Exchange<'_>,
+    ) -> Result<Outcome, BrokerError> {
+        let request = request::code_exchange(
+            client,
+            &exchange.code,
+            exchange.verifier.as_ref(),
+            exchange.redirect_uri,
+            &exchange.vars,
+        )
+        .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
+        let sent_at = self.clock.now();
+        let connection = &record.connection;
+        let grant = match self.ask(client, request).await {
+            Ok(grant) => grant,
+            Err(error) => {
+                log_exchange_failure(connection, &error);
+                return Ok(Outcome::Failed);
             }
         };
-        let now = self.clock.now();
-        let pending = KeyExchange {
-            id: Uuid::now_v7(),
-            connection: record.connection.id,
-            client: client.name.clone(),
-            account_host: host,
-            requested_at: now,
-            expires_at: now + KEY_EXCHANGE_LIFE,
-        };
-        self.store.insert_exchange(&pending).await?;
-        let reply = self.outbound.send(&client.profile, outbound).await;
-        let accepted = reply.and_then(|reply| amocrm::read_key_exchange(&client.profile, &reply));
-        if let Err(error) = accepted {
-            self.store.take_exchange(&client.name, &pending.account_host).await?;
-            return Err(BrokerError::Conflict(format!(
-                "the provider did not accept the API key: {}",
-                error.message
-            )));
+        let account = self.account(client, &grant.access, &exchange.vars).await;
+        let account = account.unwrap_or_else(|error| {
+            tracing::warn!(connection = %connection.name, "account unknown: {}", error.message);
+            None
+        });
+        match judge_account(connection, account.as_ref(), &exchange) {
+            Verified::Refused => {
+                tracing::warn!(connection = %connection.name, "another account consented");
+                Ok(Outcome::WrongAccount)
+            }
+            Verified::Meant => {
+                self.store_consented(client, record, &grant, sent_at, account, &exchange).await?;
+                Ok(Outcome::Connected)
+            }
+            Verified::Unknown => {
+                let pending = self.seal_pending(connection, &grant, sent_at, account, &exchange);
+                self.store.put_pending(connection.id, &pending).await?;
+                self.reload(connection.id).await?;
+                Ok(Outcome::PendingConfirm)
+            }
         }
-        tracing::info!(connection = %name, "API key accepted; the code is on its way");
-        self.view(&name).await
     }
 
-    /// A code arrived from an API-key exchange. It is taken now and exchanged after the answer,
-    /// because the provider waits for 3 s at the most and does not send it again.
-    ///
-    /// # Errors
-    ///
-    /// [`BrokerError::Invalid`] when no exchange is pending for this client and account host.
-    pub async fn finish_key_exchange(
-        self: &Arc<Self>,
-        client: &Slug,
-        params: &BTreeMap<String, String>,
+    fn seal_pending(
+        &self,
+        connection: &Connection,
+        grant: &Grant,
+        sent_at: Timestamp,
+        account: Option<Account>,
+        exchange: &Exchange<'_>,
+    ) -> PendingGrant {
+        let id = connection.id.to_string();
+        let seal =
+            |field, secret| self.keyring.seal(Place { record: &id, field, generation: 0 }, secret);
+        PendingGrant {
+            access: seal("pending.access", &grant.access),
+            refresh: grant.refresh.as_ref().map(|token| seal("pending.refresh", token)),
+            scopes: grant.scopes.clone().unwrap_or_else(|| exchange.scopes.to_vec()),
+            received_at: sent_at,
+            expires_at: sent_at + grant.expires_in,
+            account,
+            vars: exchange.vars.clone(),
+        }
+    }
+
+    async fn store_consented(
+        &self,
+        client: &Client,
+        mut record: Record,
+        grant: &Grant,
+        sent_at: Timestamp,
+        account: Option<Account>,
+        exchange: &Exchange<'_>,
     ) -> Result<(), BrokerError> {
-        let refused =
-            || BrokerError::Invalid("no API-key exchange is pending for this account".to_owned());
-        let client = Arc::clone(self.clients.get(client).ok_or_else(refused)?);
-        let code = params.get("code").filter(|code| !code.is_empty()).ok_or_else(refused)?;
-        let vars = client
-            .profile
-            .capture(|name| params.get(name).map(String::as_str))
-            .map_err(|_| refused())?;
-        let host = vars.get(ACCOUNT_HOST).ok_or_else(refused)?;
-        let pending = self.store.take_exchange(&client.name, host).await?.ok_or_else(refused)?;
-        let code = SecretString::from(code.as_str());
-        let broker = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let Ok(Some(record)) = broker.store.record_by_id(pending.connection).await else {
-                tracing::error!("the connection of an API-key exchange could not be read");
-                return;
+        let id = record.connection.id;
+        loop {
+            let from = record.grant.as_ref().map_or(0, |held| held.generation);
+            let received = ReceivedGrant {
+                access: &grant.access,
+                refresh: grant.refresh.as_ref(),
+                scopes: grant.scopes.clone().unwrap_or_else(|| exchange.scopes.to_vec()),
+                received_at: sent_at,
+                expires_at: sent_at + grant.expires_in,
             };
-            let expected_account = record.connection.expected_account.clone();
-            let scopes = record.connection.scopes.clone();
-            let exchange = Exchange {
-                code,
-                verifier: None,
-                redirect_uri: &client.redirect_uri,
-                vars,
-                scopes: &scopes,
-                expected_account: expected_account.as_deref(),
-                own_browser: false,
+            let next = self.seal_grant(id, from + 1, received);
+            let commit = store::Commit {
+                connection: id,
+                grant: &next,
+                refresh_at: due_at(client, &record.connection, &next),
+                account: account.as_ref(),
+                vars: Some(&exchange.vars),
+                scopes: Some(exchange.scopes),
             };
-            match broker.exchange(&client, record, exchange).await {
-                Ok(outcome) => tracing::info!(%outcome, "API-key exchange ended"),
-                Err(error) => tracing::error!(%error, "API-key exchange failed"),
+            if self.store.commit_grant(&commit).await? {
+                break;
             }
-        });
+            // A refresh of the grant before this one was stored meanwhile: this one is newer.
+            record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
+        }
+        self.reload(id).await?;
+        tracing::info!(connection = %record.connection.name, "consent stored");
         Ok(())
+    }
+}
+
+/// A code with all that its exchange needs.
+pub(super) struct Exchange<'a> {
+    pub(super) code: SecretString,
+    pub(super) verifier: Option<SecretString>,
+    pub(super) redirect_uri: &'a str,
+    pub(super) vars: Vars,
+    pub(super) scopes: &'a [String],
+    pub(super) expected_account: Option<&'a str>,
+    pub(super) own_browser: bool,
+}
+
+/// Whether the account that consented is the one that was meant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verified {
+    Meant,
+    Refused,
+    Unknown,
+}
+
+fn judge_account(
+    connection: &Connection,
+    account: Option<&Account>,
+    exchange: &Exchange<'_>,
+) -> Verified {
+    let pinned = connection.account.as_ref();
+    let same = match (pinned, account) {
+        (Some(pinned), Some(account)) => Some(pinned.id == account.id),
+        (Some(_), None) => Some(false),
+        (None, _) => None,
+    };
+    match (exchange.expected_account, account) {
+        (Some(expected), Some(account)) if !account.answers_to(expected) => Verified::Refused,
+        // A connection never changes hands without a person saying so.
+        _ if same == Some(false) => Verified::Unknown,
+        (Some(_), Some(_)) => Verified::Meant,
+        (None, _) if same == Some(true) || exchange.own_browser => Verified::Meant,
+        _ => Verified::Unknown,
+    }
+}
+
+fn log_exchange_failure(connection: &Connection, error: &ProviderError) {
+    tracing::warn!(
+        connection = %connection.name, verdict = ?error.verdict, status = error.status,
+        code = error.code, "the code was not exchanged: {}", error.message
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{ConnectionId, GrantType};
+
+    fn account(id: &str) -> Account {
+        Account { id: id.to_owned(), name: None, aliases: vec![format!("sub-{id}")] }
+    }
+
+    fn connection(pinned: Option<&str>) -> Connection {
+        Connection {
+            id: ConnectionId::new(),
+            name: "c".parse().unwrap(),
+            client: "c".parse().unwrap(),
+            grant_type: GrantType::AuthorizationCode,
+            scopes: Vec::new(),
+            state: crate::connection::State::Active,
+            reason: None,
+            account: pinned.map(account),
+            expected_account: None,
+            vars: Vars::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+            refresh_at: None,
+            failures: 0,
+            last_error: None,
+        }
+    }
+
+    fn judge(
+        pinned: Option<&str>,
+        expected: Option<&str>,
+        own_browser: bool,
+        who: Option<&str>,
+    ) -> Verified {
+        let exchange = Exchange {
+            code: SecretString::from(""),
+            verifier: None,
+            redirect_uri: "",
+            vars: Vars::new(),
+            scopes: &[],
+            expected_account: expected,
+            own_browser,
+        };
+        judge_account(&connection(pinned), who.map(account).as_ref(), &exchange)
+    }
+
+    #[test]
+    fn an_account_is_meant_when_expected_own_or_the_same_as_before() {
+        assert_eq!(judge(None, Some("1"), false, Some("1")), Verified::Meant);
+        assert_eq!(judge(None, Some("sub-1"), false, Some("1")), Verified::Meant);
+        assert_eq!(judge(None, None, true, Some("1")), Verified::Meant);
+        assert_eq!(judge(Some("1"), None, false, Some("1")), Verified::Meant);
+    }
+
+    #[test]
+    fn any_other_account_waits_or_is_refused() {
+        assert_eq!(judge(None, None, false, Some("1")), Verified::Unknown);
+        assert_eq!(judge(None, Some("1"), false, None), Verified::Unknown);
+        assert_eq!(judge(None, Some("1"), false, Some("2")), Verified::Refused);
+        assert_eq!(judge(None, Some("1"), true, Some("2")), Verified::Refused);
+    }
+
+    #[test]
+    fn a_connection_never_changes_hands_silently() {
+        assert_eq!(judge(Some("1"), None, false, Some("2")), Verified::Unknown);
+        assert_eq!(judge(Some("1"), None, true, Some("2")), Verified::Unknown);
+        assert_eq!(judge(Some("1"), Some("2"), false, Some("2")), Verified::Unknown);
+        assert_eq!(judge(Some("1"), None, true, None), Verified::Unknown);
     }
 }

@@ -5,11 +5,14 @@
 //! who hangs up cancels nothing and shutdown waits for it.
 
 mod callers;
+mod confirm;
 mod connections;
 mod consent;
 mod error;
 mod exchange;
 mod health;
+mod key_exchange;
+mod links;
 mod memory;
 mod refresh;
 mod token;
@@ -30,10 +33,11 @@ use url::Url;
 
 pub use self::{
     connections::{ConnectionView, Deleted, NewConnection},
-    consent::{Callback, LinkPage, LinkRequest, MadeLink},
+    consent::Callback,
     error::{BrokerError, Gone},
-    exchange::KeyExchangeRequest,
     health::{ClientHealth, Health, HealthStatus},
+    key_exchange::KeyExchangeRequest,
+    links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
     refresh::Why,
     token::{IssuedToken, TokenRequest},

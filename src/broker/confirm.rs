@@ -1,0 +1,86 @@
+//! Confirmation: somebody says that the account that consented is the one that was meant.
+
+use std::sync::Arc;
+
+use super::{Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, refresh::due_at};
+use crate::{
+    caller::Verb,
+    seal::{Place, Sealed},
+    store,
+};
+
+impl Broker {
+    /// Accepts the account that consented, named by the provider's id of it.
+    ///
+    /// # Errors
+    ///
+    /// When nothing waits, or another account consented: then its tokens are discarded.
+    pub async fn confirm(
+        self: &Arc<Self>,
+        caller: &Caller,
+        name: &str,
+        account: Option<&str>,
+    ) -> Result<ConnectionView, BrokerError> {
+        if let Caller::Service(service) = caller {
+            if !service.sees(name) {
+                return Err(BrokerError::no_connection(name));
+            }
+            if !service.may(Verb::Confirm, name) {
+                return Err(BrokerError::Forbidden(
+                    "this key may not confirm accounts; it needs the verb `confirm`".to_owned(),
+                ));
+            }
+        }
+        let record =
+            self.store.record(name).await?.ok_or_else(|| BrokerError::no_connection(name))?;
+        let Some(pending) = &record.pending else {
+            return Err(BrokerError::Conflict(format!(
+                "connection `{name}` has nothing to confirm"
+            )));
+        };
+        let id = record.connection.id;
+        if pending.account.as_ref().map(|account| account.id.as_str()) != account {
+            self.store.drop_pending(id).await?;
+            self.reload(id).await?;
+            return Err(BrokerError::Invalid(
+                "another account consented than the one named in `account`; its tokens were \
+                 discarded"
+                    .to_owned(),
+            ));
+        }
+        let text = id.to_string();
+        let open = |field, sealed: &Sealed| {
+            self.keyring
+                .open(Place { record: &text, field, generation: 0 }, sealed)
+                .map_err(|_| BrokerError::Integrity)
+        };
+        let access = open("pending.access", &pending.access)?;
+        let refresh =
+            pending.refresh.as_ref().map(|sealed| open("pending.refresh", sealed)).transpose()?;
+        let from = record.grant.as_ref().map_or(0, |held| held.generation);
+        let received = ReceivedGrant {
+            access: &access,
+            refresh: refresh.as_ref(),
+            scopes: pending.scopes.clone(),
+            received_at: pending.received_at,
+            expires_at: pending.expires_at,
+        };
+        let next = self.seal_grant(id, from + 1, received);
+        let commit = store::Commit {
+            connection: id,
+            grant: &next,
+            refresh_at: due_at(self.client(&record.connection.client)?, &record.connection, &next),
+            account: pending.account.as_ref(),
+            vars: Some(&pending.vars),
+            scopes: None,
+        };
+        if !self.store.commit_confirmed(&commit).await? {
+            return Err(BrokerError::Conflict(
+                "the connection changed at this moment; confirm again".to_owned(),
+            ));
+        }
+        tracing::info!(connection = %name, by = %caller.label(), "account confirmed");
+        let record = self.reload(id).await?;
+        self.view(&record.connection.name).await
+    }
+}

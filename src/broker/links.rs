@@ -1,0 +1,198 @@
+//! Consent links: made for a connection, and shown to whoever opens one.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+use uuid::Uuid;
+
+use super::{Broker, BrokerError, Caller, Gone, NewConnection};
+use crate::{
+    caller::Verb,
+    connection::{Account, Connection, GrantType, Record},
+    consent::{ConsentLink, LINK_LIFE, LinkId, OWN_LINK_LIFE},
+    secret::{self, Digest},
+    slug::Slug,
+};
+
+/// What a consent link is asked for.
+#[derive(Clone, Debug)]
+pub struct LinkRequest {
+    /// The connection to authorise; made if it does not exist.
+    pub connection: Slug,
+    /// The client of a connection that does not exist yet.
+    pub client: Option<Slug>,
+    /// The scopes to ask for, where they differ from the client's.
+    pub scopes: Option<Vec<String>>,
+    /// The account that makes the connection live without confirmation.
+    pub expected_account: Option<String>,
+    /// The name of a registered place to send the person to afterwards.
+    pub return_to: Option<Slug>,
+    /// For the operator's own browser.
+    pub own_browser: bool,
+}
+
+/// A consent link as it was made.
+#[derive(Debug)]
+pub struct MadeLink {
+    /// The URL, with the secret in it.
+    pub url: SecretString,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// The connection it authorises.
+    pub connection: Slug,
+}
+
+/// What the page behind a link shows.
+#[derive(Debug)]
+pub struct LinkPage {
+    /// The link.
+    pub link: ConsentLink,
+    /// The connection it authorises.
+    pub connection: Connection,
+    /// The account that waits to be confirmed, if it is known.
+    pub pending_account: Option<Account>,
+    /// What a person calls the provider.
+    pub provider: String,
+}
+
+impl Broker {
+    /// Makes a consent link, and its connection if that does not exist.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, a name is unknown, the connection obtains its tokens without
+    /// consent, or the store fails.
+    pub async fn make_link(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: LinkRequest,
+    ) -> Result<MadeLink, BrokerError> {
+        let name = &request.connection;
+        if let Caller::Service(service) = caller {
+            if !service.sees(name.as_str()) {
+                return Err(BrokerError::no_connection(name.as_str()));
+            }
+            if !service.may(Verb::Consent, name.as_str()) {
+                return Err(BrokerError::Forbidden(
+                    "this key may not make consent links; it needs the verb `consent`".to_owned(),
+                ));
+            }
+            if request.own_browser {
+                return Err(BrokerError::Forbidden(
+                    "`self` is for operators: a service has no browser of its own".to_owned(),
+                ));
+            }
+        }
+        let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
+        let record = match self.store.record(name.as_str()).await? {
+            Some(record) => record,
+            None => self.create_for_link(&request).await?,
+        };
+        let connection = &record.connection;
+        if request.client.as_ref().is_some_and(|client| *client != connection.client) {
+            return Err(BrokerError::Conflict(format!(
+                "connection `{name}` belongs to client `{}`",
+                connection.client
+            )));
+        }
+        if connection.grant_type != GrantType::AuthorizationCode {
+            return Err(BrokerError::Conflict(format!(
+                "connection `{name}` obtains its tokens by client credentials; nobody has to consent"
+            )));
+        }
+        self.client(&connection.client)?;
+        let now = self.clock.now();
+        let life = if request.own_browser { OWN_LINK_LIFE } else { LINK_LIFE };
+        let secret = secret::random();
+        let link = ConsentLink {
+            id: LinkId(Uuid::now_v7()),
+            connection: connection.id,
+            requested_by: caller.label(),
+            scopes: request.scopes.unwrap_or_else(|| connection.scopes.clone()),
+            expected_account: request
+                .expected_account
+                .or_else(|| connection.expected_account.clone()),
+            return_to,
+            own_browser: request.own_browser,
+            created_at: now,
+            expires_at: now + life,
+            browser: None,
+            outcome: None,
+            spent_at: None,
+        };
+        self.store.insert_link(&link, &Digest::of(&secret)).await?;
+        tracing::info!(
+            link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
+        );
+        Ok(MadeLink {
+            url: self.link_url(&secret),
+            expires_at: link.expires_at,
+            connection: name.clone(),
+        })
+    }
+
+    async fn create_for_link(
+        self: &Arc<Self>,
+        request: &LinkRequest,
+    ) -> Result<Record, BrokerError> {
+        let client = request.client.clone().ok_or_else(|| {
+            BrokerError::NotFound(format!(
+                "there is no connection `{}`; name a `client` to make it",
+                request.connection
+            ))
+        })?;
+        self.create_connection(NewConnection {
+            name: request.connection.clone(),
+            client,
+            grant_type: Some(GrantType::AuthorizationCode),
+            scopes: request.scopes.clone(),
+            expected_account: request.expected_account.clone(),
+        })
+        .await?;
+        self.store.record(request.connection.as_str()).await?.ok_or(BrokerError::Internal)
+    }
+
+    fn return_url(&self, key: &Slug) -> Result<Url, BrokerError> {
+        self.return_to.get(key).cloned().ok_or_else(|| {
+            BrokerError::Invalid(format!("`return_to`: `{key}` is not in [return_to]"))
+        })
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the link is the one place for its secret")]
+    pub(super) fn link_url(&self, secret: &SecretString) -> SecretString {
+        let base = self.public_url.as_str().trim_end_matches('/');
+        SecretString::from(format!("{base}/connect/{}", secret.expose_secret()))
+    }
+
+    /// What to show behind a link to this browser. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::Gone`] when the link has ended or belongs to another browser.
+    pub async fn link_page(
+        &self,
+        secret: &SecretString,
+        browser: Option<&SecretString>,
+    ) -> Result<LinkPage, BrokerError> {
+        let gone = BrokerError::Gone;
+        let link = self.store.link(&Digest::of(secret)).await?.ok_or(gone(Gone::Ended))?;
+        let bound_here = browser.is_some_and(|browser| link.browser == Some(Digest::of(browser)));
+        if link.browser.is_some() && !bound_here {
+            let used = link.spent_at.is_some();
+            return Err(gone(if used { Gone::Used } else { Gone::OtherBrowser }));
+        }
+        if link.expires_at <= self.clock.now() {
+            return Err(gone(Gone::Ended));
+        }
+        let record = self.store.record_by_id(link.connection).await?.ok_or(gone(Gone::Ended))?;
+        let client = self.client(&record.connection.client)?;
+        Ok(LinkPage {
+            provider: client.profile.title.clone(),
+            pending_account: record.pending.and_then(|pending| pending.account),
+            connection: record.connection,
+            link,
+        })
+    }
+}
