@@ -12,11 +12,13 @@ use crate::{
 pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let listeners = Listeners::bind(config.public_listen, config.internal_listen).await?;
     let (public, internal) = (config.public_url.clone(), config.internal_url.clone());
+    let public_listen = listeners.public.local_addr()?;
+    let internal_listen = listeners.internal.local_addr()?;
     let app = App::start(config, listeners, Clock::system()).await?;
     if !app.broker().has_operators() {
         tracing::info!("no operator yet: run `token-broker operators create NAME`");
     }
-    tracing::info!(%public, %internal, "serving");
+    tracing::info!(%public, %public_listen, %internal, %internal_listen, "serving");
     run_until_signal(app).await
 }
 

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod command_line;
 mod pages;
 mod store;
 mod support;
