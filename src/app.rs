@@ -212,7 +212,7 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
             let path = path.display();
             return Err(StartError::Settings(format!("sealing key: {path} is missing; {advice}")));
         }
-        Err(error) => return Err(key_problem(path, &error)),
+        Err(error) => return Err(key_problem(path, "read", &error)),
     };
     if let Some(check) = check {
         keyring.open(SEALING_CHECK, &Sealed::from_stored(check)).map_err(|error| {
@@ -235,7 +235,7 @@ async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartEr
         keyring
     } else {
         let keyring = Keyring::generate();
-        keyring.write_new(path).map_err(|error| key_problem(path, &error))?;
+        keyring.write_new(path).map_err(|error| key_problem(path, "written", &error))?;
         let path = path.display();
         tracing::info!("made the sealing key {path}; keep a copy of it apart from the database");
         keyring
@@ -251,16 +251,16 @@ async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartEr
     Ok(keyring)
 }
 
-/// Why a key file cannot be used or written, as one line.
+/// Why a key file cannot be `done`, which is read or written, as one line.
 #[must_use]
-pub fn key_problem(path: &Path, error: &KeyFileError) -> StartError {
+pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
     let path = path.display();
     StartError::Settings(match error {
         KeyFileError::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             format!("sealing key: {path} exists already and stays as it is; name another file")
         }
         KeyFileError::Io(error) => {
-            format!("sealing key: {path} cannot be read or written: {error}")
+            format!("sealing key: {path} cannot be {done}: {error}")
         }
         error => format!("sealing key: {path}: {error}"),
     })
@@ -333,16 +333,25 @@ impl App {
         self.shutdown.clone()
     }
 
-    /// Serves until [`App::shutdown`] is cancelled; then stops beginning anything, lets what is
-    /// under way finish, and closes the database.
+    /// Serves and refreshes until [`App::shutdown`] is cancelled; then stops beginning anything,
+    /// lets what is under way finish, and closes the database.
     pub async fn run(self) {
-        let Self { broker, state, listeners, shutdown, _state_dir } = self;
         let tasks = TaskTracker::new();
+        tasks.spawn(refresher::run(Arc::clone(&self.broker), self.shutdown.clone()));
+        self.run_beside(tasks).await;
+    }
+
+    /// As [`App::run`], but nothing happens in the background: for tests that step the refresher.
+    pub async fn run_without_refresher(self) {
+        self.run_beside(TaskTracker::new()).await;
+    }
+
+    async fn run_beside(self, tasks: TaskTracker) {
+        let Self { broker, state, listeners, shutdown, _state_dir } = self;
         let public = http::public_router(state.clone());
         let internal = http::internal_router(state);
         tasks.spawn(server::serve(listeners.public, public, shutdown.clone(), CLIENT_GRACE));
         tasks.spawn(server::serve(listeners.internal, internal, shutdown.clone(), CLIENT_GRACE));
-        tasks.spawn(refresher::run(Arc::clone(&broker), shutdown.clone()));
         shutdown.cancelled().await;
         tracing::info!("ending: finishing what is under way");
         tasks.close();

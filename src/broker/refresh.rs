@@ -27,8 +27,8 @@ use crate::{
         refresh_at,
     },
     provider::{
-        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Verdict, read_account,
-        read_grant, request,
+        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
+        read_account, read_grant, request,
     },
     seal::Place,
     secret::{self, Digest},
@@ -337,6 +337,8 @@ impl Broker {
         let mut from = generation(record);
         if let (Some(refresh), Some(held)) = (&error.salvaged_refresh, &record.grant)
             && spent != Some(Digest::of(refresh))
+            // Within a grace the old one brings a whole new pair.
+            && client.profile.tokens.rotation != Rotation::Grace
         {
             let next = self.salvage(connection.id, held, refresh)?;
             if self.commit(client, record, &next).await {

@@ -25,7 +25,7 @@ pub(crate) fn keys(config: Option<&Path>, args: &Keys) -> Result<(), Failure> {
         }
         config.key_file
     };
-    Keyring::generate().write_new(&path).map_err(|error| key_problem(&path, &error))?;
+    Keyring::generate().write_new(&path).map_err(|error| key_problem(&path, "written", &error))?;
     say(&format!(
         "wrote {}; keep a copy of it apart from the database: without it the stored tokens are lost",
         path.display()

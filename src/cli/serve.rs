@@ -7,6 +7,7 @@ use crate::{
     app::{App, Listeners},
     clock::Clock,
     config::Config,
+    simulator::Simulators,
 };
 
 pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
@@ -51,6 +52,16 @@ pub(super) async fn until_signal() -> Result<(), Failure> {
     Ok(())
 }
 
-pub(crate) async fn simulate(_: Config) -> Result<(), Failure> {
-    say("later")
+/// Runs the simulated providers alone, registered for a broker at the configured `public_url`.
+pub(crate) async fn simulate(config: Config) -> Result<(), Failure> {
+    let mut settings = config.simulators;
+    settings.register_callbacks(config.public_url.as_str());
+    let simulators = Simulators::start(settings, Clock::system())
+        .await
+        .map_err(|error| Failure::unavailable(format!("simulators: {error}")))?;
+    say("# Simulated providers are running until Ctrl-C. Settings for `token-broker serve`:\n")?;
+    say(simulators.configuration().to_string().trim_end())?;
+    until_signal().await?;
+    simulators.shutdown().await;
+    Ok(())
 }

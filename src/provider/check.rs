@@ -1,6 +1,6 @@
 //! What a profile must hold to besides its types: refused at start, not when a token is due.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     profile::{
@@ -175,9 +175,12 @@ impl Profile {
         let tables = [("account", account), ("resource", Some(&self.resource.headers))];
         for (table, headers) in tables {
             let Some(headers) = headers else { continue };
+            let mut names = BTreeSet::new();
             for name in headers.keys() {
-                if header_name(name).is_none() {
-                    return Err(format!("`{table}.headers`: `{name}` is not a header to set here"));
+                if !header_name(name).is_some_and(|name| names.insert(name.to_string())) {
+                    return Err(format!(
+                        "`{table}.headers`: `{name}` is not a header to set here, or set twice"
+                    ));
                 }
             }
             self.check_templates(&format!("{table}.headers"), headers, HEADERS, true)?;

@@ -47,7 +47,7 @@ fn value(text: &[u8]) -> Option<SecretString> {
 }
 
 fn in_form(body: &[u8]) -> Option<SecretString> {
-    let is_form = body.is_ascii() && !body.iter().any(|b| b.is_ascii_whitespace() || *b == b'<');
+    let is_form = !body.iter().any(|b| b.is_ascii_whitespace() || *b == b'<');
     let mut pairs = form_urlencoded::parse(body).filter(|_| is_form);
     pairs.find(|(name, _)| name.as_bytes() == KEY).and_then(|(_, token)| sound(&token))
 }

@@ -53,10 +53,6 @@ impl Profile {
 impl Var {
     /// The value as it is stored: one of the listed, or one DNS label and a suffix, in lower case.
     fn accept(&self, value: &str) -> Option<String> {
-        // No label is longer than 63, no name than 253: the rest is not worth looking at.
-        if value.len() > 253 {
-            return None;
-        }
         if self.allow.iter().any(|allowed| allowed == value) {
             return Some(value.to_owned());
         }

@@ -3,6 +3,9 @@
 #![cfg(test)]
 
 mod command_line;
+mod consents;
+mod journeys;
 mod pages;
+mod provider_answers;
 mod store;
 mod support;

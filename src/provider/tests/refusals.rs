@@ -205,6 +205,10 @@ fn a_template_or_parameter_out_of_place_is_refused() {
         ),
         ("grants.refresh_token.omit = [\"scope\"]", "`scope` is not sent here"),
         ("resource.headers.\"X Y\" = \"x\"", "`X Y` is not a header to set here"),
+        (
+            "resource.headers = { Authorization = \"x\", authorization = \"y\" }",
+            "`authorization` is not a header to set here, or set twice",
+        ),
         ("resource.headers.Host = \"x\"", "`Host` is not a header to set here"),
         (
             "account = { url = \"https://a.b/\", id = \"id\" }",

@@ -209,6 +209,15 @@ fn pkce_is_used_for_both_steps_or_neither() {
 }
 
 #[test]
+fn a_parameter_without_a_value_is_not_sent() {
+    let client = test_support::client("divar");
+    let (refresh, access) = ("rt".into(), "".into());
+    let held = Held { refresh: &refresh, access: &access };
+    let card = card(request::refresh(&client, held, "https://b/", &Vars::new()));
+    assert!(card.ends_with("refresh_token = rt\nredirect_uri = https://b/\n"), "{card}");
+}
+
+#[test]
 fn basic_credentials_are_form_encoded_first() {
     let mut client = test_support::client("admitad");
     client.client_id = "id:1".to_owned();

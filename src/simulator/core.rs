@@ -1,0 +1,80 @@
+//! What every simulated provider has: a port, a clock, a ledger, and the faults ordered for it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    fault::Fault,
+    ledger::{Ledger, Rotation},
+    oracle::{Endpoint, Oracle},
+};
+use crate::clock::Clock;
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub port: u16,
+    /// The broker's clock, and how far this provider runs ahead of it.
+    clock: Clock,
+    ahead: Clock,
+    ledger: Mutex<Ledger>,
+    faults: Mutex<VecDeque<Fault>>,
+}
+
+impl Core {
+    pub(super) fn new(port: u16, clock: Clock, rotation: Rotation) -> Self {
+        Self {
+            port,
+            clock,
+            ahead: Clock::system(),
+            ledger: Mutex::new(Ledger::new(rotation)),
+            faults: Mutex::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        let now = self.clock.now().as_millisecond().saturating_add(self.ahead.ahead_ms());
+        Timestamp::from_millisecond(now).unwrap_or(Timestamp::MAX)
+    }
+
+    pub(super) fn advance(&self, by: Duration) {
+        self.ahead.advance(by);
+    }
+
+    /// The ledger. Never held across an await.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn oracle(&self) -> Oracle {
+        let now = self.now();
+        self.ledger().oracle(now)
+    }
+
+    /// Orders a fault for each of the next `times` token requests, after those already ordered.
+    pub(super) fn order(&self, fault: &Fault, times: usize) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.extend(std::iter::repeat_n(fault, times).cloned());
+    }
+
+    pub(super) fn next_fault(&self) -> Option<Fault> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    pub(super) fn arrived(&self, endpoint: Endpoint) {
+        self.ledger().arrived(endpoint);
+    }
+
+    /// Counts a call of a resource, and the token it carried.
+    pub(super) fn called(&self, endpoint: Endpoint, token: Option<&str>) {
+        let mut ledger = self.ledger();
+        ledger.arrived(endpoint);
+        if let Some(token) = token {
+            ledger.presented(token, endpoint);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Faults of a token endpoint that a test orders in advance.
+
+use std::time::Duration;
+
+use axum::{
+    body::{Body, Bytes},
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use futures_util::{StreamExt as _, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::serve::Dropped;
+
+/// What goes wrong with one token request.
+///
+/// `processed` says on which side of the state change: with `true` the code or refresh token is
+/// spent and the answer lost, with `false` the provider never saw the request.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Fault {
+    /// 200 with a page of HTML, as from a firewall or a maintenance screen.
+    Html {
+        /// On which side of the state change.
+        processed: bool,
+    },
+    /// 200 with no body.
+    Empty {
+        /// On which side of the state change.
+        processed: bool,
+    },
+    /// 200 with an RFC 6749 error.
+    ErrorInOk {
+        /// On which side of the state change.
+        processed: bool,
+    },
+    /// 500 with a page of HTML.
+    ServerError {
+        /// On which side of the state change.
+        processed: bool,
+    },
+    /// The connection closes without a byte of answer.
+    Drop {
+        /// On which side of the state change.
+        processed: bool,
+    },
+    /// The first half of the JSON, in an answer that is complete for HTTP.
+    CutJson,
+    /// The first half of the JSON, then the connection closes.
+    CutBody,
+    /// The answer without `access_token`.
+    NoAccessToken,
+    /// The answer with this `expires_in`: a string, a float, negative, absurd.
+    ExpiresIn {
+        /// What stands in its place.
+        value: Value,
+    },
+    /// The true answer, this much later.
+    Slow {
+        /// How much later, in real time, whatever the simulator's clock says.
+        milliseconds: u64,
+    },
+}
+
+impl Fault {
+    /// Whether the provider never sees the request.
+    pub(super) fn comes_before_processing(&self) -> bool {
+        match self {
+            Self::Html { processed }
+            | Self::Empty { processed }
+            | Self::ErrorInOk { processed }
+            | Self::ServerError { processed }
+            | Self::Drop { processed } => !processed,
+            Self::CutJson
+            | Self::CutBody
+            | Self::NoAccessToken
+            | Self::ExpiresIn { .. }
+            | Self::Slow { .. } => false,
+        }
+    }
+
+    /// The answer that arrives in place of the true one.
+    pub(super) async fn distort(self, answer: Response) -> Response {
+        const PAGE: &str = "<!doctype html><title>Please wait</title><h1>Please wait</h1>";
+        let html = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
+        match self {
+            Self::Html { .. } => (html, PAGE).into_response(),
+            Self::Empty { .. } => StatusCode::OK.into_response(),
+            Self::ErrorInOk { .. } => {
+                axum::Json(json!({"error": "server_error", "error_description": "Try later"}))
+                    .into_response()
+            }
+            Self::ServerError { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, html, PAGE).into_response()
+            }
+            Self::Drop { .. } => Dropped.into_response(),
+            Self::CutJson => change(answer, |body| Body::from(half(&body))).await,
+            Self::CutBody => change(answer, |body| cut(&body)).await,
+            Self::NoAccessToken => {
+                edit(answer, |fields| {
+                    fields.remove("access_token");
+                })
+                .await
+            }
+            Self::ExpiresIn { value } => {
+                edit(answer, |fields| {
+                    fields.insert("expires_in".into(), value);
+                })
+                .await
+            }
+            Self::Slow { milliseconds } => {
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                answer
+            }
+        }
+    }
+}
+
+/// The same status and headers around another body.
+async fn change(answer: Response, body: impl FnOnce(Bytes) -> Body) -> Response {
+    let (mut parts, old) = answer.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let old = axum::body::to_bytes(old, usize::MAX).await.unwrap_or_default();
+    Response::from_parts(parts, body(old))
+}
+
+async fn edit(
+    answer: Response,
+    change_fields: impl FnOnce(&mut serde_json::Map<String, Value>),
+) -> Response {
+    change(answer, |body| match serde_json::from_slice(&body) {
+        Ok(Value::Object(mut fields)) => {
+            change_fields(&mut fields);
+            Body::from(Value::Object(fields).to_string())
+        }
+        _ => Body::from(body),
+    })
+    .await
+}
+
+fn half(body: &Bytes) -> Bytes {
+    body.slice(..body.len() / 2)
+}
+
+/// Half of the body; then, once that is on its way, an error that makes the server hang up.
+fn cut(body: &Bytes) -> Body {
+    let hang_up = async {
+        tokio::task::yield_now().await;
+        Err(Dropped)
+    };
+    Body::from_stream(stream::iter([Ok(half(body))]).chain(stream::once(hang_up)))
+}

@@ -1,0 +1,74 @@
+//! The oracle: what a simulated provider knows and a real one would never tell.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+pub use super::ledger::{End, Kind};
+use crate::secret::Digest;
+
+/// Where a request arrived.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Endpoint {
+    /// The account call, a protected resource.
+    Account,
+    /// The consent page.
+    Authorize,
+    /// A press of Allow or Deny.
+    Decision,
+    /// amoCRM's `exchange_api_key`.
+    ExchangeApiKey,
+    /// The token endpoint.
+    Token,
+}
+
+/// A view of everything issued and presented, at one instant of the simulator's clock.
+#[derive(Clone, Debug, Serialize)]
+pub struct Oracle {
+    /// The simulator's clock.
+    pub now: Timestamp,
+    /// How many requests arrived, by endpoint.
+    pub requests: BTreeMap<Endpoint, u64>,
+    /// How many codes and tokens arrived that were never issued here, by endpoint.
+    pub unknown: BTreeMap<Endpoint, u64>,
+    /// Every code and token ever issued, in order of issue.
+    pub known: Vec<Known>,
+}
+
+impl Oracle {
+    /// What is known of a code or token.
+    #[must_use]
+    pub fn of(&self, text: &str) -> Option<&Known> {
+        let fingerprint = Digest::of_bytes(text.as_bytes()).fingerprint();
+        self.known.iter().find(|known| known.fingerprint == fingerprint)
+    }
+}
+
+/// A code or token that was issued.
+#[derive(Clone, Debug, Serialize)]
+pub struct Known {
+    /// Its number in order of issue, from 1.
+    pub id: usize,
+    /// The first 16 hexadecimal digits of its SHA-256 digest.
+    pub fingerprint: String,
+    /// What it is.
+    pub kind: Kind,
+    /// The authorisation it came from, from 1: a consent or one client-credentials request.
+    pub chain: usize,
+    /// Which pair of its chain it belongs to, from 1; a code has 0.
+    pub generation: u32,
+    /// The account that it acts for.
+    pub account: String,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// When it ends or ended.
+    pub ends_at: Timestamp,
+    /// Whether it works now.
+    pub alive: bool,
+    /// Why it no longer works.
+    pub ended: Option<End>,
+    /// How often it arrived, by endpoint, whatever was answered.
+    pub presented: BTreeMap<Endpoint, u64>,
+}

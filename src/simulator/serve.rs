@@ -1,0 +1,133 @@
+//! One loopback listener per provider, and the hosts that the provider spreads over.
+
+use std::{convert::Infallible, io, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode, header, uri::Authority},
+    response::{IntoResponse, Response},
+};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+/// What answers on which host name of one listener.
+#[derive(Debug)]
+pub(super) struct Hosts {
+    /// `localhost`: what a browser sees.
+    pub site: Router,
+    /// What the broker and the services call.
+    pub api: Router,
+    /// Where `api` answers.
+    pub api_host: ApiHost,
+    /// `/_simulator/`, on every host.
+    pub control: Router,
+}
+
+/// The host names of an API.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ApiHost {
+    /// `127.0.0.1`.
+    Loopback,
+    /// One label under this suffix, which begins with a dot.
+    Under(&'static str),
+}
+
+impl ApiHost {
+    fn covers(self, host: &str) -> bool {
+        match self {
+            Self::Loopback => host == "127.0.0.1",
+            Self::Under(suffix) => host
+                .strip_suffix(suffix)
+                .is_some_and(|label| !label.is_empty() && !label.contains('.')),
+        }
+    }
+}
+
+impl Hosts {
+    fn router<B>(&self, request: &Request<B>) -> Option<&Router> {
+        if request.uri().path().starts_with("/_simulator/") {
+            return Some(&self.control);
+        }
+        match host(request)? {
+            host if host == "localhost" => Some(&self.site),
+            host if self.api_host.covers(&host) => Some(&self.api),
+            _ => None,
+        }
+    }
+}
+
+/// The host of a request in lower case, without its port.
+fn host<B>(request: &Request<B>) -> Option<String> {
+    let authority: Authority = match request.headers().get(header::HOST) {
+        Some(host) => host.to_str().ok()?.parse().ok()?,
+        None => request.uri().authority()?.clone(),
+    };
+    Some(authority.host().to_ascii_lowercase())
+}
+
+/// An answer that closes the connection without a byte.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the simulated provider dropped the connection")]
+pub(super) struct Dropped;
+
+impl IntoResponse for Dropped {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Accepts connections until `stop`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    hosts: Arc<Hosts>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = serve_connection(stream, Arc::clone(&hosts));
+                let stop = stop.clone();
+                tasks.spawn(async move { stop.run_until_cancelled(connection).await });
+            }
+            // Out of descriptors, or a peer already gone: give others a turn and go on.
+            Err(error) => {
+                tracing::debug!(%error, "a simulator could not accept a connection");
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, hosts: Arc<Hosts>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let router = hosts.router(&request).cloned();
+        async move {
+            let answer = match router {
+                Some(router) => router.oneshot(request.map(Body::new)).await,
+                None => Ok((StatusCode::NOT_FOUND, "No such simulated host\n").into_response()),
+            };
+            match answer.unwrap_or_else(|never: Infallible| match never {}) {
+                answer if answer.extensions().get::<Dropped>().is_some() => Err(Dropped),
+                answer => Ok(answer),
+            }
+        }
+    });
+    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
+    {
+        tracing::debug!(%error, "a connection to a simulator ended early");
+    }
+}
+
+/// Binds a loopback port; 0 takes a free one.
+pub(super) async fn bind(port: u16) -> io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}

@@ -1,0 +1,440 @@
+//! What can be set about the simulated providers: lives, ports, and the rules that nobody has verified.
+//!
+//! Every secret here is simulated and opens nothing, so it is plain text, and its name says so.
+//! A switch stands for a question that no source answers; its default is the harsher reading, or
+//! the documented one. All lives are in seconds.
+
+use serde::Deserialize;
+
+/// The simulators of all providers, as sections `[simulators.*]` of the configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SimulatorSettings {
+    /// Simulated Admitad.
+    pub admitad: AdmitadSettings,
+    /// Simulated amoCRM.
+    pub amocrm: AmocrmSettings,
+    /// Simulated Avito.
+    pub avito: AvitoSettings,
+    /// Simulated Divar.
+    pub divar: DivarSettings,
+    /// Simulated Kommo: amoCRM's settings with a port and a redirect URI of its own.
+    pub kommo: AmocrmSettings,
+}
+
+impl SimulatorSettings {
+    /// Registers `{public_url}/callback/{provider}` wherever no redirect URI is registered yet.
+    pub fn register_callbacks(&mut self, public_url: &str) {
+        let uri = |provider| format!("{}/callback/{provider}", public_url.trim_end_matches('/'));
+        self.admitad.redirect_uri.get_or_insert_with(|| uri("admitad"));
+        self.amocrm.redirect_uri.get_or_insert_with(|| uri("amocrm"));
+        self.avito.redirect_uri.get_or_insert_with(|| uri("avito"));
+        self.kommo.redirect_uri.get_or_insert_with(|| uri("kommo"));
+        if self.divar.redirect_uris.is_empty() {
+            self.divar.redirect_uris.push(uri("divar"));
+        }
+    }
+}
+
+/// Simulated Avito.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AvitoSettings {
+    /// The loopback port; 0 takes a free one.
+    pub port: u16,
+    /// How long an access token lives.
+    pub access_life: u32,
+    /// How long a refresh token lives. No source says.
+    pub refresh_life: u32,
+    /// How long a code lives. No source says.
+    pub code_life: u32,
+    /// The registered application.
+    pub client_id: String,
+    /// Its secret.
+    pub simulated_client_secret: String,
+    /// Its registered redirect URI, the only one that Avito uses.
+    pub redirect_uri: Option<String>,
+    /// The scopes approved for it.
+    pub scopes: Vec<String>,
+    /// Who can consent. The first owns the application: client credentials act for it.
+    pub accounts: Vec<Account>,
+    /// Whether `/token` redirects to `/token/`, as the documented curl lines prepare for.
+    pub token_redirect: bool,
+    /// What a scope parameter with spaces in place of commas gives.
+    pub space_scopes: SpaceScopes,
+    /// What a `redirect_uri` that is not the registered one does to an authorisation request.
+    pub redirect_uri_mismatch: RedirectUriMismatch,
+    /// What becomes of the refresh token that was just used.
+    pub old_refresh_token: OldRefreshToken,
+    /// Under which status the token endpoint reports an error.
+    pub error_style: ErrorStyle,
+}
+
+impl Default for AvitoSettings {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            access_life: 86_400,
+            refresh_life: 31_536_000,
+            code_life: 600,
+            client_id: "simulated-avito-client".into(),
+            simulated_client_secret: "simulated-avito-secret".into(),
+            redirect_uri: None,
+            scopes: texts(["user:read", "messenger:read", "messenger:write", "items:info"]),
+            accounts: vec![
+                Account { id: 10_000_001, name: "Demo shop".into() },
+                Account { id: 10_000_002, name: "Second shop".into() },
+            ],
+            token_redirect: false,
+            space_scopes: SpaceScopes::Refuse,
+            redirect_uri_mismatch: RedirectUriMismatch::Ignore,
+            old_refresh_token: OldRefreshToken::Dies,
+            error_style: ErrorStyle::Rfc,
+        }
+    }
+}
+
+/// Simulated amoCRM or Kommo.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AmocrmSettings {
+    /// The loopback port; 0 takes a free one.
+    pub port: u16,
+    /// How long an access token lives.
+    pub access_life: u32,
+    /// How long a refresh token lives without use.
+    pub refresh_life: u32,
+    /// How long a code lives.
+    pub code_life: u32,
+    /// The integration's UUID.
+    pub client_id: String,
+    /// The integration's secret.
+    pub simulated_client_secret: String,
+    /// Its one registered redirect URI, compared byte for byte in every token request.
+    pub redirect_uri: Option<String>,
+    /// The rights fixed when the integration was registered.
+    pub scopes: Vec<String>,
+    /// The accounts that can consent.
+    pub accounts: Vec<AmocrmAccount>,
+    /// When a refresh token that was used stops working.
+    pub refresh_mode: RefreshMode,
+    /// Whether the access token names its shard in `api_domain`, as those since 2024-08-21 do.
+    pub api_domain: bool,
+    /// Kommo: how far `server_time` runs ahead of the simulator's clock.
+    pub server_time_skew: i64,
+}
+
+impl Default for AmocrmSettings {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            access_life: 86_400,
+            refresh_life: 7_776_000,
+            code_life: 1_200,
+            client_id: "5130a1ce-51a7-4ed0-8bad-c0ffee000001".into(),
+            simulated_client_secret: "simulated-integration-secret".into(),
+            redirect_uri: None,
+            scopes: texts(["crm", "notifications"]),
+            accounts: vec![AmocrmAccount::default()],
+            refresh_mode: RefreshMode::Strict,
+            api_domain: true,
+            server_time_skew: 0,
+        }
+    }
+}
+
+/// An account of simulated amoCRM or Kommo, with the user who consents in it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AmocrmAccount {
+    /// The account's number.
+    pub id: u64,
+    /// The account's name.
+    pub name: String,
+    /// The one label before `.amocrm.localhost` or `.kommo.localhost`.
+    pub subdomain: String,
+    /// The consenting user's number.
+    pub user_id: u64,
+    /// The user's login, for `exchange_api_key`.
+    pub login: String,
+    /// The user's API key, for `exchange_api_key`.
+    pub simulated_api_key: String,
+}
+
+impl Default for AmocrmAccount {
+    fn default() -> Self {
+        Self {
+            id: 20_000_001,
+            name: "Demo account".into(),
+            subdomain: "demo".into(),
+            user_id: 20_000_101,
+            login: "demo@example.com".into(),
+            simulated_api_key: "simulated-api-key".into(),
+        }
+    }
+}
+
+/// Simulated Admitad.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdmitadSettings {
+    /// The loopback port; 0 takes a free one.
+    pub port: u16,
+    /// How long an access token lives.
+    pub access_life: u32,
+    /// How long a refresh token lives. No source says.
+    pub refresh_life: u32,
+    /// How long a code lives. No source says.
+    pub code_life: u32,
+    /// The registered application.
+    pub client_id: String,
+    /// Its secret.
+    pub simulated_client_secret: String,
+    /// A redirect URI on the application's primary domain; only its domain is compared.
+    pub redirect_uri: Option<String>,
+    /// The scopes the application may ask for.
+    pub scopes: Vec<String>,
+    /// Who can consent. The first owns the application: client credentials act for it.
+    pub accounts: Vec<Account>,
+    /// What `/token` without the trailing slash answers.
+    pub missing_slash: MissingSlash,
+    /// How `expires_in` is written.
+    pub expires_in: ExpiresIn,
+    /// How many access tokens may be alive at once. The real number is not known.
+    pub token_cap: usize,
+    /// What becomes of the refresh token that was just used.
+    pub old_refresh_token: OldRefreshToken,
+}
+
+impl Default for AdmitadSettings {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            access_life: 604_800,
+            refresh_life: 31_536_000,
+            code_life: 600,
+            client_id: "simulated-admitad-client".into(),
+            simulated_client_secret: "simulated-admitad-secret".into(),
+            redirect_uri: None,
+            scopes: texts(["private_data", "public_data", "websites", "advcampaigns"]),
+            accounts: vec![
+                Account { id: 30_000_001, name: "webmaster1".into() },
+                Account { id: 30_000_002, name: "webmaster2".into() },
+            ],
+            missing_slash: MissingSlash::Redirect,
+            expires_in: ExpiresIn::Number,
+            token_cap: 1_000,
+            old_refresh_token: OldRefreshToken::Dies,
+        }
+    }
+}
+
+/// Simulated Divar Kenar.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DivarSettings {
+    /// The loopback port; 0 takes a free one.
+    pub port: u16,
+    /// How long an access token lives.
+    pub access_life: u32,
+    /// How long a refresh token lives; each rotation starts a full new life.
+    pub refresh_life: u32,
+    /// How long a code lives: Hydra's default, Divar's own value is not known.
+    pub code_life: u32,
+    /// The application's slug.
+    pub client_id: String,
+    /// Its secret.
+    pub simulated_client_secret: String,
+    /// Its API key, which every resource call carries in `x-api-key`.
+    pub simulated_api_key: String,
+    /// The redirect URIs registered in the panel.
+    pub redirect_uris: Vec<String>,
+    /// The names of the scopes it may ask for, each alone or as `NAME.identifier`.
+    pub scopes: Vec<String>,
+    /// Who can consent.
+    pub users: Vec<DivarUser>,
+    /// For how long after its first use a rotated refresh token still works; 0 for no grace.
+    pub grace: u32,
+    /// Whether the old access token works during the grace.
+    pub old_access_token: OldAccessToken,
+    /// Whether a refresh needs `code` (the current access token) and `redirect_uri`.
+    pub refresh_parameters: RefreshParameters,
+    /// What comes back to the redirect URI when the user refuses.
+    pub denial: Denial,
+    /// Whose errors the token endpoint gives.
+    pub hydra: Hydra,
+}
+
+impl Default for DivarSettings {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            access_life: 3_600,
+            refresh_life: 2_592_000,
+            code_life: 600,
+            client_id: "simulated-divar-app".into(),
+            simulated_client_secret: "simulated-divar-secret".into(),
+            simulated_api_key: "simulated-divar-api-key".into(),
+            redirect_uris: Vec::new(),
+            scopes: texts([
+                "USER_ID",
+                "USER_PHONE",
+                "offline_access",
+                "CONVERSATION_SEND_MESSAGE",
+                "CHAT_MESSAGE_SEND",
+            ]),
+            users: vec![
+                DivarUser { id: "simulated-user-1".into(), phone_number: "09000000001".into() },
+                DivarUser { id: "simulated-user-2".into(), phone_number: "09000000002".into() },
+            ],
+            grace: 120,
+            old_access_token: OldAccessToken::Dies,
+            refresh_parameters: RefreshParameters::Required,
+            denial: Denial::Error,
+            hydra: Hydra::Current,
+        }
+    }
+}
+
+/// An account of simulated Avito or Admitad.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// The account's number.
+    pub id: u64,
+    /// The account's name.
+    pub name: String,
+}
+
+/// A user of simulated Divar.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DivarUser {
+    /// The user's id, as this application sees it.
+    pub id: String,
+    /// The user's phone number.
+    pub phone_number: String,
+}
+
+macro_rules! switch {
+    ($(#[$about:meta])* $name:ident { $($(#[$of:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name { $($(#[$of])* $variant),+ }
+    };
+}
+
+switch! {
+    /// Avito: a scope parameter with spaces.
+    SpaceScopes {
+        /// The error page of an unknown scope.
+        Refuse,
+        /// Read like commas.
+        Split,
+    }
+}
+
+switch! {
+    /// Avito: an authorisation request with a `redirect_uri` that is not the registered one.
+    RedirectUriMismatch {
+        /// The registered one is used all the same.
+        Ignore,
+        /// An error page.
+        Refuse,
+    }
+}
+
+switch! {
+    /// Avito, Admitad: the refresh token that was just used.
+    OldRefreshToken {
+        /// It is dead at once.
+        Dies,
+        /// It works for the rest of its life.
+        Stays,
+    }
+}
+
+switch! {
+    /// Avito: errors of the token endpoint.
+    ErrorStyle {
+        /// RFC 6749: 400 or 401 with `error`.
+        Rfc,
+        /// The same body under status 200.
+        InOk,
+    }
+}
+
+switch! {
+    /// amoCRM, Kommo: the refresh token that was just used.
+    RefreshMode {
+        /// It is dead at once.
+        Strict,
+        /// It works until something of the new pair is used.
+        Lenient,
+    }
+}
+
+switch! {
+    /// Admitad: a token request to `/token` without the slash.
+    MissingSlash {
+        /// 301 to `/token/`.
+        Redirect,
+        /// 404.
+        NotFound,
+    }
+}
+
+switch! {
+    /// Admitad: the type of `expires_in`.
+    ExpiresIn {
+        /// A number, as documented.
+        Number,
+        /// A string, as in the fixture of the official Python library.
+        Text,
+    }
+}
+
+switch! {
+    /// Divar: the old access token during the grace.
+    OldAccessToken {
+        /// Removed at rotation, as in Hydra's code.
+        Dies,
+        /// Lives until the grace ends, as Divar's documents can be read.
+        Lives,
+    }
+}
+
+switch! {
+    /// Divar: the documented extra parameters of a refresh.
+    RefreshParameters {
+        /// A refresh without them fails.
+        Required,
+        /// Nobody looks at them, as in Hydra itself.
+        Ignored,
+    }
+}
+
+switch! {
+    /// Divar: the callback of a refusal.
+    Denial {
+        /// `error`, `error_description` and `state`, as Hydra sends it.
+        Error,
+        /// Nothing but `state`: the documents say to read a missing `code` as refusal.
+        Bare,
+    }
+}
+
+switch! {
+    /// Divar: the family of errors.
+    Hydra {
+        /// Today's Hydra.
+        Current,
+        /// Older: reuse of a refresh token is 401 `token_inactive`.
+        Old,
+    }
+}
+
+fn texts<const N: usize>(texts: [&str; N]) -> Vec<String> {
+    texts.map(String::from).to_vec()
+}

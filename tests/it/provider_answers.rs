@@ -1,0 +1,144 @@
+//! Providers that answer badly: whatever comes, no stored token is lost or replaced by rubbish, a
+//! live token is served, and the next good answer mends the connection.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use token_broker::simulator::{Fault, Kind, Simulated};
+
+use crate::support::{
+    broker::{Person, TestBroker},
+    database::{TestDatabase, on_both_engines},
+};
+
+on_both_engines! {
+    a_refresh_survives_every_bad_answer,
+    a_bad_answer_to_the_code_leaves_everything_as_it_was,
+    an_odd_lifetime_is_read_or_replaced_by_the_usual_one,
+    a_wrong_client_secret_touches_no_connection,
+}
+
+/// Every answer that brings no grant and lets the provider forget the request.
+fn unprocessed() -> Vec<Fault> {
+    vec![
+        Fault::Html { processed: false },
+        Fault::Empty { processed: false },
+        Fault::ErrorInOk { processed: false },
+        Fault::ServerError { processed: false },
+        Fault::Drop { processed: false },
+    ]
+}
+
+async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for which in Simulated::ALL {
+        let name = format!("{which}-shop");
+        broker.connect(&name, which).await;
+        for fault in unprocessed() {
+            let before = broker.token(&name).await.json();
+            broker.simulator(which).fault(&fault, 1);
+            let path = format!("/v1/connections/{name}/refresh");
+            let failed = broker.operator(Method::POST, &path, None).await;
+            assert!(failed.status.is_server_error(), "{which} {fault:?}: {failed:?}");
+            assert_eq!(failed.header("content-type"), "application/problem+json");
+            // What lives is served as it was.
+            let after = broker.token(&name).await;
+            assert_eq!(after.status, StatusCode::OK, "{which} {fault:?}: {after:?}");
+            assert_eq!(after.json()["access_token"], before["access_token"]);
+            assert_eq!(after.json()["stale"], true);
+            let view = broker.view(&name).await;
+            assert!(view["last_error"]["code"].is_string(), "{view}");
+            // The refresh token that was not spent still works.
+            let mended = broker.operator(Method::POST, &path, None).await;
+            assert_eq!(mended.status, StatusCode::OK, "{which} {fault:?}: {mended:?}");
+            assert_eq!(mended.json()["state"], "active");
+            assert!(mended.json()["last_error"].is_null());
+        }
+        // The provider has spent the refresh token, and its answer has no access token: the new
+        // refresh token in it is kept, or the grace of the old one used.
+        let before = broker.token(&name).await.json();
+        broker.simulator(which).fault(&Fault::NoAccessToken, 1);
+        let path = format!("/v1/connections/{name}/refresh");
+        let failed = broker.operator(Method::POST, &path, None).await;
+        assert!(failed.status.is_server_error(), "{which}: {failed:?}");
+        let after = broker.token(&name).await.json();
+        assert_eq!(after["access_token"], before["access_token"], "{which}");
+        let mended = broker.operator(Method::POST, &path, None).await;
+        assert_eq!(mended.status, StatusCode::OK, "{which}: {mended:?}");
+    }
+    broker.stop().await;
+}
+
+async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("avito-shop", Simulated::Avito).await;
+    let mut faults = unprocessed();
+    faults.extend([Fault::CutJson, Fault::CutBody, Fault::NoAccessToken]);
+    faults.push(Fault::Drop { processed: true });
+    for fault in faults {
+        let before = broker.token("avito-shop").await.json();
+        let link = broker.link("avito-shop", "avito", json!({})).await;
+        broker.simulator(Simulated::Avito).fault(&fault, 1);
+        let page = Person::new(&broker).consent(&link, "allow").await;
+        assert_eq!(page.status, StatusCode::OK);
+        assert!(page.text.contains("did not succeed"), "{fault:?}: {}", page.text);
+        let after = broker.token("avito-shop").await.json();
+        assert_eq!(before["access_token"], after["access_token"], "{fault:?}");
+        assert_eq!(broker.view("avito-shop").await["state"], "active");
+    }
+    // An exchange is never sent again.
+    assert_eq!(broker.presented(Simulated::Avito, Kind::Code).1, 1);
+    broker.stop().await;
+}
+
+async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("avito-shop", Simulated::Avito).await;
+    for (value, about) in [
+        (json!("3600"), 3_600),
+        (json!(3_600.0), 3_600),
+        (json!(-1), 86_400),
+        (json!(0), 86_400),
+        (json!("soon"), 86_400),
+        (json!(null), 86_400),
+        (json!(1e300), 86_400),
+        (json!(10_000_000_000_u64), 90 * 86_400),
+    ] {
+        let fault = Fault::ExpiresIn { value: value.clone() };
+        broker.simulator(Simulated::Avito).fault(&fault, 1);
+        let path = "/v1/connections/avito-shop/refresh";
+        let refreshed = broker.operator(Method::POST, path, None).await;
+        assert_eq!(refreshed.status, StatusCode::OK, "{value}: {refreshed:?}");
+        let left = broker.token("avito-shop").await.json()["expires_in"].as_i64().unwrap();
+        assert!((about - 60..=about).contains(&left), "{value}: {left} s, not {about}");
+    }
+    broker.stop().await;
+}
+
+async fn a_wrong_client_secret_touches_no_connection(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    for which in Simulated::ALL {
+        broker.connect(&format!("{which}-shop"), which).await;
+    }
+    broker
+        .restart(|settings| {
+            for which in Simulated::ALL {
+                settings["clients"][which.as_str()]["client_secret"] = "wrong".into();
+            }
+        })
+        .await;
+    for which in Simulated::ALL {
+        let name = format!("{which}-shop");
+        let before: Value = broker.view(&name).await;
+        let path = format!("/v1/connections/{name}/refresh");
+        let refused = broker.operator(Method::POST, &path, None).await;
+        assert_eq!(refused.status, StatusCode::BAD_GATEWAY, "{which}: {refused:?}");
+        assert_eq!(refused.json()["code"], "provider_misconfigured");
+        let after = broker.view(&name).await;
+        assert_eq!(
+            (&after["state"], &after["generation"]),
+            (&before["state"], &before["generation"])
+        );
+        assert_eq!(broker.token(&name).await.status, StatusCode::OK);
+    }
+    broker.stop().await;
+}
