@@ -316,7 +316,7 @@ async fn a_wrong_profile_is_named_with_its_file() {
         ),
         ("avito.token = 'CANARY'", "built-in provider `avito` with [providers.profiles.avito]: "),
         (
-            "avito.token.url = 'CANARY'",
+            "avito.token.url = 'nowhere'",
             "built-in provider `avito` with [providers.profiles.avito]: ",
         ),
         ("avito = 'CANARY'", "setting `providers.profiles.avito`: expected "),
