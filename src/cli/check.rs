@@ -40,6 +40,7 @@ pub(crate) async fn check(file: Option<&Path>) -> Result<(), Failure> {
     };
     let about = match config.clients.len() {
         0 => "no clients yet; add [clients.NAME] to the configuration".to_owned(),
+        1 => format!("1 client, public_url {}", config.public_url),
         clients => format!("{clients} clients, public_url {}", config.public_url),
     };
     report(vec![line("configuration", Ok(about))])?;

@@ -95,14 +95,15 @@ impl From<io::Error> for Failure {
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => return usage::answer(&error).err().map_or(ExitCode::SUCCESS, end),
+        Err(error) => return finish(usage::answer(&error)),
     };
-    run(args).err().map_or(ExitCode::SUCCESS, end)
+    finish(run(args))
 }
 
-/// Says what went wrong. It may repeat what others said: their line ends and escape codes are
-/// shown, not obeyed.
-fn end(failure: Failure) -> ExitCode {
+/// Says what went wrong, if something did. It may repeat what others said: their line ends and
+/// escape codes are shown, not obeyed.
+fn finish(outcome: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = outcome else { return ExitCode::SUCCESS };
     let shown = |c: char| match c {
         c if c.is_control() => c.escape_default().collect(),
         c => String::from(c),

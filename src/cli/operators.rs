@@ -29,5 +29,6 @@ pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), F
         error => StartError::from(error).into(),
     })?;
     store.close().await;
+    tracing::info!("a running broker knows this key within a few seconds");
     say(key.expose_secret())
 }

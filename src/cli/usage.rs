@@ -25,7 +25,9 @@ fn line(error: &Error) -> String {
     let rest: Vec<&str> = paragraphs.flat_map(str::lines).map(str::trim).collect();
 
     let what = match error.kind() {
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "name a command".to_owned(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            "name a command".to_owned()
+        }
         // clap quotes the value, and it may hold a password; our parsers say what was expected.
         ErrorKind::ValueValidation => match (error.get(ContextKind::InvalidArg), error.source()) {
             (Some(argument), Some(expected)) => format!("{argument}: {expected}"),

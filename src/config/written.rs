@@ -69,6 +69,7 @@ pub(super) struct Providers {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
+#[expect(clippy::struct_field_names, reason = "they are OAuth's names")]
 pub(super) struct Client {
     pub(super) provider: String,
     pub(super) client_id: String,

@@ -82,7 +82,7 @@ async fn a_wrong_setting_is_named_with_what_was_expected() {
 }
 
 #[tokio::test]
-async fn a_wrong_client_is_named_with_what_its_provider_wants() {
+async fn a_wrong_setting_of_a_client_is_named() {
     let machine = Machine::new();
     let empty = machine.write("empty", "\n");
     let both = format!("client_secret = 'CANARY'\nclient_secret_file = '{empty}'");
@@ -133,6 +133,11 @@ async fn a_wrong_client_is_named_with_what_its_provider_wants() {
         let text = format!("{AVITO}{rest}\n").replace("CANARY", CANARY);
         refused(&machine, &text, expected).await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_its_provider_cannot_have_is_refused() {
+    let machine = Machine::new();
     for (name, provider, rest, expected) in [
         (
             "'My Shop'",

@@ -8,6 +8,7 @@ async fn a_wrong_command_line_is_told_in_one_line() {
     let with_password = format!("http://me:{CANARY}@127.0.0.1:8081");
     for (arguments, expected) in [
         (&[][..], "name a command; see `token-broker --help`"),
+        (&["--config", "broker.toml"], "name a command; see `token-broker --help`"),
         (&["services"], "name a command; see `token-broker services --help`"),
         (
             &["tokn"],
