@@ -265,13 +265,17 @@ fn check_listen(setting: &str, text: &str) -> Result<SocketAddr, ConfigError> {
         .map_err(|_| wrong(setting, "expected an IP address and a port, such as 127.0.0.1:8080"))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the scheme of the database URL is no secret")]
+#[expect(clippy::disallowed_methods, reason = "the scheme and a path are no secret")]
 fn check_database(url: SecretString) -> Result<Database, ConfigError> {
-    let scheme = url.expose_secret().split(':').next();
-    if matches!(scheme, Some("postgres" | "postgresql")) {
-        return Ok(Database::Server(url));
+    match url.expose_secret().split_once(':') {
+        Some(("postgres" | "postgresql", _)) => Ok(Database::Server(url)),
+        Some(("sqlite", path)) if !path.is_empty() => {
+            Ok(Database::Embedded(path.strip_prefix("//").unwrap_or(path).into()))
+        }
+        _ => {
+            let problem = "expected postgres://USER:PASSWORD@HOST/NAME; leave it out for SQLite \
+                           in `state_dir`";
+            Err(wrong("database.url", problem))
+        }
     }
-    let problem = "expected postgres://USER:PASSWORD@HOST/NAME; leave it out for SQLite in \
-                   `state_dir`";
-    Err(wrong("database.url", problem))
 }
