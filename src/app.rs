@@ -50,7 +50,7 @@ impl From<StoreError> for StartError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NewerSchema { .. } => Self::Settings(error.to_string()),
-            error => Self::Unavailable(format!("database: {error}")),
+            error => Self::Unavailable(error.to_string()),
         }
     }
 }
@@ -100,30 +100,45 @@ impl StateDir {
     /// # Errors
     ///
     /// When it cannot be made or written, or another process holds it.
-    pub fn open(path: &Path) -> Result<Self, StartError> {
-        let problem = |what: String| {
-            StartError::Settings(format!("setting `state_dir`: {} {what}", path.display()))
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| problem(format!("cannot be made: {error}")))?;
+    pub fn open(config: &Config) -> Result<Self, StartError> {
+        make_state_dir(config)?;
+        let problem = |what: String| state_dir_problem(config, &what);
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path.join("lock"))
-            .map_err(|error| problem(format!("cannot be written: {error}")))?;
+            .open(config.state_dir.join("lock"))
+            .map_err(|error| {
+                StartError::Settings(problem(format!("cannot be written: {error}")))
+            })?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                Err(problem("is in use by another token-broker; give each its own".to_owned()))
+            // As with a port in use: it may be free in a moment.
+            Err(TryLockError::WouldBlock) => Err(StartError::Unavailable(problem(
+                "is in use by another token-broker; give each its own".to_owned(),
+            ))),
+            Err(TryLockError::Error(error)) => {
+                Err(StartError::Settings(problem(format!("cannot be locked: {error}"))))
             }
-            Err(TryLockError::Error(error)) => Err(problem(format!("cannot be locked: {error}"))),
         }
     }
+}
+
+/// Makes the folder `state_dir`, for its owner alone, if it does not exist.
+///
+/// # Errors
+///
+/// When it cannot be made.
+pub fn make_state_dir(config: &Config) -> Result<(), StartError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir).map_err(|error| {
+        let what = format!("cannot be made: {error}; set it to a folder that this user may write");
+        StartError::Settings(state_dir_problem(config, &what))
+    })
+}
+
+fn state_dir_problem(config: &Config, what: &str) -> String {
+    format!("setting `state_dir`: {} {what}", config.state_dir.display())
 }
 
 /// Connects to the database and brings its schema up to date.
@@ -133,10 +148,15 @@ impl StateDir {
 /// When it cannot be reached, or its schema is newer than this program.
 pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
     let store = connect_store(config, clock).await?;
+    migrate(&store).await?;
+    Ok(store)
+}
+
+async fn migrate(store: &Store) -> Result<(), StartError> {
     if store.schema_status().await? != SchemaStatus::Current {
         store.migrate().await?;
     }
-    Ok(store)
+    Ok(())
 }
 
 /// Connects to the database as it is.
@@ -149,7 +169,18 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
         Database::Embedded(path) => SecretString::from(format!("sqlite:{}", path.display())),
         Database::Server(url) => url.clone(),
     };
-    Ok(Store::connect(&url, clock).await?)
+    Store::connect(&url, clock).await.map_err(|error| match (error, &config.database) {
+        (StoreError::InvalidUrl, _) => StartError::Settings(
+            "setting `database.url`: expected postgres://USER:PASSWORD@HOST/NAME".to_owned(),
+        ),
+        (error @ StoreError::Unreachable(_), Database::Server(_)) => {
+            StartError::Unavailable(format!("{error}; see the setting `database.url`"))
+        }
+        (error, Database::Embedded(path)) => {
+            StartError::Unavailable(format!("{}: {error}", path.display()))
+        }
+        (error, Database::Server(_)) => error.into(),
+    })
 }
 
 /// Reads the sealing keys and checks that they fit the database; none if they are still to be made,
@@ -162,6 +193,9 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
     let path = &config.key_file;
     let check = match store.schema_status().await? {
         SchemaStatus::Fresh => None,
+        SchemaStatus::Newer { found, known } => {
+            return Err(StoreError::NewerSchema { found, known }.into());
+        }
         _ => store.meta(SEALING_CHECK.field).await?,
     };
     let keyring = match Keyring::read(path) {
@@ -170,14 +204,15 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
             let advice = match (&check, &config.database) {
                 (None, Database::Embedded(_)) => return Ok(None),
                 (None, Database::Server(_)) => "make it with `token-broker keys generate`",
-                (Some(_), _) => "this database is sealed already: put the key file back",
+                (Some(_), _) => {
+                    "this database is sealed already: put the key file back; a new one from \
+                     `token-broker keys generate` would not open it"
+                }
             };
-            return Err(StartError::Settings(format!(
-                "sealing key: {} does not exist; {advice}",
-                path.display()
-            )));
+            let path = path.display();
+            return Err(StartError::Settings(format!("sealing key: {path} is missing; {advice}")));
         }
-        Err(error) => return Err(key_problem(path, &error)),
+        Err(error) => return Err(key_problem(path, "read", &error)),
     };
     if let Some(check) = check {
         keyring.open(SEALING_CHECK, &Sealed::from_stored(check)).map_err(|error| {
@@ -190,15 +225,17 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
     Ok(Some(keyring))
 }
 
-/// As [`read_keyring`], and makes what a new database lacks: the key file of an embedded one, and
-/// the sealed value by which a foreign key is known.
+/// As [`read_keyring`]; then brings the schema up to date and makes what a new database lacks: the
+/// key file of an embedded one, and the sealed value by which a foreign key is known.
 async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
     let path = &config.key_file;
-    let keyring = if let Some(keyring) = read_keyring(config, store).await? {
+    let read = read_keyring(config, store).await?;
+    migrate(store).await?;
+    let keyring = if let Some(keyring) = read {
         keyring
     } else {
         let keyring = Keyring::generate();
-        keyring.write_new(path).map_err(|error| key_problem(path, &error))?;
+        keyring.write_new(path).map_err(|error| key_problem(path, "written", &error))?;
         let path = path.display();
         tracing::info!("made the sealing key {path}; keep a copy of it apart from the database");
         keyring
@@ -214,8 +251,19 @@ async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartEr
     Ok(keyring)
 }
 
-fn key_problem(path: &Path, error: &KeyFileError) -> StartError {
-    StartError::Settings(format!("sealing key: {}: {error}", path.display()))
+/// Why a key file cannot be `done`, which is read or written, as one line.
+#[must_use]
+pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
+    let path = path.display();
+    StartError::Settings(match error {
+        KeyFileError::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            format!("sealing key: {path} exists already and stays as it is; name another file")
+        }
+        KeyFileError::Io(error) => {
+            format!("sealing key: {path} cannot be {done}: {error}")
+        }
+        error => format!("sealing key: {path}: {error}"),
+    })
 }
 
 /// A broker that is ready to serve.
@@ -239,8 +287,8 @@ impl App {
         listeners: Listeners,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let state_dir = StateDir::open(&config.state_dir)?;
-        let store = open_store(&config, clock.clone()).await?;
+        let state_dir = StateDir::open(&config)?;
+        let store = connect_store(&config, clock.clone()).await?;
         let keyring = open_keyring(&config, &store).await?;
         let outbound = Outbound::new(clock.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;

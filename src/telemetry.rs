@@ -6,17 +6,24 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 use crate::config::{Log, LogFormat};
 
+/// Reads the directives of a filter.
+///
+/// # Errors
+///
+/// What was expected.
+pub fn parse(filter: &str) -> Result<EnvFilter, &'static str> {
+    EnvFilter::try_new(filter).map_err(
+        |_| "expected a level such as `info`, or directives such as `info,token_broker=debug`",
+    )
+}
+
 /// Starts logging for the rest of the process.
 ///
 /// # Errors
 ///
-/// One line when the filter cannot be read.
-pub fn start(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.filter).map_err(|_| {
-        "setting `log.filter`: expected a level such as `info`, or directives such as \
-         `info,token_broker=debug`"
-            .to_owned()
-    })?;
+/// When the filter cannot be read.
+pub fn start(log: &Log) -> Result<(), &'static str> {
+    let filter = parse(&log.filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     let colours = std::io::stderr().is_terminal();
     let writer = fmt::layer().with_writer(std::io::stderr).with_ansi(colours);

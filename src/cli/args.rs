@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args as Arguments, Parser, Subcommand};
+use jiff::Timestamp;
+
+use url::Url;
 
 use crate::{
     caller::{Pattern, Verb},
@@ -74,9 +77,10 @@ pub(crate) struct Remote {
         long,
         env = "TOKEN_BROKER_URL",
         value_name = "URL",
-        default_value = "http://127.0.0.1:8081"
+        default_value = "http://127.0.0.1:8081",
+        value_parser = broker_url
     )]
-    pub(crate) url: url::Url,
+    pub(crate) url: Url,
     /// A file that holds the key to show: a service's, or an operator's.
     #[arg(long, env = "TOKEN_BROKER_KEY_FILE", value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
@@ -87,7 +91,7 @@ pub(crate) struct Token {
     /// The connection's name.
     pub(crate) connection: Slug,
     /// How many seconds the token should live at least.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) min_ttl: Option<u64>,
     /// Print the whole answer as JSON.
     #[arg(long)]
@@ -152,11 +156,11 @@ pub(crate) enum ServiceAction {
         #[arg(long = "connection", value_name = "PATTERN", required = true)]
         connections: Vec<Pattern>,
         /// What it may do: token, consent, confirm; may be repeated [default: token].
-        #[arg(long = "verb", value_name = "VERB")]
+        #[arg(long = "verb", value_name = "VERB", value_parser = verb)]
         verbs: Vec<Verb>,
         /// When its key ends, as 2026-12-31T00:00:00Z.
-        #[arg(long, value_name = "TIME")]
-        expires_at: Option<jiff::Timestamp>,
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        expires_at: Option<Timestamp>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -219,6 +223,28 @@ pub(crate) enum KeyAction {
 #[derive(Arguments, Debug)]
 pub(crate) struct Healthcheck {
     /// The internal address of the broker [default: that of the configuration].
-    #[arg(long, env = "TOKEN_BROKER_URL", value_name = "URL")]
-    pub(crate) url: Option<url::Url>,
+    #[arg(long, env = "TOKEN_BROKER_URL", value_name = "URL", value_parser = broker_url)]
+    pub(crate) url: Option<Url>,
+}
+
+/// The address of a broker. What is wrong is told without the text: it may hold a password.
+fn broker_url(text: &str) -> Result<Url, &'static str> {
+    Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .filter(|url| url.username().is_empty() && url.password().is_none())
+        .filter(|url| url.query().is_none() && url.fragment().is_none())
+        .ok_or("expected a URL such as http://127.0.0.1:8081, without user or query")
+}
+
+fn seconds(text: &str) -> Result<u64, &'static str> {
+    text.parse().map_err(|_| "expected a number of seconds")
+}
+
+fn time(text: &str) -> Result<Timestamp, &'static str> {
+    text.parse().map_err(|_| "expected a time such as 2026-12-31T00:00:00Z")
+}
+
+fn verb(text: &str) -> Result<Verb, &'static str> {
+    text.parse().map_err(|_| "expected token, consent or confirm")
 }

@@ -40,6 +40,7 @@ pub(crate) async fn check(file: Option<&Path>) -> Result<(), Failure> {
     };
     let about = match config.clients.len() {
         0 => "no clients yet; add [clients.NAME] to the configuration".to_owned(),
+        1 => format!("1 client, public_url {}", config.public_url),
         clients => format!("{clients} clients, public_url {}", config.public_url),
     };
     report(vec![line("configuration", Ok(about))])?;
@@ -84,7 +85,7 @@ async fn inspect(config: &Config, store: &Store) -> Result<Vec<Line>, StoreError
     let key = match read_keyring(config, store).await {
         Ok(Some(keyring)) => Ok(format!("key {} of {path} fits the database", keyring.active_id())),
         Ok(None) => Ok(format!("made at the first start in {path}")),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error.to_string().replacen("sealing key: ", "", 1)),
     };
     let mut lines = vec![line("database", Ok(schema.to_owned())), line("sealing key", key)];
     if store.schema_status().await? != SchemaStatus::Fresh {

@@ -3,10 +3,17 @@
 
 mod args;
 mod check;
+mod connections;
 mod demo;
+mod healthcheck;
 mod keys;
-mod remote;
+mod migrate;
+mod operators;
+mod running;
 mod serve;
+mod services;
+mod table;
+mod usage;
 
 use std::{
     collections::HashMap,
@@ -88,19 +95,22 @@ impl From<io::Error> for Failure {
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
-            let _ = error.print();
-            // Help and version are no failure.
-            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
-        }
+        Err(error) => return finish(usage::answer(&error)),
     };
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let _ = writeln!(io::stderr(), "token-broker: {}", failure.message);
-            ExitCode::from(failure.code)
-        }
-    }
+    finish(run(args))
+}
+
+/// Says what went wrong, if something did. It may repeat what others said: their line ends and
+/// escape codes are shown, not obeyed.
+fn finish(outcome: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = outcome else { return ExitCode::SUCCESS };
+    let shown = |c: char| match c {
+        c if c.is_control() => c.escape_default().collect(),
+        c => String::from(c),
+    };
+    let message: String = failure.message.chars().map(shown).collect();
+    let _ = writeln!(io::stderr(), "token-broker: {message}");
+    ExitCode::from(failure.code)
 }
 
 fn run(args: Args) -> Result<(), Failure> {
@@ -111,20 +121,20 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Demo(demo) => runtime.block_on(demo::demo(demo)),
         Command::Simulate => runtime.block_on(serve::simulate(load(config)?)),
         Command::Check => runtime.block_on(check::check(config)),
-        Command::Token(token) => runtime.block_on(remote::token(&token)),
-        Command::Connect(connect) => runtime.block_on(remote::connect(&connect)),
-        Command::Connections(list) => runtime.block_on(remote::connections(&list)),
-        Command::Services(services) => runtime.block_on(remote::services(&services)),
+        Command::Token(token) => runtime.block_on(connections::token(&token)),
+        Command::Connect(connect) => runtime.block_on(connections::connect(&connect)),
+        Command::Connections(list) => runtime.block_on(connections::connections(&list)),
+        Command::Services(services) => runtime.block_on(services::services(&services)),
         Command::Operators(operators) => {
-            runtime.block_on(keys::operators(&load(config)?, &operators))
+            runtime.block_on(operators::operators(&load(config)?, &operators))
         }
         Command::Keys(keys) => keys::keys(config, &keys),
-        Command::Migrate => runtime.block_on(keys::migrate(&load(config)?)),
+        Command::Migrate => runtime.block_on(migrate::migrate(&load(config)?)),
         Command::Openapi => {
             say(&serde_json::to_string_pretty(&http::openapi()).map_err(Failure::internal)?)
         }
         Command::Healthcheck(healthcheck) => {
-            runtime.block_on(remote::healthcheck(config, &healthcheck))
+            runtime.block_on(healthcheck::healthcheck(config, &healthcheck))
         }
     }
 }

@@ -11,21 +11,27 @@ use crate::{
 };
 
 pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
+    // Before anything else: what waits for us to serve may end us as soon as it hears so.
+    let signalled = until_signal();
     let listeners = Listeners::bind(config.public_listen, config.internal_listen).await?;
     let (public, internal) = (config.public_url.clone(), config.internal_url.clone());
+    let public_listen = listeners.public.local_addr()?;
+    let internal_listen = listeners.internal.local_addr()?;
     let app = App::start(config, listeners, Clock::system()).await?;
     if !app.broker().has_operators() {
         tracing::info!("no operator yet: run `token-broker operators create NAME`");
     }
-    tracing::info!(%public, %internal, "serving");
-    run_until_signal(app).await
+    tracing::info!(%public, %public_listen, %internal, %internal_listen, "serving");
+    run_until(signalled, app).await
 }
 
-/// Serves until SIGINT or SIGTERM, then drains. Further signals change nothing: what is under way
+/// Serves until the signal, then drains. Further signals change nothing: what is under way
 /// may be a token that exists nowhere else yet.
-pub(super) async fn run_until_signal(app: App) -> Result<(), Failure> {
+async fn run_until(
+    signalled: impl Future<Output = Result<(), Failure>>,
+    app: App,
+) -> Result<(), Failure> {
     let shutdown = app.shutdown();
-    let signalled = until_signal();
     let run = app.run();
     tokio::pin!(run);
     tokio::select! {
@@ -39,19 +45,23 @@ pub(super) async fn run_until_signal(app: App) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits for SIGINT or SIGTERM.
-pub(super) async fn until_signal() -> Result<(), Failure> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Waits for SIGINT or SIGTERM, and hears those that come between the call and the waiting.
+pub(super) fn until_signal() -> impl Future<Output = Result<(), Failure>> {
+    let signals = signal(SignalKind::interrupt())
+        .and_then(|interrupt| Ok((interrupt, signal(SignalKind::terminate())?)));
+    async move {
+        let (mut interrupt, mut terminate) = signals?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Runs the simulated providers alone, registered for a broker at the configured `public_url`.
 pub(crate) async fn simulate(config: Config) -> Result<(), Failure> {
+    let signalled = until_signal();
     let mut settings = config.simulators;
     settings.register_callbacks(config.public_url.as_str());
     let simulators = Simulators::start(settings, Clock::system())
@@ -59,7 +69,7 @@ pub(crate) async fn simulate(config: Config) -> Result<(), Failure> {
         .map_err(|error| Failure::unavailable(format!("simulators: {error}")))?;
     say("# Simulated providers are running until Ctrl-C. Settings for `token-broker serve`:\n")?;
     say(simulators.configuration().to_string().trim_end())?;
-    until_signal().await?;
+    signalled.await?;
     simulators.shutdown().await;
     Ok(())
 }

@@ -51,7 +51,7 @@ impl Catalogue {
             }
         }
         for (name, overlay) in overlays {
-            let said = format!("[providers.{name}]");
+            let said = format!("[providers.profiles.{name}]");
             match written.get_mut(name) {
                 Some((table, origin)) => {
                     lay_over(table, overlay);
@@ -126,7 +126,17 @@ fn profile(name: &Slug, mut table: toml::Table) -> Result<Profile, String> {
     if table.insert("name".to_owned(), name).is_some() {
         return Err("`name` is not a setting: the file's name is the provider's".to_owned());
     }
-    let profile: Profile = table.try_into().map_err(|why: toml::de::Error| why.to_string())?;
+    let profile: Profile = table.try_into().map_err(|why: toml::de::Error| describe(&why))?;
     profile.check()?;
     Ok(profile)
+}
+
+/// What was expected, and where. What stands there is not shown: it may be a secret in the wrong
+/// place.
+fn describe(why: &toml::de::Error) -> String {
+    let text = why.to_string();
+    match text.rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => format!("expected {expected}"),
+        _ => text,
+    }
 }

@@ -52,7 +52,7 @@
 //! | `client.<name>` | a secret that every client needs; `about` says what it is |
 //!
 //! `{name}` may be a var or a client's setting, `client_id`, `redirect_uri`, and in headers and a
-//! refresh `access_token`. The same settings under `[providers.<name>]` of the configuration are
+//! refresh `access_token`. The same settings under `[providers.profiles.<name>]` of the configuration are
 //! laid over a profile: tables are merged, anything else is replaced.
 
 pub mod amocrm;

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod api;
+mod command_line;
 mod consents;
 mod demo;
 mod fifth_provider;

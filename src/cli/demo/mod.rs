@@ -40,6 +40,7 @@ const CONNECTIONS: [(&str, Simulated, GrantType); 7] = [
 ];
 
 pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
+    let signalled = until_signal();
     let clock = Clock::system();
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listeners = Listeners::bind(any_port, any_port).await?;
@@ -79,7 +80,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
         Err(failure) => Err(failure),
     };
     if outcome.is_ok() {
-        until_signal().await?;
+        signalled.await?;
     }
     shutdown.cancel();
     tasks.wait().await;

@@ -272,7 +272,10 @@ fn what_is_missing_from_a_whole_profile_is_named() {
         let text = EXAMPLE.replace(left_out, "");
         assert_ne!(text, EXAMPLE);
         let error = load(&text).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains(told) && error.starts_with("[providers.example]: "), "{error}");
+        assert!(
+            error.contains(told) && error.starts_with("[providers.profiles.example]: "),
+            "{error}"
+        );
     }
     let text = EXAMPLE.replace("authorization_code", "client_credentials");
     let error = load(&text).map(|_| ()).unwrap_err().to_string();

@@ -33,9 +33,9 @@ pub(crate) struct Program {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
-    /// The lines that nobody had read before.
+    /// The lines of standard output that nobody had read before.
     pub(crate) stdout: Vec<String>,
-    /// All lines of standard error.
+    /// The lines of standard error that nobody had read before.
     pub(crate) stderr: Vec<String>,
 }
 
@@ -84,6 +84,12 @@ impl Program {
                 return value;
             }
         }
+    }
+
+    /// The next line of standard error. Fails when there is none before its end or the deadline.
+    pub(crate) async fn complaint(&mut self) -> String {
+        let line = timeout(PATIENCE, self.stderr.recv()).await.ok().flatten();
+        line.expect("it says something on standard error")
     }
 
     /// Sends a signal by its name, such as `TERM` or `INT`.

@@ -1,0 +1,34 @@
+//! `operators`: the people who run the broker, straight in the database.
+
+use secrecy::ExposeSecret as _;
+
+use super::{
+    Failure,
+    args::{OperatorAction, Operators},
+    say,
+};
+use crate::{
+    app::{StartError, make_state_dir, open_store},
+    caller::{self, Holder, Operator},
+    clock::Clock,
+    config::Config,
+    store::StoreError,
+};
+
+#[expect(clippy::disallowed_methods, reason = "a new key is shown once, to its maker")]
+pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), Failure> {
+    let OperatorAction::Create { name } = &args.action;
+    let clock = Clock::system();
+    make_state_dir(config)?;
+    let store = open_store(config, clock.clone()).await?;
+    let now = clock.now();
+    let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
+    let operator = Operator { name: name.clone(), created_at: now };
+    store.create_operator(&operator, &stored).await.map_err(|error| match error {
+        StoreError::NameTaken(name) => Failure::usage(format!("operator `{name}` exists already")),
+        error => StartError::from(error).into(),
+    })?;
+    store.close().await;
+    tracing::info!("a running broker knows this key within a few seconds");
+    say(key.expose_secret())
+}
