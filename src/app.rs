@@ -22,6 +22,7 @@ use crate::{
     provider::Outbound,
     refresher,
     seal::{KeyFileError, Keyring, Place, Sealed},
+    spool::Spool,
     store::{SchemaStatus, Store, StoreError},
 };
 
@@ -298,16 +299,22 @@ impl App {
         if config.public_url.scheme() == "http" {
             tracing::info!("public_url is plain http: for trying things out on this machine only");
         }
+        let spool = Spool::open(&config.state_dir).map_err(|error| {
+            let path = config.state_dir.display();
+            StartError::Settings(format!("setting `state_dir`: {path}/spool: {error}"))
+        })?;
         let broker = Broker::start(Parts {
             store,
             keyring,
             outbound,
+            spool,
             clock,
             clients: config.clients,
             public_url: config.public_url.clone(),
             return_to: config.return_to,
         })
         .await?;
+        broker.recover_spool().await.map_err(|error| StartError::Unavailable(error.to_string()))?;
         for title in broker.loopback_providers() {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }

@@ -274,6 +274,10 @@ pub struct Record {
     pub grant: Option<HeldGrant>,
     /// A grant that waits for its account to be confirmed.
     pub pending: Option<PendingGrant>,
+    /// How many refreshes from this generation were begun and have no known outcome.
+    pub open_attempts: u32,
+    /// When any of this last changed, on the database's clock.
+    pub changed_at: Timestamp,
 }
 
 /// The shortest token life that is refreshed ahead of time; shorter ones on demand only.

@@ -70,5 +70,6 @@ pub mod seal;
 pub mod secret;
 pub mod simulator;
 pub mod slug;
+pub mod spool;
 pub mod store;
 pub mod telemetry;

@@ -67,6 +67,13 @@ CREATE TABLE grants (
     attempts INTEGER NOT NULL
 ) STRICT;
 
+-- Refresh tokens that were spent or refused, by digest: none of them is ever presented again.
+CREATE TABLE refresh_tombstones (
+    refresh_hash TEXT NOT NULL PRIMARY KEY,
+    connection_id TEXT NOT NULL,
+    buried_at INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE pending_grants (
     connection_id TEXT NOT NULL PRIMARY KEY REFERENCES connections (id) ON DELETE CASCADE,
     access TEXT NOT NULL,

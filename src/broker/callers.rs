@@ -175,8 +175,10 @@ impl Broker {
         Ok(())
     }
 
-    /// Reads every key from the store into memory.
+    /// Reads every key from the store into memory. One at a time: a slower read that began earlier
+    /// must not bring back what a later one no longer found.
     pub(crate) async fn load_keys(&self) -> Result<(), StoreError> {
+        let _turn = self.loading_keys.lock().await;
         let services: Vec<_> = self.store.services().await?.into_iter().map(Arc::new).collect();
         let mut keys = Keys::default();
         for stored in self.store.keys().await? {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, refresh::due_at};
+use super::{Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, settle::due_at};
 use crate::{
     caller::Verb,
     seal::{Place, Sealed},
+    secret::Digest,
     store,
 };
 
@@ -73,6 +74,7 @@ impl Broker {
             account: pending.account.as_ref(),
             vars: Some(&pending.vars),
             scopes: None,
+            refresh_hash: refresh.as_ref().map(Digest::of),
         };
         if !self.store.commit_confirmed(&commit).await? {
             return Err(BrokerError::Conflict(

@@ -3,13 +3,14 @@
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use super::{Broker, BrokerError, ReceivedGrant, refresh::due_at};
+use super::{Broker, BrokerError, ReceivedGrant, settle::due_at};
 use crate::{
     client::Client,
     connection::{Account, Connection, PendingGrant, Record, Vars},
     consent::Outcome,
     provider::{Grant, ProviderError, request},
     seal::Place,
+    secret::Digest,
     store,
 };
 
@@ -111,6 +112,7 @@ impl Broker {
                 account: account.as_ref(),
                 vars: Some(&exchange.vars),
                 scopes: Some(exchange.scopes),
+                refresh_hash: grant.refresh.as_ref().map(Digest::of),
             };
             if self.store.commit_grant(&commit).await? {
                 break;

@@ -29,6 +29,8 @@ pub(crate) struct Live {
     pub(crate) grant: Option<OpenGrant>,
     /// The account that consented and waits to be confirmed, if it is known.
     pub(crate) pending_account: Option<Account>,
+    /// When the row last changed, on the database's clock.
+    pub(crate) changed_at: Timestamp,
 }
 
 /// A grant with its access token open.
@@ -118,8 +120,8 @@ impl Memory {
         all
     }
 
-    /// Takes a connection as the store has it; one that went back in generations is ignored, for
-    /// it was read before the one we have.
+    /// Takes a connection as the store has it. One that was read before the one we have is ignored:
+    /// its generation is lower, or it is the same and the row has changed since.
     pub(crate) fn put(&self, live: Live) {
         let name = live.connection.name.clone();
         let live = Arc::new(live);
@@ -127,7 +129,8 @@ impl Memory {
             .entry(name)
             .and_modify(|held| {
                 let same = held.connection.id == live.connection.id;
-                if !same || held.generation() <= live.generation() {
+                let version = |live: &Live| (live.generation(), live.changed_at);
+                if !same || version(held) <= version(&live) {
                     *held = Arc::clone(&live);
                 }
             })

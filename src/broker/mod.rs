@@ -4,6 +4,7 @@
 //! Every call to a provider that may change a grant runs on the task tracker, so that a caller
 //! who hangs up cancels nothing and shutdown waits for it.
 
+mod account;
 mod callers;
 mod confirm;
 mod connections;
@@ -15,6 +16,7 @@ mod key_exchange;
 mod links;
 mod memory;
 mod refresh;
+mod settle;
 mod token;
 
 use std::{
@@ -57,6 +59,7 @@ use crate::{
     seal::{Keyring, OpenError, Place},
     secret::Digest,
     slug::Slug,
+    spool::Spool,
     store::{Store, StoreError},
 };
 
@@ -69,6 +72,8 @@ pub struct Parts {
     pub keyring: Keyring,
     /// The way out to the providers.
     pub outbound: Outbound,
+    /// Where received grants lie until they are in the store.
+    pub spool: Spool,
     /// The time.
     pub clock: Clock,
     /// Our registrations.
@@ -85,11 +90,13 @@ pub struct Broker {
     store: Store,
     keyring: Keyring,
     outbound: Outbound,
+    spool: Spool,
     clock: Clock,
     clients: BTreeMap<Slug, Arc<Client>>,
     public_url: Url,
     return_to: BTreeMap<Slug, Url>,
     memory: Memory,
+    loading_keys: tokio::sync::Mutex<()>,
     flights: DashMap<ConnectionId, Flight>,
     /// When a reader's report last forced a refresh.
     forced_at: DashMap<ConnectionId, Timestamp>,
@@ -105,16 +112,19 @@ impl Broker {
     ///
     /// When the store cannot be read.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, StoreError> {
-        let Parts { store, keyring, outbound, clock, clients, public_url, return_to } = parts;
+        let Parts { store, keyring, outbound, spool, clock, clients, public_url, return_to } =
+            parts;
         let broker = Arc::new(Self {
             store,
             keyring,
             outbound,
+            spool,
             clock,
             clients,
             public_url,
             return_to,
             memory: Memory::default(),
+            loading_keys: tokio::sync::Mutex::default(),
             flights: DashMap::new(),
             forced_at: DashMap::new(),
             changes_mark: AtomicI64::new(0),
@@ -193,7 +203,12 @@ impl Broker {
             }
         };
         let pending_account = record.pending.and_then(|pending| pending.account);
-        self.memory.put(Live { connection: record.connection, grant, pending_account });
+        self.memory.put(Live {
+            connection: record.connection,
+            grant,
+            pending_account,
+            changed_at: record.changed_at,
+        });
     }
 
     async fn mark_integrity_error(&self, record: &mut Record) {

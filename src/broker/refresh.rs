@@ -6,33 +6,27 @@
 //! protocol: claim with intent, committed; one bounded POST with no database connection held; the
 //! grant stored by compare-and-set on the generation it was made from; only then published.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use jiff::Timestamp;
-use secrecy::SecretString;
-use tokio::time::sleep;
+use tokio::{task::spawn_blocking, time::sleep};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, ReceivedGrant};
+use super::{Broker, BrokerError, settle::Attempt};
 use crate::{
     client::Client,
     clock::Stopwatch,
-    connection::{
-        Account, Connection, ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff,
-        refresh_at,
-    },
+    connection::{ConnectionId, GrantType, Record},
     provider::{
-        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
-        read_account, read_grant, request,
+        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Verdict, read_grant,
+        request,
     },
     seal::Place,
-    secret::{self, Digest},
-    store,
+    secret::Digest,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -43,9 +37,6 @@ const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 
 /// What a lease is longer than all it has to cover.
 const LEASE_SLACK: Duration = Duration::from_secs(10);
-
-/// How long to leave our own misconfiguration alone before trying again.
-const MISCONFIGURED_PAUSE: Duration = Duration::from_mins(1);
 
 /// Why a refresh is made: for the log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -151,41 +142,66 @@ impl Broker {
             return Ok(());
         }
         let client = Arc::clone(self.client(&record.connection.client)?);
-        let Some(request) = self.request(&client, &record)? else {
-            return self.without_refresh_token(&record).await;
+        let request = match self.choose_request(&client, &record).await? {
+            Ok(request) => request,
+            Err(reason) => return self.await_consent(&record, reason).await,
         };
-        let spent = request.spends;
-        let attempt = Uuid::now_v7().to_string();
-        let clock = Stopwatch::start();
-        let claimed = self
-            .store
-            .claim(id, &attempt, generation, spent.as_ref(), lease(&client.profile))
-            .await?;
-        if claimed.is_none() {
-            return self.wait_for_other(id, generation, lease(&client.profile)).await;
-        }
-        if clock.elapsed() > SEND_WINDOW {
-            self.store.release(id, &attempt).await?;
-            return Err(BrokerError::Unavailable {
-                reason: "the claim took too long to be safe to use".to_owned(),
-                retry_after: Duration::from_secs(1),
-            });
-        }
+        let lease = lease(&client.profile);
+        let Some(attempt) = self.begin(&record, request.spends, lease).await? else {
+            return self.wait_for_other(id, generation, lease).await;
+        };
         let sent_at = self.clock.now();
         let mut reply = self.ask(&client, request.outbound).await;
         if let Err(error) = &reply
             && matches!(error.verdict, Verdict::Refused { .. })
             && record.connection.grant_type == GrantType::ClientCredentials
-            && spent.is_some()
+            && attempt.spent.is_some()
         {
             // Nobody consented to this grant: the client simply asks anew.
             let anew = client_credentials(&client, &record)?;
             reply = self.ask(&client, anew).await;
         }
         match reply {
-            Ok(grant) => self.store_refreshed(&client, &record, &attempt, &grant, sent_at).await,
-            Err(error) => self.record_refusal(&client, &record, &attempt, spent, error).await,
+            Ok(grant) => {
+                self.store_refreshed(&client, &record, attempt.slot, &grant, sent_at).await
+            }
+            Err(error) => self.record_failure(&client, &record, attempt, error).await,
         }
+    }
+
+    /// Makes room for the grant and claims the connection, in this order: what cannot be kept is
+    /// not asked for. None when somebody else holds the claim.
+    async fn begin(
+        &self,
+        record: &Record,
+        spent: Option<Digest>,
+        lease: Duration,
+    ) -> Result<Option<Attempt>, BrokerError> {
+        let id = Uuid::now_v7().to_string();
+        let (spool, name) = (self.spool.clone(), id.clone());
+        let slot = spawn_blocking(move || spool.reserve(&name)).await;
+        let slot = slot.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+            tracing::error!(%error, "no refresh is begun: the state directory cannot be written");
+            BrokerError::Unavailable {
+                reason: "the state directory cannot be written".to_owned(),
+                retry_after: Duration::from_secs(10),
+            }
+        })?;
+        let clock = Stopwatch::start();
+        let connection = record.connection.id;
+        let claimed =
+            self.store.claim(connection, &id, generation(record), spent.as_ref(), lease).await?;
+        if claimed.is_none() {
+            return Ok(None);
+        }
+        if clock.elapsed() > SEND_WINDOW {
+            self.store.release(connection, &id).await?;
+            return Err(BrokerError::Unavailable {
+                reason: "the claim took too long to be safe to use".to_owned(),
+                retry_after: Duration::from_secs(1),
+            });
+        }
+        Ok(Some(Attempt { id, slot, spent }))
     }
 
     /// One request to the token endpoint and its answer, read.
@@ -196,6 +212,30 @@ impl Broker {
     ) -> Result<Grant, ProviderError> {
         let reply = self.outbound.send(&client.profile, request).await?;
         read_grant(&client.profile, &reply)
+    }
+
+    /// What to send, or the reason why nothing can be: there is no refresh token, or the one there is
+    /// was spent, or presented as often as its provider forgives.
+    async fn choose_request(
+        &self,
+        client: &Client,
+        record: &Record,
+    ) -> Result<Result<Request, &'static str>, BrokerError> {
+        let Some(request) = self.request(client, record)? else {
+            return Ok(Err("no_refresh_token"));
+        };
+        let Some(hash) = &request.spends else { return Ok(Ok(request)) };
+        let now = self.clock.now();
+        let lives = record.grant.as_ref().is_some_and(|grant| grant.expires_at > now);
+        let rotation = client.profile.tokens.rotation;
+        let may_present = rotation.may_present(record.open_attempts, lives);
+        if may_present && !self.store.is_buried(hash).await? {
+            Ok(Ok(request))
+        } else if record.connection.grant_type == GrantType::ClientCredentials {
+            Ok(Ok(Request { outbound: client_credentials(client, record)?, spends: None }))
+        } else {
+            Ok(Err("lost_in_rotation"))
+        }
     }
 
     /// What to send for this connection, or nothing if it has no way to refresh.
@@ -227,207 +267,6 @@ impl Broker {
         Ok(None)
     }
 
-    /// Stores a grant that a refresh brought, then publishes it.
-    async fn store_refreshed(
-        &self,
-        client: &Client,
-        record: &Record,
-        attempt: &str,
-        grant: &Grant,
-        sent_at: Timestamp,
-    ) -> Result<(), BrokerError> {
-        let connection = &record.connection;
-        let next = self.next_grant(record, grant, sent_at)?;
-        let stored = self.commit(client, record, &next).await;
-        let after = self.reload(connection.id).await?;
-        if !stored && generation(&after) <= generation(record) {
-            tracing::error!(attempt, "a received grant was not stored: the connection changed");
-            return Err(BrokerError::Internal);
-        }
-        tracing::info!(
-            connection = %connection.name, provider = %client.profile.name,
-            generation = next.generation, expires_at = %next.expires_at, "refreshed"
-        );
-        if connection.account.is_none() {
-            self.learn_account(client, &after, &grant.access).await;
-        }
-        Ok(())
-    }
-
-    /// The grant that follows what the connection holds. A refresh token that the answer leaves out
-    /// stays as it was (RFC 6749 section 6).
-    fn next_grant(
-        &self,
-        record: &Record,
-        grant: &Grant,
-        sent_at: Timestamp,
-    ) -> Result<HeldGrant, BrokerError> {
-        let connection = &record.connection;
-        let kept = match (&grant.refresh, &record.grant) {
-            (None, Some(held)) => self.open_refresh(connection.id, held)?,
-            _ => None,
-        };
-        let scopes = grant
-            .scopes
-            .clone()
-            .or_else(|| record.grant.as_ref().map(|held| held.scopes.clone()))
-            .unwrap_or_else(|| connection.scopes.clone());
-        let received = ReceivedGrant {
-            access: &grant.access,
-            refresh: grant.refresh.as_ref().or(kept.as_ref()),
-            scopes,
-            received_at: sent_at,
-            expires_at: sent_at + grant.expires_in,
-        };
-        Ok(self.seal_grant(connection.id, generation(record) + 1, received))
-    }
-
-    fn open_refresh(
-        &self,
-        id: ConnectionId,
-        held: &HeldGrant,
-    ) -> Result<Option<SecretString>, BrokerError> {
-        let id = id.to_string();
-        let place = Place { record: &id, field: "refresh", generation: held.generation };
-        held.refresh
-            .as_ref()
-            .map(|sealed| self.keyring.open(place, sealed))
-            .transpose()
-            .map_err(|_| BrokerError::Integrity)
-    }
-
-    /// Commits a grant, for as long as it takes: one that was received is never dropped because
-    /// the database is away. False when another grant was stored meanwhile.
-    async fn commit(&self, client: &Client, record: &Record, next: &HeldGrant) -> bool {
-        let commit = store::Commit {
-            connection: record.connection.id,
-            grant: next,
-            refresh_at: due_at(client, &record.connection, next),
-            account: None,
-            vars: None,
-            scopes: None,
-        };
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match self.store.commit_grant(&commit).await {
-                Ok(stored) => return stored,
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "a received grant is not stored yet; trying again"
-                    );
-                    sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(5));
-                }
-            }
-        }
-    }
-
-    /// Records why a refresh brought nothing. The stored tokens stay as they are, but for a new
-    /// refresh token that could be taken out of an unusable answer.
-    async fn record_refusal(
-        &self,
-        client: &Client,
-        record: &Record,
-        attempt: &str,
-        spent: Option<Digest>,
-        error: ProviderError,
-    ) -> Result<(), BrokerError> {
-        let connection = &record.connection;
-        let mut from = generation(record);
-        if let (Some(refresh), Some(held)) = (&error.salvaged_refresh, &record.grant)
-            && spent != Some(Digest::of(refresh))
-            // Within a grace the old one brings a whole new pair.
-            && client.profile.tokens.rotation != Rotation::Grace
-        {
-            let next = self.salvage(connection.id, held, refresh)?;
-            if self.commit(client, record, &next).await {
-                tracing::warn!("kept the refresh token of an unusable answer");
-                // That ended the attempt; what is recorded below belongs to a new one.
-                from = next.generation;
-                let lease = Duration::from_secs(1);
-                self.store.claim(connection.id, attempt, from, None, lease).await?;
-            }
-        }
-        let failures = connection.failures.saturating_add(1);
-        let mut seed = [0; 2];
-        seed.copy_from_slice(&secret::random_bytes::<2>());
-        let pause = match &error.verdict {
-            Verdict::Misconfigured => MISCONFIGURED_PAUSE,
-            Verdict::Busy { retry_after: Some(after) } => {
-                (*after).max(backoff(failures, u16::from_be_bytes(seed)))
-            }
-            _ => backoff(failures, u16::from_be_bytes(seed)),
-        };
-        let now = self.clock.now();
-        let (state, reason) = state_after(&error.verdict, connection.grant_type, connection.state);
-        let last_error = LastError {
-            code: match error.verdict {
-                Verdict::Misconfigured => "provider_misconfigured".to_owned(),
-                _ => error.code.clone(),
-            },
-            message: error.message.clone(),
-            at: now,
-        };
-        let next = (state != State::NeedsConsent).then(|| now + pause);
-        tracing::warn!(
-            connection = %connection.name, provider = %client.profile.name, verdict = ?error.verdict,
-            status = error.status, code = error.code, state = %state, "refresh failed: {}", error.message
-        );
-        self.store
-            .record_failure(&store::Failure {
-                connection: connection.id,
-                from_generation: from,
-                attempt,
-                state,
-                reason: reason.as_deref(),
-                error: &last_error,
-                refresh_at: next,
-                failures,
-            })
-            .await?;
-        self.reload(connection.id).await?;
-        Err(match error.verdict {
-            Verdict::Refused { reason } if state == State::NeedsConsent => {
-                BrokerError::ConsentRequired { reason }
-            }
-            Verdict::Misconfigured => BrokerError::Misconfigured(error.message),
-            _ => BrokerError::Unavailable { reason: error.message, retry_after: pause },
-        })
-    }
-
-    /// The held access token with a new refresh token.
-    fn salvage(
-        &self,
-        id: ConnectionId,
-        held: &HeldGrant,
-        refresh: &SecretString,
-    ) -> Result<HeldGrant, BrokerError> {
-        let record = id.to_string();
-        let place = Place { record: &record, field: "access", generation: held.generation };
-        let access = self.keyring.open(place, &held.access).map_err(|_| BrokerError::Integrity)?;
-        let received = ReceivedGrant {
-            access: &access,
-            refresh: Some(refresh),
-            scopes: held.scopes.clone(),
-            received_at: held.received_at,
-            expires_at: held.expires_at,
-        };
-        Ok(self.seal_grant(id, held.generation + 1, received))
-    }
-
-    /// A consented grant without refresh token cannot be renewed: when it ends, a person must
-    /// consent again.
-    async fn without_refresh_token(&self, record: &Record) -> Result<(), BrokerError> {
-        let ended = record.grant.as_ref().is_none_or(|grant| grant.expires_at <= self.clock.now());
-        if ended {
-            let reason = Some("no_refresh_token");
-            self.store.set_state(record.connection.id, State::NeedsConsent, reason).await?;
-        }
-        self.reload(record.connection.id).await?;
-        Err(BrokerError::ConsentRequired { reason: "no_refresh_token".to_owned() })
-    }
-
     /// Another replica is refreshing: wait for its grant, for as long as its lease may last.
     async fn wait_for_other(
         &self,
@@ -455,40 +294,6 @@ impl Broker {
             retry_after: Duration::from_secs(2),
         })
     }
-
-    /// Asks whose account a client-credentials token is for: good to know, never a condition.
-    async fn learn_account(&self, client: &Client, record: &Record, access: &SecretString) {
-        let account = self.account(client, access, &record.connection.vars).await;
-        match account {
-            Ok(Some(account)) => {
-                let stored = self.store.set_account(record.connection.id, &account).await;
-                if stored.is_ok() {
-                    let _ = self.reload(record.connection.id).await;
-                }
-            }
-            Ok(None) => {}
-            Err(error) => tracing::info!("the account could not be read: {}", error.message),
-        }
-    }
-
-    /// The account that an access token is for; none where the profile names no way to ask.
-    pub(super) async fn account(
-        &self,
-        client: &Client,
-        access: &SecretString,
-        vars: &crate::connection::Vars,
-    ) -> Result<Option<Account>, ProviderError> {
-        let Some(request) = request::account(client, access, vars) else { return Ok(None) };
-        let request = request.map_err(|error| ProviderError {
-            verdict: Verdict::Misconfigured,
-            status: None,
-            code: "account_call".to_owned(),
-            message: error.to_string(),
-            salvaged_refresh: None,
-        })?;
-        let reply = self.outbound.send(&client.profile, request).await?;
-        read_account(&client.profile, &reply).map(Some)
-    }
 }
 
 /// A request with the digest of the refresh token that it spends.
@@ -508,36 +313,6 @@ fn misconfigured(error: &RequestError) -> BrokerError {
     BrokerError::Misconfigured(error.to_string())
 }
 
-/// When to look at the connection again: when its token should be refreshed, or, where that is not
-/// possible, when it ends.
-pub(super) fn due_at(
-    client: &Client,
-    connection: &Connection,
-    grant: &HeldGrant,
-) -> Option<Timestamp> {
-    let refreshes = grant.refresh.is_some() && client.profile.grants.refresh_token.is_some();
-    if refreshes || connection.grant_type == GrantType::ClientCredentials {
-        refresh_at(connection.id, grant)
-    } else {
-        Some(grant.expires_at)
-    }
-}
-
-fn generation(record: &Record) -> i64 {
+pub(super) fn generation(record: &Record) -> i64 {
     record.grant.as_ref().map_or(0, |grant| grant.generation)
-}
-
-/// Where a failed refresh leaves the connection. Our own misconfiguration leaves it where it was,
-/// and no grant that nobody consented to ever needs consent.
-fn state_after(verdict: &Verdict, grant_type: GrantType, before: State) -> (State, Option<String>) {
-    match verdict {
-        Verdict::Refused { reason } if grant_type == GrantType::AuthorizationCode => {
-            (State::NeedsConsent, Some(reason.clone()))
-        }
-        Verdict::Misconfigured => (before, None),
-        Verdict::Ambiguous => (State::Uncertain, None),
-        Verdict::Refused { .. } | Verdict::Busy { .. } | Verdict::NotSent | Verdict::Retry => {
-            (State::BackingOff, None)
-        }
-    }
 }

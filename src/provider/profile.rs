@@ -246,6 +246,24 @@ pub enum Rotation {
     SingleUseFamily,
 }
 
+impl Rotation {
+    /// Whether a refresh token may be presented once more after `open_attempts` whose outcome
+    /// nobody knows, while its access token lives or not.
+    ///
+    /// Where a token works once, one repetition costs nothing: if the provider has acted, the grant
+    /// is lost to us anyway. Where a repetition kills what the provider may have issued, it waits
+    /// until there is nothing left to lose.
+    #[must_use]
+    pub fn may_present(self, open_attempts: u32, access_lives: bool) -> bool {
+        match self {
+            Self::Grace => open_attempts < 3,
+            Self::None => true,
+            Self::SingleUse => open_attempts < 2,
+            Self::SingleUseFamily => open_attempts == 0 || (open_attempts < 2 && !access_lives),
+        }
+    }
+}
+
 /// What one kind of answer means.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -37,9 +37,9 @@ macro_rules! select_records {
         concat!(
             "SELECT c.id, c.name, c.client, c.grant_type, c.scopes, c.state, c.reason,
                 c.account_id, c.account_name, c.account_aliases, c.expected_account, c.vars,
-                c.created_at, c.refresh_at, c.failures,
+                c.created_at, c.changed_at, c.refresh_at, c.failures,
                 c.last_error_code, c.last_error_message, c.last_error_at,
-                g.generation, g.access, g.refresh, g.scopes AS grant_scopes,
+                g.generation, g.attempts, g.access, g.refresh, g.scopes AS grant_scopes,
                 g.received_at, g.expires_at,
                 p.access AS pending_access, p.refresh AS pending_refresh,
                 p.scopes AS pending_scopes, p.received_at AS pending_received_at,
@@ -321,7 +321,13 @@ impl Store {
 }
 
 pub(super) fn record(row: &impl Cells) -> Result<Record, StoreError> {
-    Ok(Record { connection: connection(row)?, grant: grant(row)?, pending: pending(row)? })
+    Ok(Record {
+        connection: connection(row)?,
+        grant: grant(row)?,
+        pending: pending(row)?,
+        open_attempts: u32::try_from(row.number("attempts")?).unwrap_or_default(),
+        changed_at: row.time("changed_at")?,
+    })
 }
 
 fn connection(row: &impl Cells) -> Result<Connection, StoreError> {

@@ -38,6 +38,8 @@ pub struct Commit<'a> {
     pub vars: Option<&'a Vars>,
     /// The scopes to ask for from now on; none leaves them.
     pub scopes: Option<&'a [String]>,
+    /// The digest of the grant's refresh token: another one that was presented for it is spent.
+    pub refresh_hash: Option<Digest>,
 }
 
 /// A refresh that brought no grant.
@@ -64,7 +66,8 @@ pub struct Failure<'a> {
 impl Store {
     /// Claims the right to refresh a connection for `lease`, and records the intent before anything
     /// is sent. None when somebody else holds the lease, the generation is no longer the one that
-    /// the caller saw (0 for no grant), or the connection's state forbids it.
+    /// the caller saw (0 for no grant), the connection's state forbids it, or the refresh token was
+    /// spent or refused before.
     ///
     /// # Errors
     ///
@@ -89,7 +92,7 @@ impl Store {
             now!(),
             ") AND EXISTS (SELECT 1 FROM connections WHERE id = $2 AND state IN ",
             refreshing!(),
-            ")"
+            ") AND NOT EXISTS (SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $5)"
         );
         let read = select_records!("WHERE c.id = $1");
         in_transaction!(self, |tx| {
@@ -153,6 +156,14 @@ impl Store {
                 received_at = $7, expires_at = $8, lease_until = NULL, attempt_id = NULL,
                 attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = 0
             WHERE connection_id = $1 AND generation = $2";
+        let bury = concat!(
+            "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
+            SELECT attempt_refresh_hash, connection_id, ",
+            now!(),
+            " FROM grants WHERE connection_id = $2 AND attempt_refresh_hash IS NOT NULL
+                AND attempt_refresh_hash <> COALESCE($3, '')
+            ON CONFLICT DO NOTHING"
+        );
         let confirm = concat!(
             "DELETE FROM pending_grants
             WHERE connection_id = $2 AND received_at = $3 AND received_at > ",
@@ -171,6 +182,12 @@ impl Store {
                 .bind(commit.account.map(|account| json(&account.aliases)))
                 .bind(commit.vars.map(json))
                 .bind(commit.scopes.map(json))
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(bury)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(commit.refresh_hash.map(|hash| hash.to_string()))
                 .execute(&mut *tx)
                 .await?;
             let replaced = sqlx::query(replace)
@@ -225,6 +242,13 @@ impl Store {
             now!(),
             " WHERE id = $2"
         );
+        let bury = concat!(
+            "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
+            SELECT attempt_refresh_hash, connection_id, ",
+            now!(),
+            " FROM grants WHERE connection_id = $2 AND attempt_id = $3
+                AND attempt_refresh_hash IS NOT NULL ON CONFLICT DO NOTHING"
+        );
         let keep = "UPDATE grants SET lease_until = NULL
             WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
         let end = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
@@ -245,6 +269,14 @@ impl Store {
                 .bind(i64::from(failure.failures))
                 .execute(&mut *tx)
                 .await?;
+            if failure.state == State::NeedsConsent {
+                sqlx::query(bury)
+                    .bind(self.ahead())
+                    .bind(&id)
+                    .bind(failure.attempt)
+                    .execute(&mut *tx)
+                    .await?;
+            }
             let released = sqlx::query(release)
                 .bind(&id)
                 .bind(failure.from_generation)
@@ -256,6 +288,41 @@ impl Store {
             }
         });
         Ok(true)
+    }
+
+    /// Moves the next refresh. False when there is no such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn postpone(&self, id: ConnectionId, until: Timestamp) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "UPDATE connections SET refresh_at = $3, changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        on!(self, |pool| {
+            let updated = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(until.as_millisecond())
+                .execute(pool)
+                .await?;
+            Ok(updated.rows_affected() == 1)
+        })
+    }
+
+    /// Whether a refresh token was spent or refused before.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn is_buried(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
+        on!(self, |pool| {
+            let found = sqlx::query(sql).bind(refresh_hash.to_string()).fetch_optional(pool);
+            Ok(found.await?.is_some())
+        })
     }
 
     /// Gives a claim back with nothing sent. Nothing happens when it is no longer this attempt's.

@@ -120,6 +120,7 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
         account: None,
         vars: None,
         scopes: None,
+        refresh_hash: None,
     };
     assert!(db.store.commit_grant(&commit).await.unwrap());
     assert!(db.store.any_sealed().await.unwrap());

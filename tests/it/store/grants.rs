@@ -24,6 +24,8 @@ on_both_engines! {
     a_failure_is_recorded_by_its_own_attempt_only,
     an_unknown_outcome_keeps_the_attempt,
     a_failure_does_not_undo_a_state_from_elsewhere,
+    a_spent_or_refused_refresh_token_is_never_presented_again,
+    attempts_with_an_unknown_end_are_counted,
     the_most_urgent_comes_first,
     an_abandoned_claim_is_due,
     a_pending_grant_waits_beside_a_live_one,
@@ -35,8 +37,13 @@ on_both_engines! {
 
 const LEASE: Duration = Duration::from_mins(1);
 
+/// The digest of the refresh token that a generation presents.
+fn presents(generation: i64) -> Digest {
+    Digest::of_bytes(format!("refresh token {generation}").as_bytes())
+}
+
 async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, seen: i64) -> Option<Record> {
-    let hash = Digest::of_bytes(b"refresh token");
+    let hash = presents(seen);
     db.store.claim(id, attempt, seen, Some(&hash), LEASE).await.unwrap()
 }
 
@@ -48,6 +55,7 @@ fn commit(id: ConnectionId, grant: &HeldGrant) -> Commit<'_> {
         account: None,
         vars: None,
         scopes: None,
+        refresh_hash: Some(presents(grant.generation)),
     }
 }
 
@@ -237,7 +245,7 @@ async fn a_failure_is_recorded_by_its_own_attempt_only(db: TestDatabase) {
 async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
-    let intent = Digest::of_bytes(b"refresh token").to_string();
+    let intent = presents(0).to_string();
     assert!(claim(&db, id, "attempt-one", 0).await.is_some());
     let mine = failure(id, "attempt-one", State::Uncertain, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
@@ -246,8 +254,49 @@ async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
     assert!(claim(&db, id, "attempt-two", 0).await.is_some(), "the lease is free");
     let mine = failure(id, "attempt-two", State::NeedsConsent, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
-    let contents = db.contents().await;
-    assert!(!contents.contains("attempt-two") && !contents.contains(&intent));
+    assert!(!db.contents().await.contains("attempt-two"));
+}
+
+async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatabase) {
+    let id = held(&db, "avito-main").await.id;
+    // Spent: the grant that it brought has another.
+    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert!(!db.store.is_buried(&presents(1)).await.unwrap());
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert!(db.store.is_buried(&presents(1)).await.unwrap());
+    let spent = presents(1);
+    assert!(db.store.claim(id, "two", 2, Some(&spent), LEASE).await.unwrap().is_none());
+    // Kept: the answer brought no other, or the same again.
+    assert!(claim(&db, id, "three", 2).await.is_some());
+    let third = grant(&db, 3);
+    let kept = Commit { refresh_hash: Some(presents(2)), ..commit(id, &third) };
+    assert!(db.store.commit_grant(&kept).await.unwrap());
+    assert!(!db.store.is_buried(&presents(2)).await.unwrap());
+    let kept = presents(2);
+    assert!(db.store.claim(id, "four", 3, Some(&kept), LEASE).await.unwrap().is_some());
+    // Refused: whatever state the connection comes to.
+    let error = error(&db);
+    let refused =
+        Failure { from_generation: 3, ..failure(id, "four", State::NeedsConsent, &error) };
+    assert!(db.store.record_failure(&refused).await.unwrap());
+    db.store.set_state(id, State::Active, None).await.unwrap();
+    assert!(db.store.claim(id, "five", 3, Some(&kept), LEASE).await.unwrap().is_none());
+}
+
+async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {
+    let id = held(&db, "avito-main").await.id;
+    assert_eq!(record(&db, id).await.open_attempts, 0);
+    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert_eq!(record(&db, id).await.open_attempts, 1);
+    // The process died: nobody recorded an end.
+    db.clock.advance(LEASE);
+    assert_eq!(claim(&db, id, "two", 1).await.unwrap().open_attempts, 2);
+    let error = error(&db);
+    let known = Failure { from_generation: 1, ..failure(id, "two", State::BackingOff, &error) };
+    assert!(db.store.record_failure(&known).await.unwrap());
+    assert_eq!(record(&db, id).await.open_attempts, 1);
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert_eq!(record(&db, id).await.open_attempts, 0);
 }
 
 async fn a_failure_does_not_undo_a_state_from_elsewhere(db: TestDatabase) {

@@ -1,0 +1,265 @@
+//! The spool: a received grant on this machine's disk before it is in the database.
+//!
+//! A refresh token that works once exists nowhere but in the provider's answer. So the room for it
+//! is made before the request is sent, the sealed grant is written and synced before the database
+//! is asked to store it, and what a crash left here is stored at the next start. The tokens are
+//! sealed for their place in the database and open nowhere else.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    connection::{ConnectionId, HeldGrant},
+    seal::Sealed,
+};
+
+/// The room that is made for a grant before it is asked for, in bytes: two tokens of the largest
+/// size that is taken, sealed, and what is written about them.
+const ROOM: usize = 64 * 1024;
+
+/// The folder of grants that are on their way into the database.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    folder: PathBuf,
+}
+
+/// A grant as it lies in the spool.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Whose it is.
+    pub connection: ConnectionId,
+    /// The grant, sealed for its generation.
+    pub grant: HeldGrant,
+    /// When the next refresh is due.
+    pub refresh_at: Option<Timestamp>,
+}
+
+/// The form of an entry on disk.
+#[derive(Deserialize, Serialize)]
+struct Written {
+    connection: String,
+    generation: i64,
+    access: String,
+    refresh: Option<String>,
+    scopes: Vec<String>,
+    received_at: Timestamp,
+    expires_at: Timestamp,
+    refresh_at: Option<Timestamp>,
+}
+
+impl Spool {
+    /// Opens the spool of a state directory, and makes it if need be.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be made.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let folder = state_dir.join("spool");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok(Self { folder })
+    }
+
+    /// Makes room for the grant of an attempt: after this, keeping it needs no more space.
+    ///
+    /// # Errors
+    ///
+    /// When the disk is full or cannot be written: nothing may be sent then.
+    pub fn reserve(&self, attempt: &str) -> io::Result<Slot> {
+        let path = self.folder.join(attempt);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let slot = Slot { path: Some(path), file };
+        // Zeros that are on the disk cannot fail to be overwritten for want of space.
+        slot.write(&vec![0; ROOM])?;
+        File::open(&self.folder)?.sync_all()?;
+        Ok(slot)
+    }
+
+    /// What lies in the spool, each with what forgets it. A file that holds no whole entry was
+    /// reserved and never used; it is removed.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn entries(&self) -> io::Result<Vec<(Entry, Kept)>> {
+        let mut entries = Vec::new();
+        for file in fs::read_dir(&self.folder)? {
+            let kept = Kept { path: file?.path() };
+            match fs::read(&kept.path)?.as_slice() {
+                [] | [0, ..] => kept.forget(),
+                bytes => match read(bytes) {
+                    Some(entry) => entries.push((entry, kept)),
+                    // Torn by a crash: the write never returned, so nothing relied on it.
+                    None => kept.forget(),
+                },
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Room for one grant. Dropping it unused gives the room back.
+#[derive(Debug)]
+pub struct Slot {
+    /// None once the file is a grant's.
+    path: Option<PathBuf>,
+    file: File,
+}
+
+impl Slot {
+    /// Writes the grant and waits until it is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails; the room is given back then.
+    pub fn keep(mut self, entry: &Entry) -> io::Result<Kept> {
+        let Entry { connection, grant, refresh_at } = entry;
+        let written = Written {
+            connection: connection.to_string(),
+            generation: grant.generation,
+            access: grant.access.as_str().to_owned(),
+            refresh: grant.refresh.as_ref().map(|refresh| refresh.as_str().to_owned()),
+            scopes: grant.scopes.clone(),
+            received_at: grant.received_at,
+            expires_at: grant.expires_at,
+            refresh_at: *refresh_at,
+        };
+        self.write(&serde_json::to_vec(&written)?)?;
+        Ok(Kept { path: self.path.take().unwrap_or_default() })
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // A file that stays is empty of tokens, and goes at the next start.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A grant that is on the disk.
+#[derive(Debug)]
+pub struct Kept {
+    path: PathBuf,
+}
+
+impl Kept {
+    /// Puts the grant aside: the connection holds another by now, but this one was received and is
+    /// not thrown away. It lies in `escrow` beside the spool, sealed, for an operator.
+    pub fn set_aside(self) {
+        let aside = || {
+            let (folder, name) =
+                (self.path.parent()?.parent()?.join("escrow"), self.path.file_name()?);
+            Some((DirBuilder::new().recursive(true).mode(0o700).create(&folder), folder.join(name)))
+        };
+        let moved = aside().map(|(made, to)| made.and_then(|()| fs::rename(&self.path, to)));
+        if !matches!(moved, Some(Ok(()))) {
+            tracing::error!("a received grant stays in the spool: it could not be put aside");
+        }
+    }
+
+    /// Removes the grant: it is in the database.
+    pub fn forget(self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
+        }
+    }
+}
+
+fn read(bytes: &[u8]) -> Option<Entry> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let written: Written = serde_json::from_slice(&bytes[..end]).ok()?;
+    Some(Entry {
+        connection: written.connection.parse().ok()?,
+        grant: HeldGrant {
+            generation: written.generation,
+            access: Sealed::from_stored(written.access),
+            refresh: written.refresh.map(Sealed::from_stored),
+            scopes: written.scopes,
+            received_at: written.received_at,
+            expires_at: written.expires_at,
+        },
+        refresh_at: written.refresh_at,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn entry() -> Entry {
+        Entry {
+            connection: ConnectionId::new(),
+            grant: HeldGrant {
+                generation: 7,
+                access: Sealed::from_stored("v1.k.access".to_owned()),
+                refresh: Some(Sealed::from_stored("v1.k.refresh".to_owned())),
+                scopes: vec!["a".to_owned()],
+                received_at: Timestamp::UNIX_EPOCH,
+                expires_at: Timestamp::from_second(60).unwrap(),
+            },
+            refresh_at: None,
+        }
+    }
+
+    #[test]
+    fn what_was_kept_is_found_after_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        let kept = spool.reserve("a1").unwrap().keep(&entry()).unwrap();
+        assert_eq!(fs::metadata(kept.path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut found = Spool::open(folder.path()).unwrap().entries().unwrap();
+        let (found, kept) = found.pop().unwrap();
+        assert_eq!(found.grant.generation, 7);
+        assert_eq!(found.grant.refresh, entry().grant.refresh);
+        kept.forget();
+        assert!(spool.entries().unwrap().is_empty());
+    }
+
+    #[test]
+    fn room_is_on_the_disk_and_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        let slot = spool.reserve("a1").unwrap();
+        let path = slot.path.clone().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), ROOM as u64);
+        drop(slot);
+        assert!(!path.exists());
+        assert!(spool.reserve("a1").is_ok());
+    }
+
+    #[test]
+    fn a_slot_that_a_crash_left_unused_or_torn_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        fs::write(folder.path().join("spool/unused"), vec![0; ROOM]).unwrap();
+        fs::write(folder.path().join("spool/torn"), b"{\"connection\":\"").unwrap();
+        fs::write(folder.path().join("spool/empty"), b"").unwrap();
+        assert!(spool.entries().unwrap().is_empty());
+        assert_eq!(fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn no_room_is_said_before_anything_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        fs::remove_dir_all(folder.path().join("spool")).unwrap();
+        assert!(spool.reserve("a1").is_err());
+    }
+}
