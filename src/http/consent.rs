@@ -176,8 +176,8 @@ fn refuse_callback() -> Response {
     message(
         StatusCode::BAD_REQUEST,
         &Message {
-            title: "This answer belongs to no consent under way",
-            advice: "Nothing was changed. Open the consent link again in the browser in which you began.",
+            title: "There is nothing to finish here",
+            advice: "This was finished already, took longer than ten minutes, or was begun in another browser. Nothing was changed. Open the link that you were sent again, in the browser in which you began.",
         },
     )
 }

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod browser_journeys;
 mod consents;
 mod journeys;
 mod pages;
