@@ -8,8 +8,8 @@ use std::future::IntoFuture as _;
 use axum::{Router, response::Html, routing::get};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use token_broker::simulator::{Kind, Simulated};
+use tokio::net::TcpListener;
 
 use crate::support::{
     broker::{Person, TestBroker},
@@ -78,7 +78,10 @@ async fn a_person_declines_and_then_connects_every_provider(database: TestDataba
         let link = link(&broker, which).await;
         go_to_provider(&browser, &link, which).await;
         let page = browser.text().await;
-        assert!(page.contains("no real account") && page.contains(&broker.account(which)), "{page}");
+        assert!(
+            page.contains("no real account") && page.contains(&broker.account(which)),
+            "{page}"
+        );
 
         // Back on the link's own page: the browser showed its cookie to the callback, or the
         // attempt would not have been found.
@@ -132,7 +135,8 @@ async fn a_link_and_its_callback_belong_to_the_browser_that_pressed(database: Te
 
     let refused = "There is nothing to finish here · token-broker";
     second.goto(&link).await;
-    shows(&second, StatusCode::GONE, "This link was opened in another browser · token-broker").await;
+    shows(&second, StatusCode::GONE, "This link was opened in another browser · token-broker")
+        .await;
     second.goto(&callback).await;
     shows(&second, StatusCode::BAD_REQUEST, refused).await;
     // The same with a cookie of its own.
@@ -214,7 +218,14 @@ async fn every_page_of_the_journeys_fits_phone_and_desktop_in_light_and_dark() {
         browser.press("Allow").await;
         shows(&browser, StatusCode::OK, "Connected · token-broker").await;
         picture(&browser, &format!("{which}-4-connected")).await;
-        browser.goto(&provider.as_str().replace("client_id=", "client_id=x")).await;
+        // What each of them shows instead of going back.
+        let (spoilt, status) = match which {
+            Simulated::Admitad => ("redirect_uri=", StatusCode::BAD_REQUEST),
+            Simulated::Divar => ("client_id=", StatusCode::UNAUTHORIZED),
+            _ => ("client_id=", StatusCode::BAD_REQUEST),
+        };
+        browser.goto(&provider.as_str().replace(spoilt, &format!("{spoilt}&was="))).await;
+        shows(&browser, status, &format!("Simulated {}", title(which))).await;
         picture(&browser, &format!("{which}-5-error")).await;
     }
 
@@ -233,8 +244,11 @@ async fn every_page_of_the_journeys_fits_phone_and_desktop_in_light_and_dark() {
     picture(&browser, "waiting").await;
 
     browser.goto(&format!("{}/callback/avito?code=1&state=2", broker.public_url)).await;
+    let title = "There is nothing to finish here · token-broker";
+    shows(&browser, StatusCode::BAD_REQUEST, title).await;
     picture(&browser, "refused-callback").await;
     browser.goto(&broker.public_url).await;
+    shows(&browser, StatusCode::NOT_FOUND, "There is nothing here · token-broker").await;
     picture(&browser, "nothing-here").await;
     broker.stop().await;
 }
