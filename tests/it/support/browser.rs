@@ -59,6 +59,7 @@ impl Browser {
                     "--no-sandbox",
                     "--disable-gpu",
                     "--disable-quic",
+                    "--hide-scrollbars",
                     "--no-first-run",
                     "--disable-background-networking",
                     "--disable-component-update",
