@@ -238,6 +238,9 @@ async fn every_page_of_the_journeys_fits_phone_and_desktop_in_light_and_dark() {
     browser.press("Allow").await;
     shows(&browser, StatusCode::OK, "Another account was expected · token-broker").await;
     picture(&browser, "wrong-account").await;
+    browser.press("Try again").await;
+    browser.press("Allow").await;
+    shows(&browser, StatusCode::OK, "Connected · token-broker").await;
 
     let link = broker.link("divar-other", "divar", json!({})).await;
     go_to_provider(&browser, &link, Simulated::Divar).await;
