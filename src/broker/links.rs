@@ -51,6 +51,8 @@ pub struct LinkPage {
     pub link: ConsentLink,
     /// The connection it authorises.
     pub connection: Connection,
+    /// Whether a grant waits for its account to be confirmed.
+    pub waits: bool,
     /// The account that waits to be confirmed, if it is known.
     pub pending_account: Option<Account>,
     /// What a person calls the provider.
@@ -190,6 +192,7 @@ impl Broker {
         let client = self.client(&record.connection.client)?;
         Ok(LinkPage {
             provider: client.profile.title.clone(),
+            waits: record.pending.is_some(),
             pending_account: record.pending.and_then(|pending| pending.account),
             connection: record.connection,
             link,

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, Callback, Gone, LinkPage},
+    connection,
     consent::Outcome,
     secret,
     slug::Slug,
@@ -99,21 +100,25 @@ pub(crate) async fn callback(
 
 fn render(page: &LinkPage) -> Response {
     let link = &page.link;
+    let spent = link.spent_at.is_some();
+    let nobodys = page.connection.state == connection::State::PendingConsent;
     let connection = page.connection.name.as_str();
     let provider = page.provider.as_str();
     match link.outcome {
-        Some(Outcome::Connected) if link.spent_at.is_some() => {
+        Some(Outcome::PendingConfirm) if spent && page.waits => {
+            let account = page.pending_account.as_ref();
+            html(StatusCode::OK, &Waiting { connection, provider, account }, false)
+        }
+        // What waited was discarded, or forgotten.
+        Some(Outcome::PendingConfirm) if spent && nobodys => gone(Gone::Used),
+        Some(Outcome::Connected | Outcome::PendingConfirm) if spent => {
             let account = page.connection.account.as_ref();
             let return_to = link.return_to.as_ref();
             html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
         }
-        Some(Outcome::PendingConfirm) if link.spent_at.is_some() => {
-            let account = page.pending_account.as_ref();
-            html(StatusCode::OK, &Waiting { connection, provider, account }, false)
-        }
         Some(Outcome::WrongAccount) if link.expected_account.is_some() => {
             let expected_account = link.expected_account.as_deref().unwrap_or_default();
-            let page = WrongAccount { connection, provider, expected_account, account: None };
+            let page = WrongAccount { connection, provider, expected_account };
             html(StatusCode::OK, &page, true)
         }
         outcome => {
@@ -176,8 +181,8 @@ fn refuse_callback() -> Response {
     message(
         StatusCode::BAD_REQUEST,
         &Message {
-            title: "This answer belongs to no consent under way",
-            advice: "Nothing was changed. Open the consent link again in the browser in which you began.",
+            title: "There is nothing to finish here",
+            advice: "This was finished already, took longer than ten minutes, or was begun in another browser. Nothing was changed. Open the link that you were sent again, in the browser in which you began.",
         },
     )
 }

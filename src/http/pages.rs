@@ -131,8 +131,6 @@ pub struct WrongAccount<'a> {
     pub provider: &'a str,
     /// The account that was expected.
     pub expected_account: &'a str,
-    /// Who consented; none where the provider cannot say.
-    pub account: Option<&'a Account>,
 }
 
 /// One sentence on what happened, and one on what to do.
@@ -304,6 +302,6 @@ mod tests {
         ] {
             assert!(page.contains(said), "{said} not in {page}");
         }
-        assert!(ask(&[], None).contains("The scopes registered with the application"));
+        assert!(ask(&[], None).contains("What the application is registered for"));
     }
 }

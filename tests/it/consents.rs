@@ -19,6 +19,7 @@ on_both_engines! {
     a_consent_and_a_link_end,
     a_callback_that_is_not_ours_is_refused_before_any_call,
     an_unexpected_account_waits_for_confirmation,
+    the_waiting_page_tells_what_was_decided,
     the_wrong_account_changes_nothing,
     an_operators_own_browser_needs_no_confirmation,
     another_account_never_replaces_the_one_that_is_live,
@@ -247,6 +248,25 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     broker.broker().purge().await.unwrap();
     broker.broker().sync().await.unwrap();
     assert_eq!(broker.view("divar-other").await["state"], "pending_consent");
+    broker.stop().await;
+}
+
+async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let account = broker.account(Simulated::Divar);
+    for (said, status, shown) in [
+        ("other", StatusCode::GONE, "This link was already used"),
+        (account.as_str(), StatusCode::OK, "Connected"),
+    ] {
+        let link = broker.link("divar-shop", "divar", json!({})).await;
+        let mut person = Person::new(&broker);
+        let page = person.consent(&link, "allow").await;
+        assert_eq!(title(&page), "Waiting for confirmation");
+        let path = "/v1/connections/divar-shop/confirm";
+        broker.operator(Method::POST, path, Some(json!({ "account": said }))).await;
+        let page = person.get(&link).await;
+        assert_eq!((page.status, title(&page)), (status, shown));
+    }
     broker.stop().await;
 }
 

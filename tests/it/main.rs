@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod api;
+mod browser_journeys;
 mod command_line;
 mod consents;
 mod demo;

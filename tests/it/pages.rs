@@ -67,7 +67,6 @@ fn pages() -> Vec<(&'static str, String)> {
                 connection: "avito-main",
                 provider: "Avito",
                 expected_account: "70000001",
-                account: Some(&avito),
             }
             .render()
             .unwrap(),

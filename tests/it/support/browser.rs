@@ -59,6 +59,7 @@ impl Browser {
                     "--no-sandbox",
                     "--disable-gpu",
                     "--disable-quic",
+                    "--hide-scrollbars",
                     "--no-first-run",
                     "--disable-background-networking",
                     "--disable-component-update",
@@ -105,6 +106,21 @@ impl Browser {
         self.client.goto(url).await.unwrap();
     }
 
+    /// Goes back as the browser's button does, and waits for the page.
+    pub(crate) async fn back(&self) {
+        self.client.back().await.unwrap();
+    }
+
+    /// Loads the page anew.
+    pub(crate) async fn reload(&self) {
+        self.client.refresh().await.unwrap();
+    }
+
+    /// The status of the answer that brought the page.
+    pub(crate) async fn status(&self) -> Value {
+        self.evaluate("performance.getEntriesByType('navigation')[0].responseStatus").await
+    }
+
     /// The address of the page that is shown.
     pub(crate) async fn url(&self) -> Url {
         self.client.current_url().await.unwrap()
@@ -118,6 +134,12 @@ impl Browser {
     /// The text that a person can see.
     pub(crate) async fn text(&self) -> String {
         self.client.find(Locator::Css("body")).await.unwrap().text().await.unwrap()
+    }
+
+    /// Chooses the one radio button with exactly this value.
+    pub(crate) async fn choose(&self, value: &str) {
+        let radio = format!("input[type=radio][value=\"{value}\"]");
+        self.client.find(Locator::Css(&radio)).await.unwrap().click().await.unwrap();
     }
 
     /// Clicks the one button with exactly this text and waits for the page that follows, past
@@ -164,6 +186,13 @@ impl Browser {
         let folder = screenshots();
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(format!("{name}.png")), picture).unwrap();
+    }
+
+    /// The cookies that would go to the page that is shown, as the `DevTools` Protocol describes
+    /// them (`Network.Cookie`).
+    pub(crate) async fn cookies(&self) -> Vec<Value> {
+        let found = self.devtools("Network.getCookies", json!({})).await;
+        found["cookies"].as_array().unwrap().clone()
     }
 
     /// A command of the Chrome `DevTools` Protocol.
