@@ -135,7 +135,11 @@ impl Broker {
         let generation = generation(&record);
         let done = match seen {
             Some(seen) => generation > seen,
-            None => record.connection.refresh_at.is_none_or(|at| at > self.clock.now()),
+            // An attempt that nobody ended is due whatever the schedule says.
+            None => {
+                record.open_attempts == 0
+                    && record.connection.refresh_at.is_none_or(|at| at > self.clock.now())
+            }
         };
         if done || !record.connection.state.refreshes() {
             self.adopt(record).await;

@@ -291,6 +291,11 @@ pub(crate) struct Person {
 }
 
 impl Person {
+    /// A person with a browser of their own.
+    pub(crate) fn alone() -> Self {
+        Self { http: client(), cookies: BTreeMap::new() }
+    }
+
     pub(crate) fn new(broker: &TestBroker) -> Self {
         Self { http: broker.http.clone(), cookies: BTreeMap::new() }
     }

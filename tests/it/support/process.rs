@@ -92,6 +92,11 @@ impl Program {
         line.expect("it says something on standard error")
     }
 
+    /// Waits for a line of standard error that holds these words.
+    pub(crate) async fn hear(&mut self, words: &str) {
+        while !self.complaint().await.contains(words) {}
+    }
+
     /// Sends a signal by its name, such as `TERM` or `INT`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
