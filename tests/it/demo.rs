@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 use reqwest::header;
 use serde_json::Value;
 
-use crate::support::{http::client, process::Program};
+use crate::support::{broker::Person, http::client, process::Program};
 
 /// The account call of a provider's API.
 fn account_call(provider: &str) -> &'static str {
@@ -134,4 +134,59 @@ async fn it_keeps_its_database_when_told_to() {
     let again = Program::run(&arguments, &[]).await;
     assert_eq!(again.status.code(), Some(64), "{again:?}");
     assert_eq!(again.stderr.len(), 1, "{again:?}");
+}
+
+#[tokio::test]
+async fn the_commands_talk_to_it() {
+    let mut program = Program::start(&["demo", "--json"], &[]);
+    let ready = program.json().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let operator = file("operator.key", ready["operator_key"].as_str().unwrap());
+    let service = file("service.key", ready["service_key"].as_str().unwrap());
+    let api_key = file("api.key", "simulated-api-key\n");
+    let url = ready["internal_url"].as_str().unwrap();
+    let run = async |key: &str, arguments: &[&str]| {
+        let variables = [("TOKEN_BROKER_URL", url), ("TOKEN_BROKER_KEY_FILE", key)];
+        let ended = Program::run(arguments, &variables).await;
+        assert!(ended.status.success(), "{arguments:?}: {ended:?}");
+        ended.stdout.join("\n")
+    };
+
+    let link = run(&operator, &["connect", "divar", "--connection", "divar-two", "--self"]).await;
+    let page = Person::alone().consent(&link, "allow").await;
+    assert!(page.text.contains("Connected"), "{}", page.text);
+    let token = run(&service, &["token", "divar-two"]).await;
+    assert!(token.starts_with("ory_at_"), "{token}");
+
+    let exchange = [
+        "connect",
+        "amocrm",
+        "--connection",
+        "amocrm-old",
+        "--api-key-file",
+        &api_key,
+        "--login",
+        "demo@example.com",
+        "--account-host",
+        "demo.amocrm.localhost",
+    ];
+    let said = run(&operator, &exchange).await;
+    assert!(said.starts_with("amocrm-old: the provider accepted the API key"), "{said}");
+    let live = async {
+        while !run(&operator, &["connections"])
+            .await
+            .lines()
+            .any(|line| line.starts_with("amocrm-old ") && line.contains(" active "))
+        {}
+    };
+    let live = tokio::time::timeout(std::time::Duration::from_secs(30), live).await;
+    assert!(live.is_ok(), "the code arrives and is exchanged");
+    let answer = run(&service, &["token", "amocrm-old", "--json"]).await;
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["account"], "20000001");
 }
