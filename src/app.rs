@@ -11,8 +11,8 @@ use std::{
 };
 
 use secrecy::SecretString;
-use tokio::{net::TcpListener, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::{Broker, Parts},
@@ -29,8 +29,8 @@ use crate::{
 /// How long clients may take to finish their requests at shutdown.
 const CLIENT_GRACE: Duration = Duration::from_secs(10);
 
-/// How long refreshes under way may take at shutdown: the longest token request and 10 s.
-const DRAIN: Duration = Duration::from_secs(50);
+/// How much longer than the longest token request refreshes under way may take at shutdown.
+const COMMIT_GRACE: Duration = Duration::from_secs(10);
 
 /// Where the sealed value lies by which a foreign key is known before anything is changed.
 const SEALING_CHECK: Place<'static> =
@@ -274,8 +274,14 @@ pub struct App {
     state: http::State,
     listeners: Listeners,
     shutdown: CancellationToken,
+    drain: Duration,
     _state_dir: StateDir,
 }
+
+/// A part of the broker ended by itself. What happened is in the log.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the broker ended by itself; the log has more")]
+pub struct Crashed;
 
 impl App {
     /// Starts everything but the serving.
@@ -303,6 +309,8 @@ impl App {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/spool: {error}"))
         })?;
+        let longest = config.clients.values().map(|client| client.profile.token.timeout).max();
+        let drain = longest.unwrap_or_default() + COMMIT_GRACE;
         let broker = Broker::start(Parts {
             store,
             keyring,
@@ -325,7 +333,7 @@ impl App {
             internal_url: config.internal_url,
             draining: shutdown.clone(),
         };
-        Ok(Self { broker, state, listeners, shutdown, _state_dir: state_dir })
+        Ok(Self { broker, state, listeners, shutdown, drain, _state_dir: state_dir })
     }
 
     /// The use cases, for commands that live in the same process.
@@ -342,31 +350,44 @@ impl App {
 
     /// Serves and refreshes until [`App::shutdown`] is cancelled; then stops beginning anything,
     /// lets what is under way finish, and closes the database.
-    pub async fn run(self) {
-        let tasks = TaskTracker::new();
-        tasks.spawn(refresher::run(Arc::clone(&self.broker), self.shutdown.clone()));
-        self.run_beside(tasks).await;
+    ///
+    /// # Errors
+    ///
+    /// [`Crashed`] when a part of the broker ended by itself; the rest is ended in order then.
+    pub async fn run(self) -> Result<(), Crashed> {
+        let mut parts = JoinSet::new();
+        parts.spawn(refresher::run(Arc::clone(&self.broker), self.shutdown.clone()));
+        self.run_beside(parts).await
     }
 
     /// As [`App::run`], but nothing happens in the background: for tests that step the refresher.
-    pub async fn run_without_refresher(self) {
-        self.run_beside(TaskTracker::new()).await;
+    ///
+    /// # Errors
+    ///
+    /// As [`App::run`].
+    pub async fn run_without_refresher(self) -> Result<(), Crashed> {
+        self.run_beside(JoinSet::new()).await
     }
 
-    async fn run_beside(self, tasks: TaskTracker) {
-        let Self { broker, state, listeners, shutdown, _state_dir } = self;
+    async fn run_beside(self, mut parts: JoinSet<()>) -> Result<(), Crashed> {
+        let Self { broker, state, listeners, shutdown, drain, _state_dir } = self;
         let public = http::public_router(state.clone());
         let internal = http::internal_router(state);
-        tasks.spawn(server::serve(listeners.public, public, shutdown.clone(), CLIENT_GRACE));
-        tasks.spawn(server::serve(listeners.internal, internal, shutdown.clone(), CLIENT_GRACE));
-        shutdown.cancelled().await;
+        parts.spawn(server::serve(listeners.public, public, shutdown.clone(), CLIENT_GRACE));
+        parts.spawn(server::serve(listeners.internal, internal, shutdown.clone(), CLIENT_GRACE));
+        let crashed = tokio::select! {
+            () = shutdown.cancelled() => false,
+            _ = parts.join_next() => true,
+        };
+        shutdown.cancel();
         tracing::info!("ending: finishing what is under way");
-        tasks.close();
-        tasks.wait().await;
         broker.tasks().close();
-        if timeout(DRAIN, broker.tasks().wait()).await.is_err() {
+        let ended = async { while parts.join_next().await.is_some() {} };
+        let ((), drained) = tokio::join!(ended, timeout(drain, broker.tasks().wait()));
+        if drained.is_err() {
             tracing::error!("refreshes were still under way at the end of the drain");
         }
         broker.store().close().await;
+        if crashed { Err(Crashed) } else { Ok(()) }
     }
 }

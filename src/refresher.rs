@@ -1,9 +1,9 @@
-//! Background refresh: claims what is due and hands it to the broker, through the same refresh as
-//! a reader; and keeps memory in step with the store.
+//! The background: starts what is due, through the same refresh as a reader; keeps memory in step
+//! with the store; forgets what has ended. Each at its own pace, so that none waits for another.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
@@ -11,42 +11,56 @@ use crate::broker::Broker;
 /// How often to look for due connections and for changes made elsewhere.
 const TICK: Duration = Duration::from_secs(2);
 
-/// How many refreshes a look begins at the most; they run at once.
-const BATCH: u32 = 16;
+/// How often to forget what has ended.
+const PURGE_TICK: Duration = Duration::from_mins(1);
 
-/// How often to forget what has ended, in ticks.
-const TICKS_PER_PURGE: u32 = 30;
+/// How many due connections a look may start. They wait for a place among their provider's, so a
+/// provider with many is no hindrance to the others.
+const MAX_DUE: u32 = 1_000;
 
 /// Runs until `shutdown`.
 pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut count: u32 = 0;
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = step(&broker, count.is_multiple_of(TICKS_PER_PURGE)) => {}
-        }
-        count = count.wrapping_add(1);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = refresh(&broker) => {}
+        () = sync(&broker) => {}
+        () = purge(&broker) => {}
     }
 }
 
-/// One look. A failure is logged and left to the next.
-async fn step(broker: &Arc<Broker>, purge: bool) {
-    if let Err(error) = broker.sync().await {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "memory is not brought up to date"
-        );
+async fn refresh(broker: &Arc<Broker>) {
+    let mut ticks = every(TICK);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = broker.start_due(MAX_DUE).await {
+            tracing::warn!(%error, "what is due could not be read");
+        }
     }
-    if let Err(error) = broker.refresh_due(BATCH).await {
-        tracing::warn!(%error, "what is due could not be read");
+}
+
+async fn sync(broker: &Broker) {
+    let mut ticks = every(TICK);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = broker.sync().await {
+            tracing::warn!(%error, "memory is not brought up to date");
+        }
     }
-    if purge && let Err(error) = broker.purge().await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "nothing was purged");
+}
+
+async fn purge(broker: &Broker) {
+    let mut ticks = every(PURGE_TICK);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = broker.purge().await {
+            tracing::warn!(%error, "nothing was purged");
+        }
     }
+}
+
+/// Ticks now and then again; a step that takes longer delays the next.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

@@ -40,6 +40,13 @@ impl Broker {
             )));
         };
         let id = record.connection.id;
+        if pending.account.is_none() && record.connection.account.is_some() {
+            return Err(BrokerError::Conflict(
+                "the provider does not say who consented, and the connection belongs to a known \
+                 account; delete it and connect anew"
+                    .to_owned(),
+            ));
+        }
         if pending.account.as_ref().map(|account| account.id.as_str()) != account {
             self.store.drop_pending(id).await?;
             self.reload(id).await?;

@@ -185,7 +185,7 @@ impl Broker {
             expected_account: connection.expected_account.clone(),
             scopes: connection.scopes.clone(),
             granted_scopes: grant.map(|grant| grant.scopes.clone()).unwrap_or_default(),
-            generation: live.generation(),
+            generation: live.generation,
             expires_at: grant.map(|grant| grant.expires_at),
             refresh_at: connection.refresh_at,
             failures: connection.failures,
@@ -215,7 +215,7 @@ impl Broker {
             }
             _ => {}
         }
-        self.refresh(connection.id, Some(live.generation()), Why::Operator).await?;
+        self.refresh(connection.id, Some(live.generation), Why::Operator).await?;
         self.view(&connection.name).await
     }
 

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange};
+use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, settle::until_stored};
 use crate::{
     client::Client,
     consent::{CONSENT_LIFE, Consent, MAX_LIVE_CONSENTS, Outcome},
@@ -130,9 +130,9 @@ impl Broker {
                 Outcome::Failed
             });
             let spent = matches!(outcome, Outcome::Connected | Outcome::PendingConfirm);
-            broker.store.finish_link(consent.link, outcome, spent).await
+            until_stored(|| broker.store.finish_link(consent.link, outcome, spent)).await;
         });
-        task.await.map_err(|_| BrokerError::Internal)??;
+        task.await.map_err(|_| BrokerError::Internal)?;
         Ok(self.link_url(&back))
     }
 

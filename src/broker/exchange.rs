@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use super::{Broker, BrokerError, ReceivedGrant, settle::due_at};
+use super::{
+    Broker, BrokerError, ReceivedGrant,
+    settle::{due_at, until_stored},
+};
 use crate::{
     client::Client,
     connection::{Account, Connection, PendingGrant, Record, Vars},
@@ -56,7 +59,7 @@ impl Broker {
             }
             Verified::Unknown => {
                 let pending = self.seal_pending(connection, &grant, sent_at, account, &exchange);
-                self.store.put_pending(connection.id, &pending).await?;
+                until_stored(|| self.store.put_pending(connection.id, &pending)).await;
                 self.reload(connection.id).await?;
                 Ok(Outcome::PendingConfirm)
             }
@@ -114,11 +117,12 @@ impl Broker {
                 scopes: Some(exchange.scopes),
                 refresh_hash: grant.refresh.as_ref().map(Digest::of),
             };
-            if self.store.commit_grant(&commit).await? {
+            if until_stored(|| self.store.commit_grant(&commit)).await {
                 break;
             }
             // A refresh of the grant before this one was stored meanwhile: this one is newer.
-            record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
+            let newest = until_stored(|| self.store.record_by_id(id)).await;
+            record = newest.ok_or(BrokerError::Revoked)?;
         }
         self.reload(id).await?;
         tracing::info!(connection = %record.connection.name, "consent stored");

@@ -7,16 +7,21 @@ use std::{collections::BTreeMap, sync::Arc};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange};
+use super::{
+    Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange, settle::until_stored,
+};
 use crate::{
     connection::{GrantType, Vars},
-    consent::{KEY_EXCHANGE_LIFE, KeyExchange},
-    provider::amocrm,
+    consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
+    provider::{Verdict, amocrm},
     slug::Slug,
 };
 
 /// The variable that holds the account's host in amoCRM's profile.
 const ACCOUNT_HOST: &str = "account_host";
+
+/// How many codes are tried for one exchange.
+const MAX_TRIES: u32 = 5;
 
 /// What an API-key exchange needs.
 #[derive(Debug)]
@@ -51,9 +56,6 @@ impl Broker {
         let outbound = amocrm::key_exchange(&client, &request.login, &request.api_key, &vars)
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
         let name = new.name.clone();
-        // The host names the account: its first label is the subdomain that the account reports.
-        let subdomain = host.split('.').next().map(str::to_owned);
-        let expected_account = new.expected_account.clone().or(subdomain);
         let record = match self.store.record(name.as_str()).await? {
             Some(record) if record.connection.client == new.client => record,
             Some(_) => {
@@ -62,12 +64,8 @@ impl Broker {
                 )));
             }
             None => {
-                let new = NewConnection {
-                    grant_type: Some(GrantType::AuthorizationCode),
-                    expected_account,
-                    ..new
-                };
-                self.create_connection(new).await?;
+                let grant_type = Some(GrantType::AuthorizationCode);
+                self.create_connection(NewConnection { grant_type, ..new }).await?;
                 self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
             }
         };
@@ -84,7 +82,9 @@ impl Broker {
         let reply = self.outbound.send(&client.profile, outbound).await;
         let accepted = reply.and_then(|reply| amocrm::read_key_exchange(&client.profile, &reply));
         if let Err(error) = accepted {
-            self.store.take_exchange(&client.name, &pending.account_host).await?;
+            if error.verdict != Verdict::Ambiguous {
+                self.store.take_exchange(&client.name, &pending.account_host).await?;
+            }
             return Err(BrokerError::Conflict(format!(
                 "the provider did not accept the API key: {}",
                 error.message
@@ -94,8 +94,8 @@ impl Broker {
         self.view(&name).await
     }
 
-    /// A code arrived from an API-key exchange. It is taken now and exchanged after the answer,
-    /// because the provider waits for 3 s at the most and does not send it again.
+    /// A code arrived from an API-key exchange. It is exchanged after the answer, because the
+    /// provider waits for 3 s at the most and does not send it again.
     ///
     /// # Errors
     ///
@@ -114,7 +114,14 @@ impl Broker {
             .capture(|name| params.get(name).map(String::as_str))
             .map_err(|_| refused())?;
         let host = vars.get(ACCOUNT_HOST).ok_or_else(refused)?;
-        let pending = self.store.take_exchange(&client.name, host).await?.ok_or_else(refused)?;
+        let pending = self.store.pending_exchange(&client.name, host).await?.ok_or_else(refused)?;
+        // Anybody can send a code: a few may be tried, and only the right one ends the exchange.
+        let mut tries = self.exchange_tries.entry(pending.id).or_default();
+        if *tries >= MAX_TRIES {
+            return Err(refused());
+        }
+        *tries += 1;
+        drop(tries);
         let code = SecretString::from(code.as_str());
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -122,7 +129,9 @@ impl Broker {
                 tracing::error!("the connection of an API-key exchange could not be read");
                 return;
             };
-            let expected_account = record.connection.expected_account.clone();
+            // The host names the account: its first label is the subdomain that the account reports.
+            let subdomain = pending.account_host.split('.').next().map(str::to_owned);
+            let expected_account = record.connection.expected_account.clone().or(subdomain);
             let scopes = record.connection.scopes.clone();
             let exchange = Exchange {
                 code,
@@ -133,8 +142,15 @@ impl Broker {
                 expected_account: expected_account.as_deref(),
                 own_browser: false,
             };
-            match broker.exchange(&client, record, exchange).await {
-                Ok(outcome) => tracing::info!(%outcome, "API-key exchange ended"),
+            let outcome = broker.exchange(&client, record, exchange).await;
+            match outcome {
+                Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
+                Ok(outcome) => {
+                    let done = (&pending.client, pending.account_host.as_str());
+                    until_stored(|| broker.store.take_exchange(done.0, done.1)).await;
+                    broker.exchange_tries.remove(&pending.id);
+                    tracing::info!(%outcome, "API-key exchange ended");
+                }
                 Err(error) => tracing::error!(%error, "API-key exchange failed"),
             }
         });

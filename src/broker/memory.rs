@@ -26,7 +26,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) connection: Connection,
+    /// None where nothing is held, or it does not open.
     pub(crate) grant: Option<OpenGrant>,
+    /// How many grants the connection has held.
+    pub(crate) generation: i64,
     /// The account that consented and waits to be confirmed, if it is known.
     pub(crate) pending_account: Option<Account>,
     /// When the row last changed, on the database's clock.
@@ -56,12 +59,6 @@ impl OpenGrant {
     pub(crate) fn remaining(&self, now: Timestamp) -> Duration {
         let left = Duration::try_from(self.expires_at.duration_since(now)).unwrap_or_default();
         left.saturating_sub(skew_margin(self.life()))
-    }
-}
-
-impl Live {
-    pub(crate) fn generation(&self) -> i64 {
-        self.grant.as_ref().map_or(0, |grant| grant.generation)
     }
 }
 
@@ -129,7 +126,7 @@ impl Memory {
             .entry(name)
             .and_modify(|held| {
                 let same = held.connection.id == live.connection.id;
-                let version = |live: &Live| (live.generation(), live.changed_at);
+                let version = |live: &Live| (live.generation, live.changed_at);
                 if !same || version(held) <= version(&live) {
                     *held = Arc::clone(&live);
                 }

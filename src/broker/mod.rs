@@ -30,6 +30,7 @@ use std::{
 use dashmap::DashMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
@@ -97,6 +98,10 @@ pub struct Broker {
     return_to: BTreeMap<Slug, Url>,
     memory: Memory,
     loading_keys: tokio::sync::Mutex<()>,
+    /// Places for background refreshes, by provider.
+    places: BTreeMap<Slug, Arc<Semaphore>>,
+    /// How often the code of an API-key exchange was tried.
+    exchange_tries: DashMap<uuid::Uuid, u32>,
     flights: DashMap<ConnectionId, Flight>,
     /// When a reader's report last forced a refresh.
     forced_at: DashMap<ConnectionId, Timestamp>,
@@ -114,6 +119,9 @@ impl Broker {
     pub async fn start(parts: Parts) -> Result<Arc<Self>, StoreError> {
         let Parts { store, keyring, outbound, spool, clock, clients, public_url, return_to } =
             parts;
+        let providers = clients.values().map(|client| client.profile.name.clone());
+        let places =
+            providers.map(|name| (name, Arc::new(Semaphore::new(refresh::PLACES)))).collect();
         let broker = Arc::new(Self {
             store,
             keyring,
@@ -125,6 +133,8 @@ impl Broker {
             return_to,
             memory: Memory::default(),
             loading_keys: tokio::sync::Mutex::default(),
+            places,
+            exchange_tries: DashMap::new(),
             flights: DashMap::new(),
             forced_at: DashMap::new(),
             changes_mark: AtomicI64::new(0),
@@ -194,16 +204,13 @@ impl Broker {
             None => None,
             Some(Ok(grant)) => Some(grant),
             Some(Err(error)) => {
-                tracing::error!(
-                    connection.id = %record.connection.id, %error,
-                    "a stored token does not open; the connection is not served"
-                );
-                self.mark_integrity_error(&mut record).await;
+                self.mark_integrity_error(&mut record, &error).await;
                 None
             }
         };
         let pending_account = record.pending.and_then(|pending| pending.account);
         self.memory.put(Live {
+            generation: record.grant.as_ref().map_or(0, |grant| grant.generation),
             connection: record.connection,
             grant,
             pending_account,
@@ -211,9 +218,16 @@ impl Broker {
         });
     }
 
-    async fn mark_integrity_error(&self, record: &mut Record) {
+    async fn mark_integrity_error(&self, record: &mut Record, error: &OpenError) {
+        if record.connection.state == State::IntegrityError {
+            return;
+        }
         record.connection.state = State::IntegrityError;
         let id = record.connection.id;
+        tracing::error!(
+            connection.id = %id, %error,
+            "a stored token does not open; nothing is served until a new consent or a deletion"
+        );
         if let Err(error) = self.store.set_state(id, State::IntegrityError, None).await {
             tracing::error!(error = &error as &dyn std::error::Error, "state not stored");
         }

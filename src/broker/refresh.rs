@@ -12,11 +12,14 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking, time::sleep};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, settle::Attempt};
+use super::{
+    Broker, BrokerError,
+    settle::{Attempt, until_stored},
+};
 use crate::{
     client::Client,
     clock::Stopwatch,
@@ -27,6 +30,7 @@ use crate::{
     },
     seal::Place,
     secret::Digest,
+    slug::Slug,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -38,7 +42,13 @@ const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 /// What a lease is longer than all it has to cover.
 const LEASE_SLACK: Duration = Duration::from_secs(10);
 
-/// Why a refresh is made: for the log.
+/// How long to leave a refresh alone that could not even be begun.
+const UNBEGUN_PAUSE: Duration = Duration::from_mins(1);
+
+/// How many background refreshes of one provider run at once.
+pub(super) const PLACES: usize = 8;
+
+/// Why a refresh is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Why {
     /// A connection without any token yet.
@@ -68,11 +78,15 @@ impl fmt::Display for Why {
 /// A running refresh, to be awaited by any number of callers.
 pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
 
-/// How long a claim lasts: computed, so that a lease shorter than the call it covers cannot be
-/// written down.
+/// How long a claim lasts: computed, so that a lease shorter than the calls it covers cannot be
+/// written down. A client that asks for itself may ask twice: with its refresh token, then anew.
 #[must_use]
-pub(super) fn lease(profile: &Profile) -> Duration {
-    SEND_WINDOW + profile.token.timeout + COMMIT_BUDGET + LEASE_SLACK
+fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
+    let calls = match grant_type {
+        GrantType::AuthorizationCode => 1,
+        GrantType::ClientCredentials => 2,
+    };
+    SEND_WINDOW + profile.token.timeout * calls + COMMIT_BUDGET + LEASE_SLACK
 }
 
 /// Takes the flight off the board however it ends, a panic included.
@@ -105,24 +119,33 @@ impl Broker {
                 let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
                 let landing = Landing { broker: Arc::clone(self), id };
                 let task = self.tasks.spawn(
-                    async move { landing.broker.refresh_once(id, seen).await }.instrument(span),
+                    async move { landing.broker.refresh_once(id, seen, why).await }
+                        .instrument(span),
                 );
                 async move { task.await.unwrap_or(Err(BrokerError::Internal)) }.boxed().shared()
             })
             .clone()
     }
 
-    /// Refreshes up to `limit` connections that are due, and waits for them. Returns how many.
+    /// Starts the refresh of up to `limit` connections that are due, the most urgent first, and
+    /// leaves them to run: a slow provider holds up nobody else.
     ///
     /// # Errors
     ///
     /// When the store cannot say what is due. How each refresh went is recorded with its
     /// connection.
+    pub async fn start_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
+        Ok(self.due_flights(limit).await?.len())
+    }
+
+    /// As [`Broker::start_due`], and waits for them: a step of the background, for tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::start_due`].
     pub async fn refresh_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
-        let due = self.store.due(limit).await?;
-        let count = due.len();
-        let flights: Vec<Flight> =
-            due.into_iter().map(|id| self.refresh(id, None, Why::Due)).collect();
+        let flights = self.due_flights(limit).await?;
+        let count = flights.len();
         for flight in flights {
             // Recorded and logged where it happened.
             let _ = flight.await;
@@ -130,7 +153,17 @@ impl Broker {
         Ok(count)
     }
 
-    async fn refresh_once(&self, id: ConnectionId, seen: Option<i64>) -> Result<(), BrokerError> {
+    async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
+        let due = self.store.due(limit).await?;
+        Ok(due.into_iter().map(|id| self.refresh(id, None, Why::Due)).collect())
+    }
+
+    async fn refresh_once(
+        self: &Arc<Self>,
+        id: ConnectionId,
+        seen: Option<i64>,
+        why: Why,
+    ) -> Result<(), BrokerError> {
         let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
         let generation = generation(&record);
         let done = match seen {
@@ -145,13 +178,19 @@ impl Broker {
             self.adopt(record).await;
             return Ok(());
         }
-        let client = Arc::clone(self.client(&record.connection.client)?);
-        let request = match self.choose_request(&client, &record).await? {
-            Ok(request) => request,
-            Err(reason) => return self.await_consent(&record, reason).await,
+        let (client, request) = match self.prepare(&record).await {
+            Ok((client, Ok(request))) => (client, request),
+            Ok((_, Err(reason))) => return self.await_consent(&record, reason).await,
+            Err(error) => {
+                // It stays due, and must not stand in the way of those that can be refreshed.
+                tracing::error!(%error, "the refresh cannot be begun");
+                self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
+                return Err(error);
+            }
         };
-        let lease = lease(&client.profile);
-        let Some(attempt) = self.begin(&record, request.spends, lease).await? else {
+        let _turn = self.turn(&client.profile.name, why).await;
+        let lease = lease(&client.profile, record.connection.grant_type);
+        let Some(mut attempt) = self.begin(&record, request.spends, lease).await? else {
             return self.wait_for_other(id, generation, lease).await;
         };
         let sent_at = self.clock.now();
@@ -161,16 +200,47 @@ impl Broker {
             && record.connection.grant_type == GrantType::ClientCredentials
             && attempt.spent.is_some()
         {
-            // Nobody consented to this grant: the client simply asks anew.
+            // Nobody consented to this grant: the client simply asks anew, and the refused token is
+            // never presented again.
+            if let Some(refused) = &attempt.spent {
+                until_stored(|| self.store.bury(id, refused)).await;
+            }
+            attempt.refused = true;
             let anew = client_credentials(&client, &record)?;
             reply = self.ask(&client, anew).await;
         }
-        match reply {
-            Ok(grant) => {
-                self.store_refreshed(&client, &record, attempt.slot, &grant, sent_at).await
+        let grant = match reply {
+            Ok(grant) => grant,
+            Err(error) => return self.record_failure(&client, &record, attempt, error).await,
+        };
+        let after = self.store_refreshed(&client, &record, attempt, &grant, sent_at).await?;
+        if after.connection.account.is_none() {
+            let (broker, access) = (Arc::clone(self), grant.access);
+            let learn = async move { broker.learn_account(&client, &after, &access).await };
+            match why {
+                // Whoever makes a connection wants to see whose it is.
+                Why::Created => learn.await,
+                _ => drop(self.tasks.spawn(learn)),
             }
-            Err(error) => self.record_failure(&client, &record, attempt, error).await,
         }
+        Ok(())
+    }
+
+    /// The client and what to send, or why a person has to consent.
+    async fn prepare(
+        &self,
+        record: &Record,
+    ) -> Result<(Arc<Client>, Result<Request, &'static str>), BrokerError> {
+        let client = Arc::clone(self.client(&record.connection.client)?);
+        let request = self.choose_request(&client, record).await?;
+        Ok((client, request))
+    }
+
+    /// Waits for a place among the refreshes of a provider. Only the background waits: whoever reads
+    /// or presses a button has waited already.
+    async fn turn(&self, provider: &Slug, why: Why) -> Option<OwnedSemaphorePermit> {
+        let places = self.places.get(provider).filter(|_| why == Why::Due)?;
+        Arc::clone(places).acquire_owned().await.ok()
     }
 
     /// Makes room for the grant and claims the connection, in this order: what cannot be kept is
@@ -205,7 +275,7 @@ impl Broker {
                 retry_after: Duration::from_secs(1),
             });
         }
-        Ok(Some(Attempt { id, slot, spent }))
+        Ok(Some(Attempt { id, slot, spent, refused: false }))
     }
 
     /// One request to the token endpoint and its answer, read.

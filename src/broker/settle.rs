@@ -17,7 +17,7 @@ use crate::{
     seal::Place,
     secret::{self, Digest},
     spool::{Entry, Slot},
-    store,
+    store::{self, StoreError},
 };
 
 /// How long to leave our own misconfiguration alone before trying again.
@@ -29,6 +29,28 @@ pub(super) struct Attempt {
     pub(super) slot: Slot,
     /// The digest of the refresh token that is presented.
     pub(super) spent: Option<Digest>,
+    /// The provider has refused that token.
+    pub(super) refused: bool,
+}
+
+/// Takes a step of the store, for as long as it takes: what was learned from a provider exists
+/// nowhere else and is never dropped because the database is away.
+pub(super) async fn until_stored<T, F>(step: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match step().await {
+            Ok(done) => return done,
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "what a provider answered is not stored yet; trying again"
+            ),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
 }
 
 impl Broker {
@@ -37,39 +59,40 @@ impl Broker {
         &self,
         client: &Client,
         record: &Record,
-        slot: Slot,
+        attempt: Attempt,
         grant: &Grant,
         sent_at: Timestamp,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Record, BrokerError> {
         let connection = &record.connection;
-        let (next, refresh_hash) = self.next_grant(record, grant, sent_at)?;
-        let stored = self.store_grant(client, record, &next, refresh_hash, slot).await;
+        let (next, refresh_hash) = self.next_grant(record, &attempt, grant, sent_at);
+        let stored = self.store_grant(client, record, &next, refresh_hash, attempt.slot).await;
         let after = self.reload(connection.id).await?;
         if !stored {
             // The connection holds a newer grant: a consent, most likely. That one stands.
-            return Ok(());
+            return Ok(after);
         }
         tracing::info!(
             connection = %connection.name, provider = %client.profile.name,
             generation = next.generation, expires_at = %next.expires_at, "refreshed"
         );
-        if connection.account.is_none() {
-            self.learn_account(client, &after, &grant.access).await;
-        }
-        Ok(())
+        Ok(after)
     }
 
-    /// The grant that follows what the connection holds, with the digest of its refresh token. A refresh token that the answer leaves out
-    /// stays as it was (RFC 6749 section 6).
+    /// The grant that follows what the connection holds, with the digest of its refresh token. One
+    /// that the answer leaves out stays as it was (RFC 6749 section 6), unless it was refused.
     fn next_grant(
         &self,
         record: &Record,
+        attempt: &Attempt,
         grant: &Grant,
         sent_at: Timestamp,
-    ) -> Result<(HeldGrant, Option<Digest>), BrokerError> {
+    ) -> (HeldGrant, Option<Digest>) {
         let connection = &record.connection;
         let kept = match (&grant.refresh, &record.grant) {
-            (None, Some(held)) => self.open_refresh(connection.id, held)?,
+            // It was opened a moment ago, to be sent.
+            (None, Some(held)) if !attempt.refused => {
+                self.open_refresh(connection.id, held).unwrap_or_default()
+            }
             _ => None,
         };
         let scopes = grant
@@ -86,7 +109,7 @@ impl Broker {
             expires_at: sent_at + grant.expires_in,
         };
         let next = self.seal_grant(connection.id, generation(record) + 1, received);
-        Ok((next, refresh.map(Digest::of)))
+        (next, refresh.map(Digest::of))
     }
 
     fn open_refresh(
@@ -132,20 +155,7 @@ impl Broker {
                 None
             }
         };
-        let mut pause = Duration::from_millis(100);
-        let stored = loop {
-            match self.store.commit_grant(&commit).await {
-                Ok(stored) => break stored,
-                Err(error) => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "a received grant is not in the database yet; trying again"
-                    );
-                    sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(5));
-                }
-            }
-        };
+        let stored = until_stored(|| self.store.commit_grant(&commit)).await;
         match kept {
             Some(kept) if stored => kept.forget(),
             Some(kept) => {
@@ -167,7 +177,7 @@ impl Broker {
         error: ProviderError,
     ) -> Result<(), BrokerError> {
         let connection = &record.connection;
-        let Attempt { id: attempt, slot, spent } = attempt;
+        let Attempt { id: attempt, slot, spent, .. } = attempt;
         let mut from = generation(record);
         if let (Some(refresh), Some(held)) = (&error.salvaged_refresh, &record.grant)
             && spent != Some(Digest::of(refresh))
@@ -181,7 +191,7 @@ impl Broker {
                 // That ended the attempt; what is recorded below belongs to a new one.
                 from = next.generation;
                 let lease = Duration::from_secs(1);
-                self.store.claim(connection.id, &attempt, from, None, lease).await?;
+                until_stored(|| self.store.claim(connection.id, &attempt, from, None, lease)).await;
             }
         }
         let failures = connection.failures.saturating_add(1);
@@ -209,19 +219,22 @@ impl Broker {
             connection = %connection.name, provider = %client.profile.name, verdict = ?error.verdict,
             status = error.status, code = error.code, state = %state, "refresh failed: {}", error.message
         );
-        self.store
-            .record_failure(&store::Failure {
-                connection: connection.id,
-                from_generation: from,
-                attempt: &attempt,
-                state,
-                reason: reason.as_deref(),
-                error: &last_error,
-                refresh_at: next,
-                failures,
-            })
-            .await?;
-        self.reload(connection.id).await?;
+        let failure = store::Failure {
+            connection: connection.id,
+            from_generation: from,
+            attempt: &attempt,
+            state,
+            reason: reason.as_deref(),
+            error: &last_error,
+            refresh_at: next,
+            failures,
+        };
+        let recorded = until_stored(|| self.store.record_failure(&failure)).await;
+        let after = self.reload(connection.id).await?;
+        if !recorded && generation(&after) > from {
+            // A consent brought a newer grant meanwhile: the failure is of no interest any more.
+            return Ok(());
+        }
         Err(match error.verdict {
             Verdict::Refused { .. } if state == State::NeedsConsent => {
                 BrokerError::ConsentRequired { reason: reason.unwrap_or_default() }

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{
     Broker, BrokerError,
     memory::{Live, OpenGrant},
-    refresh::{Flight, Why},
+    refresh::Why,
 };
 use crate::{
     caller::{Service, Verb},
@@ -128,7 +128,9 @@ impl Broker {
         if remaining > Duration::ZERO && remaining >= asked {
             if on_demand(&live, now) {
                 // The caller has a live token and does not wait for the next.
-                let _ = self.refresh_if_allowed(&live, now, Why::Read);
+                if refresh_is_allowed(&live, now).is_ok() {
+                    drop(self.refresh(live.connection.id, Some(live.generation), Why::Read));
+                }
             }
             return self.issue(live, asked);
         }
@@ -137,24 +139,25 @@ impl Broker {
             None if remaining > Duration::ZERO => Duration::ZERO,
             None => MAX_WAIT,
         };
-        let failed = match self.refresh_if_allowed(&live, now, Why::Read) {
-            Ok(flight) => match timeout(wait, flight).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error),
-                Err(_) => Some(BrokerError::Unavailable {
-                    reason: "the refresh is still running".to_owned(),
-                    retry_after: Duration::from_secs(2),
-                }),
-            },
-            Err(error) => Some(error),
+        let failed = match refresh_is_allowed(&live, now) {
+            Ok(()) => {
+                let flight = self.refresh(live.connection.id, Some(live.generation), Why::Read);
+                timeout(wait, flight).await.unwrap_or_else(|_| {
+                    Err(BrokerError::Unavailable {
+                        reason: "the refresh is still running".to_owned(),
+                        retry_after: Duration::from_secs(2),
+                    })
+                })
+            }
+            refused => refused,
         };
         let live = self.live_for(service, name).await?;
         let now = self.clock.now();
         let alive = live.grant.as_ref().is_some_and(|grant| !grant.remaining(now).is_zero());
         match failed {
-            Some(error) if !alive => Err(error),
             _ if alive => self.issue(live, asked),
-            _ => Err(BrokerError::Unavailable {
+            Err(error) => Err(error),
+            Ok(()) => Err(BrokerError::Unavailable {
                 reason: "the provider's newest token has already ended".to_owned(),
                 retry_after: Duration::from_secs(2),
             }),
@@ -178,9 +181,10 @@ impl Broker {
         let now = self.clock.now();
         if let Some(grant) = live.grant.as_ref()
             && grant.fingerprint == fingerprint
+            && refresh_is_allowed(&live, now).is_ok()
             && self.may_force(&live, now)
-            && let Ok(flight) = self.refresh_if_allowed(&live, now, Why::Rejected)
         {
+            let flight = self.refresh(live.connection.id, Some(live.generation), Why::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
             let _ = timeout(request.wait.unwrap_or(MAX_WAIT).min(MAX_WAIT), flight).await;
         }
@@ -211,13 +215,18 @@ impl Broker {
                 retry_after: Duration::from_secs(5),
             });
         }
-        let live = self.live(name).await?;
+        let live = match self.live(name).await {
+            Err(BrokerError::NotFound(_)) if self.store.was_deleted(name).await? => {
+                return Err(BrokerError::Revoked);
+            }
+            live => live?,
+        };
         match live.connection.state {
-            State::IntegrityError => Err(BrokerError::Integrity),
+            state if state.serves() => Ok(live),
             State::PendingConfirm => Err(BrokerError::PendingConfirm),
             State::PendingConsent => Err(BrokerError::NotConnected),
             State::Revoked | State::Revoking => Err(BrokerError::Revoked),
-            _ => Ok(live),
+            _ => Err(BrokerError::Integrity),
         }
     }
 
@@ -240,36 +249,27 @@ impl Broker {
             live,
         })
     }
+}
 
-    /// Starts or joins the refresh of a connection, unless its state or a backoff forbids it.
-    fn refresh_if_allowed(
-        self: &Arc<Self>,
-        live: &Live,
-        now: Timestamp,
-        why: Why,
-    ) -> Result<Flight, BrokerError> {
-        let connection = &live.connection;
-        match connection.state {
-            State::Active if connection.last_error.is_none() => {}
-            State::NeedsConsent => {
-                let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
-                return Err(BrokerError::ConsentRequired { reason });
-            }
-            state if !state.refreshes() => {
-                return Err(BrokerError::Unavailable {
-                    reason: format!("the connection is {state}; an operator must look"),
-                    retry_after: Duration::from_mins(1),
-                });
-            }
-            _ => {
-                if let Some(at) = connection.refresh_at
-                    && at > now
-                {
-                    return Err(waiting_for_backoff(connection.last_error.as_ref(), at, now));
-                }
-            }
+/// Whether a reader may start or join a refresh: neither the state nor a backoff forbids it.
+fn refresh_is_allowed(live: &Live, now: Timestamp) -> Result<(), BrokerError> {
+    let connection = &live.connection;
+    match connection.state {
+        State::Active if connection.last_error.is_none() => Ok(()),
+        State::NeedsConsent => {
+            let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
+            Err(BrokerError::ConsentRequired { reason })
         }
-        Ok(self.refresh(connection.id, Some(live.generation()), why))
+        state if !state.refreshes() => Err(BrokerError::Unavailable {
+            reason: format!("the connection is {state}; an operator must look"),
+            retry_after: Duration::from_mins(1),
+        }),
+        _ => match connection.refresh_at {
+            Some(at) if at > now => {
+                Err(waiting_for_backoff(connection.last_error.as_ref(), at, now))
+            }
+            _ => Ok(()),
+        },
     }
 }
 

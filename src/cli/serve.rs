@@ -38,11 +38,11 @@ async fn run_until(
         result = signalled => {
             result?;
             shutdown.cancel();
-            run.await;
+            run.await
         }
-        () = &mut run => {}
+        ended = &mut run => ended,
     }
-    Ok(())
+    .map_err(Failure::internal)
 }
 
 /// Waits for SIGINT or SIGTERM, and hears those that come between the call and the waiting.

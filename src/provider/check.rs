@@ -1,6 +1,9 @@
 //! What a profile must hold to besides its types: refused at start, not when a token is due.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     profile::{
@@ -212,6 +215,10 @@ impl Profile {
         let tokens = &self.tokens;
         if (tokens.rotation == Rotation::Grace) != tokens.grace.is_some() {
             return Err("`tokens.grace` and `tokens.rotation = \"grace\"` need each other".into());
+        }
+        // Readers, leases and the end of the process wait for a token request: none may take longer.
+        if !(Duration::from_secs(1)..=Duration::from_mins(1)).contains(&self.token.timeout) {
+            return Err("`token.timeout`: expected 1 s to 60 s".into());
         }
         if tokens.access_life > tokens.max_access_life {
             return Err("`tokens.access_life` is longer than `tokens.max_access_life`".into());

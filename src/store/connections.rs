@@ -134,6 +134,16 @@ impl Store {
         })
     }
 
+    /// Whether a connection of this name was deleted.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn was_deleted(&self, name: &str) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM deleted_connections WHERE name = $1";
+        on!(self, |pool| { Ok(sqlx::query(sql).bind(name).fetch_optional(pool).await?.is_some()) })
+    }
+
     /// All connections by name, with what they hold.
     ///
     /// # Errors

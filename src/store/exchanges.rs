@@ -25,6 +25,33 @@ impl Store {
         Ok(())
     }
 
+    /// The exchange that a code from this account belongs to, left in place.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn pending_exchange(
+        &self,
+        client: &Slug,
+        account_host: &str,
+    ) -> Result<Option<KeyExchange>, StoreError> {
+        let sql = concat!(
+            "SELECT id, connection_id, client, account_host, requested_at, expires_at
+            FROM key_exchanges WHERE client = $2 AND account_host = $3 AND expires_at > ",
+            now!(),
+            " ORDER BY requested_at DESC, id DESC LIMIT 1"
+        );
+        on!(self, |pool| {
+            let row = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(client.as_str())
+                .bind(account_host)
+                .fetch_optional(pool)
+                .await?;
+            row.map(|row| exchange(&row)).transpose()
+        })
+    }
+
     /// Takes the exchange that a code from this account was asked for by, once and for good. Of
     /// several the newest: those before it were given up.
     ///

@@ -312,6 +312,29 @@ impl Store {
         })
     }
 
+    /// Buries a refresh token that was refused, whatever becomes of its connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn bury(&self, id: ConnectionId, refresh_hash: &Digest) -> Result<(), StoreError> {
+        let sql = concat!(
+            "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
+            VALUES ($2, $3, ",
+            now!(),
+            ") ON CONFLICT DO NOTHING"
+        );
+        on!(self, |pool| {
+            sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(refresh_hash.to_string())
+                .bind(id.to_string())
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+    }
+
     /// Whether a refresh token was spent or refused before.
     ///
     /// # Errors

@@ -254,7 +254,12 @@ async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     let deleted = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
     assert_eq!(deleted.status, StatusCode::OK, "{deleted:?}");
     assert_eq!(deleted.json()["revocation"], "manual");
-    assert_eq!(broker.token("avito-own").await.status, StatusCode::NOT_FOUND);
+    let gone = broker.token("avito-own").await;
+    assert_eq!((gone.status, &gone.json()["code"]), (StatusCode::GONE, &json!("revoked")));
+    // Whoever may not use it does not learn that it was there.
+    let other = broker.service("other", json!(["divar-*"]), json!(["token"])).await;
+    let path = "/v1/connections/avito-own/token";
+    assert_eq!(broker.ask(&other, Method::GET, path, None).await.status, StatusCode::NOT_FOUND);
     let again = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
     assert_eq!(again.status, StatusCode::NOT_FOUND);
     // The name is free again, for a connection of its own.

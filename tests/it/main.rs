@@ -11,6 +11,7 @@ mod demo;
 mod fifth_provider;
 mod journeys;
 mod lost_answers;
+mod neighbours;
 mod pages;
 mod provider_answers;
 mod simulator;

@@ -33,10 +33,9 @@ pub(crate) struct TestBroker {
     pub(crate) service_key: String,
     pub(crate) simulators: Simulators,
     pub(crate) http: Client,
-    #[expect(dead_code, reason = "it is gone when this is dropped")]
     database: TestDatabase,
     settings: toml::Table,
-    _state_dir: TempDir,
+    state_dir: TempDir,
 }
 
 /// The part that ends and starts anew.
@@ -134,7 +133,7 @@ impl TestBroker {
             http,
             database,
             settings,
-            _state_dir: state_dir,
+            state_dir,
         };
         this.service_key = this.service("reader", json!(["*"]), json!(["token"])).await;
         this
@@ -248,6 +247,25 @@ impl TestBroker {
     pub(crate) async fn advance(&self, by: Duration) {
         self.clock.advance(by);
         self.broker().sync().await.unwrap();
+    }
+
+    /// Runs a statement behind the broker's back.
+    pub(crate) async fn execute(&self, sql: &'static str) {
+        self.database.execute(sql).await;
+    }
+
+    /// How many received grants lie aside because the connection holds another.
+    pub(crate) fn put_aside(&self) -> usize {
+        let escrow = self.state_dir.path().join("escrow");
+        std::fs::read_dir(escrow).map_or(0, Iterator::count)
+    }
+
+    /// Waits until nothing is under way in the background.
+    pub(crate) async fn idle(&self) {
+        let tasks = self.broker().tasks();
+        tasks.close();
+        tasks.wait().await;
+        tasks.reopen();
     }
 
     /// Asks until the connection is live, for what happens after an answer was given.
