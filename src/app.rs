@@ -2,7 +2,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io,
+    io::{self, Read as _, Seek as _, Write as _},
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
@@ -22,6 +22,7 @@ use crate::{
     provider::Outbound,
     refresher,
     seal::{KeyFileError, Keyring, Place, Sealed},
+    secret,
     spool::Spool,
     store::{SchemaStatus, Store, StoreError},
 };
@@ -93,6 +94,7 @@ async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartEr
 #[derive(Debug)]
 pub struct StateDir {
     _lock: File,
+    replica: String,
 }
 
 impl StateDir {
@@ -105,6 +107,7 @@ impl StateDir {
         make_state_dir(config)?;
         let problem = |what: String| state_dir_problem(config, &what);
         let lock = OpenOptions::new()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(false)
@@ -114,7 +117,12 @@ impl StateDir {
                 StartError::Settings(problem(format!("cannot be written: {error}")))
             })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { _lock: lock }),
+            Ok(()) => {
+                let replica = replica(&lock).map_err(|error| {
+                    StartError::Settings(problem(format!("cannot be used: {error}")))
+                })?;
+                Ok(Self { _lock: lock, replica })
+            }
             // As with a port in use: it may be free in a moment.
             Err(TryLockError::WouldBlock) => Err(StartError::Unavailable(problem(
                 "is in use by another token-broker; give each its own".to_owned(),
@@ -124,6 +132,22 @@ impl StateDir {
             }
         }
     }
+}
+
+/// The name of this replica, which lies in the lock file for as long as the folder does: by it a
+/// replica knows its own attempts again after a crash.
+fn replica(mut lock: &File) -> io::Result<String> {
+    let mut name = String::new();
+    lock.read_to_string(&mut name)?;
+    if name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(name);
+    }
+    let name = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(name.as_bytes())?;
+    lock.sync_all()?;
+    Ok(name)
 }
 
 /// Makes the folder `state_dir`, for its owner alone, if it does not exist.
@@ -316,13 +340,14 @@ impl App {
             keyring,
             outbound,
             spool,
+            replica: state_dir.replica.clone(),
             clock,
             clients: config.clients,
             public_url: config.public_url.clone(),
             return_to: config.return_to,
         })
         .await?;
-        broker.recover_spool().await.map_err(|error| StartError::Unavailable(error.to_string()))?;
+        broker.recover().await.map_err(|error| StartError::Unavailable(error.to_string()))?;
         for title in broker.loopback_providers() {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }

@@ -75,6 +75,8 @@ pub struct Parts {
     pub outbound: Outbound,
     /// Where received grants lie until they are in the store.
     pub spool: Spool,
+    /// The name of this replica, the same after every restart.
+    pub replica: String,
     /// The time.
     pub clock: Clock,
     /// Our registrations.
@@ -92,6 +94,7 @@ pub struct Broker {
     keyring: Keyring,
     outbound: Outbound,
     spool: Spool,
+    replica: String,
     clock: Clock,
     clients: BTreeMap<Slug, Arc<Client>>,
     public_url: Url,
@@ -117,8 +120,17 @@ impl Broker {
     ///
     /// When the store cannot be read.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, StoreError> {
-        let Parts { store, keyring, outbound, spool, clock, clients, public_url, return_to } =
-            parts;
+        let Parts {
+            store,
+            keyring,
+            outbound,
+            spool,
+            replica,
+            clock,
+            clients,
+            public_url,
+            return_to,
+        } = parts;
         let providers = clients.values().map(|client| client.profile.name.clone());
         let places =
             providers.map(|name| (name, Arc::new(Semaphore::new(refresh::PLACES)))).collect();
@@ -127,6 +139,7 @@ impl Broker {
             keyring,
             outbound,
             spool,
+            replica,
             clock,
             clients,
             public_url,

@@ -251,7 +251,7 @@ impl Broker {
         spent: Option<Digest>,
         lease: Duration,
     ) -> Result<Option<Attempt>, BrokerError> {
-        let id = Uuid::now_v7().to_string();
+        let id = format!("{}.{}", self.replica, Uuid::now_v7());
         let (spool, name) = (self.spool.clone(), id.clone());
         let slot = spawn_blocking(move || spool.reserve(&name)).await;
         let slot = slot.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {

@@ -280,12 +280,22 @@ impl Broker {
         Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
     }
 
-    /// Stores what a crash left in the spool. Called before anything is refreshed.
+    /// Takes up what a crash of this replica left: stores the grants in the spool, and ends the
+    /// claims that nobody is using, so that they are due at once. Called before anything is refreshed.
     ///
     /// # Errors
     ///
     /// When the spool cannot be read or the database does not answer; nothing is lost then.
-    pub async fn recover_spool(&self) -> Result<(), BrokerError> {
+    pub async fn recover(&self) -> Result<(), BrokerError> {
+        self.recover_spool().await?;
+        let abandoned = self.store.abandon(&self.replica).await?;
+        if abandoned > 0 {
+            tracing::warn!(abandoned, "refreshes were under way when this replica last ended");
+        }
+        Ok(())
+    }
+
+    async fn recover_spool(&self) -> Result<(), BrokerError> {
         let spool = self.spool.clone();
         let entries = spawn_blocking(move || spool.entries()).await;
         let entries = entries.unwrap_or_else(|error| Err(io::Error::other(error)));

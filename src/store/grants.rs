@@ -348,6 +348,28 @@ impl Store {
         })
     }
 
+    /// Ends the leases of a replica that has died and is here again; its attempts stay as evidence.
+    /// Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; the leases then run out by themselves.
+    pub async fn abandon(&self, replica: &str) -> Result<u64, StoreError> {
+        let sql = concat!(
+            "UPDATE grants SET lease_until = ",
+            now!(),
+            " WHERE lease_until > ",
+            now!(),
+            " AND substr(attempt_id, 1, CAST($3 AS INTEGER)) = $2"
+        );
+        let prefix = format!("{replica}.");
+        let length = i64::try_from(prefix.len()).unwrap_or_default();
+        on!(self, |pool| {
+            let ended = sqlx::query(sql).bind(self.ahead()).bind(&prefix).bind(length);
+            Ok(ended.execute(pool).await?.rows_affected())
+        })
+    }
+
     /// Gives a claim back with nothing sent. Nothing happens when it is no longer this attempt's.
     ///
     /// # Errors

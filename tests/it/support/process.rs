@@ -104,6 +104,13 @@ impl Program {
         assert!(sent.success(), "kill -s {name} {pid}: {sent}");
     }
 
+    /// Waits for its end, whatever it may still say.
+    pub(crate) async fn wait(&mut self) {
+        let all = async { (rest(&mut self.stdout).await, rest(&mut self.stderr).await) };
+        assert!(timeout(PATIENCE, all).await.is_ok(), "it still runs after {PATIENCE:?}");
+        self.child.wait().unwrap();
+    }
+
     /// Waits for its end.
     pub(crate) async fn end(mut self) -> Ended {
         // Both pipes end when the process does; only then is it collected, which does not block.
@@ -117,9 +124,7 @@ impl Program {
 
     /// Waits for its end and lists what it left in its home.
     pub(crate) async fn left_behind(mut self) -> Vec<String> {
-        let all = async { (rest(&mut self.stdout).await, rest(&mut self.stderr).await) };
-        assert!(timeout(PATIENCE, all).await.is_ok(), "it still runs after {PATIENCE:?}");
-        self.child.wait().unwrap();
+        self.wait().await;
         let left = std::fs::read_dir(self.home.path()).unwrap();
         left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
     }
