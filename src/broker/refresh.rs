@@ -289,7 +289,7 @@ impl Broker {
     }
 
     /// What to send, or the reason why nothing can be: there is no refresh token, or the one there is
-    /// was spent, or presented as often as its provider forgives.
+    /// was spent, or presenting it again might kill what lives.
     async fn choose_request(
         &self,
         client: &Client,

@@ -305,7 +305,12 @@ impl Broker {
         })?;
         for (entry, kept) in entries {
             let Entry { connection, grant, refresh_at } = &entry;
-            let refresh_hash = self.open_refresh(*connection, grant)?.as_ref().map(Digest::of);
+            let Ok(refresh) = self.open_refresh(*connection, grant) else {
+                tracing::error!(connection.id = %connection, "put aside a grant that does not open");
+                kept.set_aside();
+                continue;
+            };
+            let refresh_hash = refresh.as_ref().map(Digest::of);
             let commit = store::Commit {
                 connection: *connection,
                 grant,

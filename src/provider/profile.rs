@@ -250,16 +250,14 @@ impl Rotation {
     /// Whether a refresh token may be presented once more after `open_attempts` whose outcome
     /// nobody knows, while its access token lives or not.
     ///
-    /// Where a token works once, one repetition costs nothing: if the provider has acted, the grant
-    /// is lost to us anyway. Where a repetition kills what the provider may have issued, it waits
-    /// until there is nothing left to lose.
+    /// A repetition can hurt only where it kills what the provider may have issued; there it waits
+    /// until the access token has ended and nothing is left to lose. Elsewhere it costs nothing: if
+    /// the provider has acted, what it issued is lost to us in any case.
     #[must_use]
     pub fn may_present(self, open_attempts: u32, access_lives: bool) -> bool {
         match self {
-            Self::Grace => open_attempts < 3,
-            Self::None => true,
-            Self::SingleUse => open_attempts < 2,
-            Self::SingleUseFamily => open_attempts == 0 || (open_attempts < 2 && !access_lives),
+            Self::Grace | Self::None | Self::SingleUse => true,
+            Self::SingleUseFamily => open_attempts == 0 || !access_lives,
         }
     }
 }
@@ -413,5 +411,16 @@ mod tests {
         for bad in ["", "h", "0s", "-1s", "+1s", "1", "1.5h", "1w", "1 h", "9999999d", "1é"] {
             assert_eq!(parse_life(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_token_is_presented_again_where_that_cannot_hurt() {
+        for rotation in [Rotation::None, Rotation::Grace, Rotation::SingleUse] {
+            assert!(rotation.may_present(7, true), "{rotation:?}");
+        }
+        let family = Rotation::SingleUseFamily;
+        assert!(family.may_present(0, true));
+        assert!(!family.may_present(1, true));
+        assert!(family.may_present(1, false));
     }
 }

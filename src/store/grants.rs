@@ -290,26 +290,36 @@ impl Store {
         Ok(true)
     }
 
-    /// Moves the next refresh. False when there is no such connection.
+    /// Moves the next refresh, and lets go of a claim whose lease has run out, so that it does not
+    /// make the connection due before. False when there is no such connection.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
     pub async fn postpone(&self, id: ConnectionId, until: Timestamp) -> Result<bool, StoreError> {
-        let sql = concat!(
+        let postpone = concat!(
             "UPDATE connections SET refresh_at = $3, changed_at = ",
             now!(),
             " WHERE id = $2"
         );
-        on!(self, |pool| {
-            let updated = sqlx::query(sql)
+        let let_go = concat!(
+            "UPDATE grants SET lease_until = NULL WHERE connection_id = $2 AND lease_until <= ",
+            now!()
+        );
+        let id = id.to_string();
+        in_transaction!(self, |tx| {
+            let postponed = sqlx::query(postpone)
                 .bind(self.ahead())
-                .bind(id.to_string())
+                .bind(&id)
                 .bind(until.as_millisecond())
-                .execute(pool)
+                .execute(&mut *tx)
                 .await?;
-            Ok(updated.rows_affected() == 1)
-        })
+            if postponed.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query(let_go).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+        });
+        Ok(true)
     }
 
     /// Buries a refresh token that was refused, whatever becomes of its connection.

@@ -25,6 +25,8 @@ on_both_engines! {
     an_unknown_outcome_keeps_the_attempt,
     a_failure_does_not_undo_a_state_from_elsewhere,
     a_spent_or_refused_refresh_token_is_never_presented_again,
+    a_postponed_connection_is_not_due_before,
+    the_claims_of_a_replica_that_died_are_ended,
     attempts_with_an_unknown_end_are_counted,
     the_most_urgent_comes_first,
     an_abandoned_claim_is_due,
@@ -281,6 +283,29 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     assert!(db.store.record_failure(&refused).await.unwrap());
     db.store.set_state(id, State::Active, None).await.unwrap();
     assert!(db.store.claim(id, "five", 3, Some(&kept), LEASE).await.unwrap().is_none());
+}
+
+async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {
+    let id = held(&db, "avito-main").await.id;
+    assert!(claim(&db, id, "one", 1).await.is_some());
+    db.clock.advance(LEASE);
+    assert_eq!(db.store.due(10).await.unwrap(), [id], "its claim was abandoned");
+    let later = db.clock.now() + Duration::from_hours(1);
+    assert!(db.store.postpone(id, later).await.unwrap());
+    assert!(db.store.due(10).await.unwrap().is_empty());
+    assert_eq!(record(&db, id).await.open_attempts, 1, "the attempt stays as evidence");
+    db.clock.advance(Duration::from_hours(1));
+    assert_eq!(db.store.due(10).await.unwrap(), [id]);
+    assert!(!db.store.postpone(ConnectionId::new(), later).await.unwrap());
+}
+
+async fn the_claims_of_a_replica_that_died_are_ended(db: TestDatabase) {
+    let (one, two) = (held(&db, "avito-one").await.id, held(&db, "avito-two").await.id);
+    assert!(claim(&db, one, "mine.1", 1).await.is_some());
+    assert!(claim(&db, two, "mine2.1", 1).await.is_some());
+    assert_eq!(db.store.abandon("mine").await.unwrap(), 1);
+    assert_eq!(db.store.due(10).await.unwrap(), [one]);
+    assert_eq!(db.store.abandon("mine").await.unwrap(), 0);
 }
 
 async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {
