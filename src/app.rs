@@ -18,7 +18,10 @@ use crate::{
     broker::{Broker, Parts},
     clock::Clock,
     config::{Config, Database},
-    http::{self, server},
+    http::{
+        self,
+        server::{self, Limits},
+    },
     provider::Outbound,
     refresher,
     seal::{KeyFileError, Keyring, Place, Sealed},
@@ -26,9 +29,6 @@ use crate::{
     spool::Spool,
     store::{SchemaStatus, Store, StoreError},
 };
-
-/// How long clients may take to finish their requests at shutdown.
-const CLIENT_GRACE: Duration = Duration::from_secs(10);
 
 /// How much longer than the longest token request refreshes under way may take at shutdown.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
@@ -398,8 +398,13 @@ impl App {
         let Self { broker, state, listeners, shutdown, drain, _state_dir } = self;
         let public = http::public_router(state.clone());
         let internal = http::internal_router(state);
-        parts.spawn(server::serve(listeners.public, public, shutdown.clone(), CLIENT_GRACE));
-        parts.spawn(server::serve(listeners.internal, internal, shutdown.clone(), CLIENT_GRACE));
+        parts.spawn(server::serve(listeners.public, public, shutdown.clone(), Limits::default()));
+        parts.spawn(server::serve(
+            listeners.internal,
+            internal,
+            shutdown.clone(),
+            Limits::default(),
+        ));
         let crashed = tokio::select! {
             () = shutdown.cancelled() => false,
             _ = parts.join_next() => true,

@@ -1,12 +1,16 @@
 //! The accept loop: `axum::serve` has neither a header timeout, nor a connection cap, nor a
 //! deadline for the last connections at shutdown.
+//!
+//! HTTP/1.1 only: services and proxies speak it, and a connection whose protocol is still to be
+//! found out has no timeout.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::connect_info::ConnectInfo};
+use hyper::server::conn::http1;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
 use tokio::{
@@ -17,30 +21,38 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer as _, util::MapRequestLayer};
 
-/// How long a client may take to send its request head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How large a request head may be: 16 KiB for headers besides an 8 KiB URL.
 const MAX_HEAD: usize = 24 * 1024;
 
-/// How many connections a listener serves at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 4_096;
+/// What a listener allows its clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a client may take to send a request head, from the start of the connection or the
+    /// end of the request before: silence ends with it.
+    pub head: Duration,
+    /// How many connections are served at once; more wait in the kernel's queue.
+    pub connections: usize,
+    /// How long open requests may take at shutdown.
+    pub grace: Duration,
+}
 
-/// Serves `router` on `listener` until `shutdown`, then waits at most `grace` for open requests.
+impl Default for Limits {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(5), connections: 4_096, grace: Duration::from_secs(10) }
+    }
+}
+
+/// Serves `router` on `listener` until `shutdown`, then lets open requests finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     shutdown: CancellationToken,
-    grace: Duration,
+    limits: Limits,
 ) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEAD);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.head).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(limits.connections));
     let connections = TaskTracker::new();
     loop {
         let slot = tokio::select! {
@@ -66,9 +78,8 @@ pub async fn serve(
             request
         })
         .layer(router.clone());
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
+        let connection =
+            builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         connections.spawn(async move {
             // How a connection ends is the client's affair; requests log for themselves.
@@ -77,7 +88,7 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if timeout(grace, graceful.shutdown()).await.is_err() {
+    if timeout(limits.grace, graceful.shutdown()).await.is_err() {
         tracing::warn!("some clients were still connected at the end of the grace period");
     }
 }

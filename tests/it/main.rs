@@ -15,6 +15,7 @@ mod neighbours;
 mod pages;
 mod provider_answers;
 mod simulator;
+mod slow_clients;
 mod stock_clients;
 mod store;
 mod support;
