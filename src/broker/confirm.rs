@@ -7,6 +7,7 @@ use crate::{
     caller::Verb,
     seal::{Place, Sealed},
     secret::Digest,
+    slug::Slug,
     store,
 };
 
@@ -32,8 +33,9 @@ impl Broker {
                 ));
             }
         }
-        let record =
-            self.store.record(name).await?.ok_or_else(|| BrokerError::no_connection(name))?;
+        let unknown = || BrokerError::no_connection(name);
+        let slug: Slug = name.parse().map_err(|_| unknown())?;
+        let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
         let Some(pending) = &record.pending else {
             return Err(BrokerError::Conflict(format!(
                 "connection `{name}` has nothing to confirm"

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     caller::{Service, Verb},
     connection::{MIN_SCHEDULED_LIFE, State},
+    slug::Slug,
 };
 
 /// How long a reader without a live token waits for the refresh unless it says otherwise, and the
@@ -216,7 +217,7 @@ impl Broker {
             });
         }
         let live = match self.live(name).await {
-            Err(BrokerError::NotFound(_)) if self.store.was_deleted(name).await? => {
+            Err(BrokerError::NotFound(_)) if self.was_deleted(name).await? => {
                 return Err(BrokerError::Revoked);
             }
             live => live?,
@@ -228,6 +229,11 @@ impl Broker {
             State::Revoked | State::Revoking => Err(BrokerError::Revoked),
             _ => Err(BrokerError::Integrity),
         }
+    }
+
+    async fn was_deleted(&self, name: &str) -> Result<bool, BrokerError> {
+        // What is no name was never one, and need not be fit for a database.
+        Ok(name.parse::<Slug>().is_ok() && self.store.was_deleted(name).await?)
     }
 
     /// Whether what memory holds has not been confirmed by the store for too long.

@@ -1,10 +1,6 @@
 //! Connections, for operators to make and services to look at.
 
-use axum::{
-    Json,
-    extract::{Path, State as Extract},
-    http::StatusCode,
-};
+use axum::{Json, extract::State as Extract, http::StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,7 +8,7 @@ use utoipa::ToSchema;
 use super::{
     Problem, State,
     auth::{AsCaller, AsOperator},
-    extract::Body,
+    extract::{Body, Segment},
 };
 use crate::{
     broker::{ConnectionView, Deleted, KeyExchangeRequest, NewConnection},
@@ -98,7 +94,7 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     Extract(state): Extract<State>,
     AsCaller(caller): AsCaller,
-    Path(connection): Path<String>,
+    Segment(connection): Segment<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.view_for(&caller, &connection).await?))
 }
@@ -155,7 +151,7 @@ pub(crate) async fn create(
 pub(crate) async fn refresh(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Path(connection): Path<String>,
+    Segment(connection): Segment<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.refresh_now(&connection).await?))
 }
@@ -179,7 +175,7 @@ pub(crate) async fn refresh(
 pub(crate) async fn confirm(
     Extract(state): Extract<State>,
     AsCaller(caller): AsCaller,
-    Path(connection): Path<String>,
+    Segment(connection): Segment<String>,
     Body(body): Body<Confirm>,
 ) -> Result<Json<ConnectionView>, Problem> {
     let view = state.broker.confirm(&caller, &connection, body.account.as_deref()).await?;
@@ -199,7 +195,7 @@ pub(crate) async fn confirm(
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Path(connection): Path<String>,
+    Segment(connection): Segment<String>,
 ) -> Result<Json<Deleted>, Problem> {
     Ok(Json(state.broker.delete_connection(&connection).await?))
 }

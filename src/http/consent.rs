@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    extract::{Path, RawQuery, State as Extract},
+    extract::{Path, RawQuery, State as Extract, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
@@ -28,7 +28,7 @@ use crate::{
 /// link preview nor a scanner can use the link up.
 pub(crate) async fn show(
     Extract(state): Extract<State>,
-    Path(link): Path<String>,
+    link: Result<Path<String>, PathRejection>,
     jar: CookieJar,
 ) -> Response {
     let Some(link) = link_secret(link) else { return gone(Gone::Ended) };
@@ -43,7 +43,7 @@ pub(crate) async fn show(
 #[expect(clippy::disallowed_methods, reason = "the binding goes into the browser's cookie")]
 pub(crate) async fn begin(
     Extract(state): Extract<State>,
-    Path(link): Path<String>,
+    link: Result<Path<String>, PathRejection>,
     jar: CookieJar,
     headers: HeaderMap,
 ) -> Response {
@@ -75,11 +75,11 @@ pub(crate) async fn begin(
 #[expect(clippy::disallowed_methods, reason = "the way back to the link's own page")]
 pub(crate) async fn callback(
     Extract(state): Extract<State>,
-    Path(client): Path<String>,
+    client: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     jar: CookieJar,
 ) -> Response {
-    let client = client.parse::<Slug>().ok();
+    let client = client.ok().and_then(|Path(client)| client.parse::<Slug>().ok());
     let params = query.as_deref().map_or_else(|| Some(BTreeMap::new()), single_params);
     let (Some(client), Some(params)) = (client, params) else {
         return refuse_callback();
@@ -240,7 +240,8 @@ fn see_other(location: &str) -> Response {
 }
 
 /// The path's secret, if it has the form of one.
-fn link_secret(text: String) -> Option<SecretString> {
+fn link_secret(segment: Result<Path<String>, PathRejection>) -> Option<SecretString> {
+    let Path(text) = segment.ok()?;
     is_random(&text).then(|| SecretString::from(text))
 }
 

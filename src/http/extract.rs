@@ -1,12 +1,30 @@
 //! Request bodies, with a problem that says what was expected.
 
-use axum::extract::{FromRequest, Request};
+use axum::{
+    extract::{FromRequest, FromRequestParts, Path, Request},
+    http::{StatusCode, request::Parts},
+};
 use serde::de::DeserializeOwned;
 
 use super::{Problem, State};
 
 /// The largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
+
+/// What stands in the path where the route has a name for it.
+#[derive(Debug)]
+pub(crate) struct Segment<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<State> for Segment<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let Path(segment) = Path::from_request_parts(parts, state).await.map_err(|_| {
+            Problem::new(StatusCode::NOT_FOUND, "not_found", "the path is not valid UTF-8")
+        })?;
+        Ok(Self(segment))
+    }
+}
 
 /// A JSON body of the given form.
 #[derive(Debug)]
@@ -18,12 +36,17 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
         let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
             Problem::new(
-                axum::http::StatusCode::PAYLOAD_TOO_LARGE,
+                StatusCode::PAYLOAD_TOO_LARGE,
                 "too_large",
                 "the body is larger than 64 KiB or did not arrive whole",
             )
         })?;
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        // A body may be left out where every member may.
+        let bytes = if bytes.is_empty() { b"{}" } else { bytes.as_ref() };
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(Problem::invalid("the body does not fit: expected a JSON object"));
+        }
+        let mut json = serde_json::Deserializer::from_slice(bytes);
         T::deserialize(&mut json)
             .and_then(|value| json.end().map(|()| value))
             .map(Self)
@@ -38,7 +61,7 @@ fn describe(error: &serde_json::Error) -> String {
         serde_json::error::Category::Data => {
             let text = text.split(" at line ").next().unwrap_or_default();
             let text = match text.split_once(", expected ") {
-                Some((found, expected)) if found.starts_with("invalid ") => {
+                Some((found, expected)) if !found.starts_with("unknown field") => {
                     format!("expected {expected}")
                 }
                 _ => text.chars().take(200).collect(),

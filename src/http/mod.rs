@@ -27,8 +27,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
+use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
 use url::Url;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -59,7 +60,8 @@ pub struct State {
 pub fn public_router(state: State) -> Router {
     let router = Router::new()
         .route("/connect/{secret}", get(consent::show).post(consent::begin))
-        .route("/callback/{client}", get(consent::callback))
+        // `get` would answer HEAD as well, and a callback counts.
+        .route("/callback/{client}", get(consent::callback).head(consent::method_not_allowed))
         .route("/health/live", get(health::live))
         .method_not_allowed_fallback(consent::method_not_allowed)
         .fallback(consent::not_found)
@@ -101,7 +103,7 @@ fn api_router() -> OpenApiRouter<State> {
 
 fn layered(router: Router<State>) -> Router<State> {
     router
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, REQUEST_TIMEOUT))
+        .layer(middleware::from_fn(in_time))
         .layer(CatchPanicLayer::custom(|_| {
             Problem::from(crate::broker::BrokerError::Internal).into_response()
         }))
@@ -127,6 +129,13 @@ async fn trace(request: Request, next: Next) -> Response {
     }
     .instrument(span)
     .await
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+        let advice = "the answer took too long; what was begun goes on, ask again in a moment";
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", advice).into_response()
+    })
 }
 
 async fn common_headers(mut response: Response) -> Response {

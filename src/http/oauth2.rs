@@ -4,6 +4,8 @@
 //! of the service's keys, sent in the header or in the body (section 2.3.1). The connection is
 //! named by `resource` (RFC 8707), or by `scope`. Errors are those of section 5.2.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{Request, State as Extract},
@@ -68,18 +70,32 @@ pub(crate) struct OAuthError {
     error_description: String,
     #[serde(skip)]
     status: StatusCode,
+    #[serde(skip)]
+    retry_after: Option<Duration>,
 }
 
 impl OAuthError {
     fn new(error: &'static str, description: impl Into<String>) -> Self {
-        Self { error, error_description: description.into(), status: StatusCode::BAD_REQUEST }
+        Self {
+            error,
+            error_description: description.into(),
+            status: StatusCode::BAD_REQUEST,
+            retry_after: None,
+        }
+    }
+
+    fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
     }
 }
 
 impl IntoResponse for OAuthError {
     fn into_response(self) -> Response {
-        let status = self.status;
+        let (status, retry_after) = (self.status, self.retry_after);
         let mut response = (status, NO_STORE, Json(self)).into_response();
+        if let Some(after) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, after.as_secs().max(1).into());
+        }
         if status == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Basic realm=\"token-broker\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
@@ -104,16 +120,19 @@ impl From<BrokerError> for OAuthError {
         let description = plain(&error.to_string());
         let problem = Problem::from(error.clone());
         match error {
-            BrokerError::Unauthorized => Self {
-                error: "invalid_client",
-                error_description: "unknown service or wrong key".to_owned(),
-                status: StatusCode::UNAUTHORIZED,
-            },
+            BrokerError::Unauthorized => {
+                let description = "unknown service or wrong key";
+                Self::new("invalid_client", description).with_status(StatusCode::UNAUTHORIZED)
+            }
             BrokerError::NotFound(_) => Self::new("invalid_target", description),
-            BrokerError::Unavailable { .. } | BrokerError::Internal => Self {
-                error: "temporarily_unavailable",
-                error_description: description,
-                status: StatusCode::SERVICE_UNAVAILABLE,
+            BrokerError::Internal | BrokerError::Integrity => {
+                Self::new("server_error", description)
+                    .with_status(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+            BrokerError::Unavailable { retry_after, .. } => Self {
+                retry_after: Some(retry_after),
+                ..Self::new("temporarily_unavailable", description)
+                    .with_status(StatusCode::SERVICE_UNAVAILABLE)
             },
             _ => Self::new("invalid_grant", format!("{}: {description}", problem.code)),
         }
@@ -170,7 +189,7 @@ pub(crate) async fn token(
         }
         None => return Err(OAuthError::new("invalid_request", "grant_type is missing")),
     }
-    let connection = form.connection()?;
+    let connection = form.connection(&state.internal_url)?;
     let token = state.broker.token(&service, &connection, TokenRequest::default()).await?;
     let answer = OAuthToken {
         access_token: token.access_token().expose_secret().to_owned(),
@@ -194,8 +213,8 @@ struct Form {
 }
 
 impl Form {
-    /// The connection that is asked for.
-    fn connection(&self) -> Result<String, OAuthError> {
+    /// The connection that is asked for: by its URL at this broker, or by its name.
+    fn connection(&self, internal_url: &Url) -> Result<String, OAuthError> {
         let text = match (&self.resource, &self.scope) {
             (Some(resource), _) => resource,
             (None, Some(scope)) => scope,
@@ -205,7 +224,10 @@ impl Form {
             }
         };
         let name = match Url::parse(text) {
-            Ok(url) => url.path().strip_prefix("/v1/connections/").map(str::to_owned),
+            Ok(url) => Some(url.path())
+                .filter(|_| url.origin() == internal_url.origin())
+                .and_then(|path| path.strip_prefix("/v1/connections/"))
+                .map(str::to_owned),
             Err(_) => Some(text.clone()),
         };
         name.filter(|name| name.parse::<crate::slug::Slug>().is_ok()).ok_or_else(|| {
@@ -223,7 +245,8 @@ async fn read_form(headers: &HeaderMap, body: axum::body::Body) -> Result<Form, 
     let is_form = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"));
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded"));
     if !is_form {
         let advice = "send the parameters as application/x-www-form-urlencoded";
         return Err(OAuthError::new("invalid_request", advice));
@@ -260,7 +283,12 @@ fn credentials(headers: &HeaderMap, form: &Form) -> Result<(String, SecretString
             Err(OAuthError::new("invalid_request", advice))
         }
         (Some(value), None) => {
-            basic_credentials(value).ok_or_else(|| BrokerError::Unauthorized.into())
+            let (id, secret) = basic_credentials(value).ok_or(BrokerError::Unauthorized)?;
+            if form.client_id.as_ref().is_some_and(|named| *named != id) {
+                let advice = "client_id in the body names another client than the header";
+                return Err(OAuthError::new("invalid_request", advice));
+            }
+            Ok((id, secret))
         }
         (None, Some(secret)) => {
             let id = form.client_id.clone().ok_or(BrokerError::Unauthorized)?;
@@ -280,7 +308,9 @@ fn basic_credentials(value: &header::HeaderValue) -> Option<(String, SecretStrin
     // Both are form-encoded before they are joined (RFC 6749 section 2.3.1).
     let decode = |text: &str| {
         let pair = format!("={text}");
-        url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned())
+        let mut values = url::form_urlencoded::parse(pair.as_bytes());
+        let (_, value) = values.next()?;
+        values.next().is_none().then(|| value.into_owned())
     };
     Some((decode(id)?, SecretString::from(decode(secret)?)))
 }
@@ -295,7 +325,8 @@ mod tests {
             scope: scope.map(str::to_owned),
             ..Form::default()
         };
-        form.connection().map_err(|error| error.error)
+        let internal_url = "http://127.0.0.1:8081".parse().unwrap();
+        form.connection(&internal_url).map_err(|error| error.error)
     }
 
     #[test]
@@ -311,8 +342,23 @@ mod tests {
     fn anything_else_is_refused_in_oauth_words() {
         assert_eq!(connection(None, None), Err("invalid_request"));
         assert_eq!(connection(Some("http://127.0.0.1/v1/services/x"), None), Err("invalid_target"));
-        assert_eq!(connection(Some("http://h/v1/connections/a/b"), None), Err("invalid_target"));
+        for elsewhere in ["http://127.0.0.1:8081/v1/connections/a/b", "http://h/v1/connections/a"] {
+            assert_eq!(connection(Some(elsewhere), None), Err("invalid_target"), "{elsewhere}");
+        }
         assert_eq!(connection(None, Some("two words")), Err("invalid_scope"));
+    }
+
+    #[test]
+    fn basic_credentials_are_two_form_values() {
+        let read = |text: &str| {
+            let value = format!("basic {}", STANDARD.encode(text));
+            basic_credentials(&value.parse().unwrap()).map(|(id, _)| id)
+        };
+        assert_eq!(read("billing:key").as_deref(), Some("billing"));
+        assert_eq!(read("bill%69ng:key").as_deref(), Some("billing"));
+        for bad in ["billing", "billing&x:key", "billing:key&y=1"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -2,18 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use axum::{
-    Json,
-    extract::{Path, State as Extract},
-    http::StatusCode,
-    response::IntoResponse,
-};
+use axum::{Json, extract::State as Extract, http::StatusCode, response::IntoResponse};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Problem, State, auth::AsOperator, extract::Body};
+use super::{
+    Problem, State,
+    auth::AsOperator,
+    extract::{Body, Segment},
+};
 use crate::{
     broker::BrokerError,
     caller::{Pattern, Service, StoredKey, Verb},
@@ -150,7 +149,7 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Path(service): Path<String>,
+    Segment(service): Segment<String>,
 ) -> Result<Json<ServiceView>, Problem> {
     let (service, keys) = state.broker.service(&parse(&service)?).await?;
     Ok(Json(ServiceView::new(service, keys)))
@@ -195,7 +194,7 @@ pub(crate) async fn create(
 pub(crate) async fn create_key(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Path(service): Path<String>,
+    Segment(service): Segment<String>,
     Body(body): Body<CreateKey>,
 ) -> Result<impl IntoResponse, Problem> {
     let name = parse(&service)?;
@@ -221,7 +220,7 @@ pub(crate) async fn create_key(
 pub(crate) async fn delete_key(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Path((service, key)): Path<(String, String)>,
+    Segment((service, key)): Segment<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service_key(&parse(&service)?, &key).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -240,7 +239,7 @@ pub(crate) async fn delete_key(
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Path(service): Path<String>,
+    Segment(service): Segment<String>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service(&parse(&service)?).await?;
     Ok(StatusCode::NO_CONTENT)

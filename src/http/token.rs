@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
-    extract::{Path, Query, State as Extract},
+    extract::{Query, State as Extract},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -13,7 +13,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Problem, State, auth::AsService, extract};
+use super::{
+    Problem, State,
+    auth::AsService,
+    extract::{Body, Segment},
+};
 use crate::broker::{IssuedToken, TokenRequest};
 
 /// How fresh the token should be.
@@ -128,7 +132,7 @@ fn open_all<S: Serializer>(
 pub(crate) async fn token(
     Extract(state): Extract<State>,
     AsService(service): AsService,
-    Path(connection): Path<String>,
+    Segment(connection): Segment<String>,
     headers: HeaderMap,
     query: Result<Query<TokenQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -164,9 +168,9 @@ pub(crate) async fn token(
 pub(crate) async fn rejected(
     Extract(state): Extract<State>,
     AsService(service): AsService,
-    Path(connection): Path<String>,
+    Segment(connection): Segment<String>,
     headers: HeaderMap,
-    extract::Body(body): extract::Body<Rejected>,
+    Body(body): Body<Rejected>,
 ) -> Result<Response, Problem> {
     let request = TokenRequest { wait: preferred_wait(&headers), ..TokenRequest::default() };
     let token =

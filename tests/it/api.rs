@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use token_broker::simulator::Simulated;
 
 use crate::support::{
-    broker::TestBroker,
+    broker::{Person, TestBroker},
     database::{TestDatabase, on_both_engines},
 };
 
@@ -17,6 +17,7 @@ on_both_engines! {
     a_bad_query_is_refused_and_a_large_one_bounded,
     bad_input_is_one_sentence_and_a_code,
     the_token_endpoint_speaks_oauth,
+    whatever_stands_in_a_path_is_answered_in_kind,
     no_route_is_on_both_listeners_but_liveness,
     health_tells_how_things_are,
     nothing_that_leaves_holds_a_refresh_token_or_client_secret,
@@ -137,6 +138,7 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
     let post = |path: &'static str, body: Value| broker.operator(Method::POST, path, Some(body));
     for (answer, status, code, words) in [
         (post("/v1/connections", json!({})).await, 400, "invalid_request", "missing field `name`"),
+        (post("/v1/connections", json!([])).await, 400, "invalid_request", "a JSON object"),
         (
             post("/v1/connections", json!({ "name": "x", "client": "nope" })).await,
             400,
@@ -202,11 +204,11 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
             "`a*b` is not a pattern",
         ),
         (
-            post("/v1/services", json!({ "name": "s", "connections": ["*"], "verbs": ["all"] }))
+            post("/v1/services", json!({ "name": "s", "connections": ["*"], "verbs": ["tbs_x"] }))
                 .await,
             400,
             "invalid_request",
-            "expected one of",
+            "the body does not fit: expected one of",
         ),
         (
             post("/v1/connections/avito-own/nothing", json!({})).await,
@@ -243,6 +245,29 @@ async fn a_bad_query_is_refused_and_a_large_one_bounded(database: TestDatabase) 
     let path = "/v1/connections/avito-own/token?min_ttl=18446744073709551615";
     let answer = broker.ask(&broker.service_key, Method::GET, path, None).await;
     assert_eq!(answer.status, StatusCode::OK, "half of its life is the most: {answer:?}");
+    broker.stop().await;
+}
+
+async fn whatever_stands_in_a_path_is_answered_in_kind(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for path in ["/v1/connections/%ff/token", "/v1/connections/%ff", "/v1/connections/%00/token"] {
+        let answer = broker.ask(&broker.service_key, Method::GET, path, None).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+    }
+    for (path, status) in [
+        ("/connect/%ff", StatusCode::GONE),
+        ("/callback/%ff?state=x", StatusCode::BAD_REQUEST),
+        ("/nowhere/%ff", StatusCode::NOT_FOUND),
+    ] {
+        let answer = Person::alone().get(&format!("{}{path}", broker.public_url)).await;
+        assert_eq!(answer.status, status, "{path}");
+        assert!(answer.header("content-type").starts_with("text/html"), "{path}");
+    }
+    // Nothing that only looks may count as a callback.
+    let callback = format!("{}/callback/avito?code=x&state=y", broker.public_url);
+    let looked = Person::alone().send(Method::HEAD, &callback, &[], None).await;
+    assert_eq!(looked.status, StatusCode::METHOD_NOT_ALLOWED);
     broker.stop().await;
 }
 

@@ -15,38 +15,24 @@ on_both_engines! {
     a_profile_in_a_folder_makes_a_provider,
 }
 
-/// The profile of the README, at a simulated Divar that stands in for the provider.
+/// The profile that the README shows, at a simulated Divar that stands in for its provider.
 fn acme(port: u16) -> String {
-    format!(
-        r#"
-        title = "Acme"
-        network = "loopback"
-
-        [authorize]
-        url = "http://localhost:{port}/oauth2/auth"
-
-        [token]
-        url = "http://localhost:{port}/oauth2/token"
-
-        [grants.authorization_code]
-        client_auth = "body"
-
-        [grants.refresh_token]
-        client_auth = "body"
-
-        [account]
-        url = "http://127.0.0.1:{port}/v1/open-platform/users"
-        id = "/user_id"
-        headers = {{ Authorization = "Bearer {{access_token}}", x-api-key = "{{key}}" }}
-
-        [resource]
-        base_url = "http://127.0.0.1:{port}"
-        headers = {{ Authorization = "Bearer {{access_token}}" }}
-
-        [client.key]
-        about = "the key of the account call"
-        "#
-    )
+    let readme = include_str!("../../README.md");
+    let profile = readme.split("```toml\n").find(|block| block.starts_with("title = \"Acme\""));
+    let profile = profile.unwrap().split("```").next().unwrap();
+    let (site, api) = (format!("http://localhost:{port}"), format!("http://127.0.0.1:{port}"));
+    let mut here = profile.to_owned();
+    for (there, here_instead) in [
+        ("title = \"Acme\"\n", "title = \"Acme\"\nnetwork = \"loopback\"\n".to_owned()),
+        ("https://login.acme.example/authorize", format!("{site}/oauth2/auth")),
+        ("https://login.acme.example/token", format!("{site}/oauth2/token")),
+        ("https://api.acme.example/me", format!("{api}/v1/open-platform/users")),
+        ("https://api.acme.example", api),
+    ] {
+        assert!(here.contains(there), "{there} is in the README");
+        here = here.replace(there, &here_instead);
+    }
+    here
 }
 
 async fn a_profile_in_a_folder_makes_a_provider(database: TestDatabase) {
