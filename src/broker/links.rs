@@ -72,23 +72,13 @@ impl Broker {
         request: LinkRequest,
     ) -> Result<MadeLink, BrokerError> {
         let name = &request.connection;
-        if let Caller::Service(service) = caller {
-            if !service.sees(name.as_str()) {
-                return Err(BrokerError::no_connection(name.as_str()));
-            }
-            if !service.may(Verb::Consent, name.as_str()) {
-                return Err(BrokerError::Forbidden(
-                    "this key may not make consent links; it needs the verb `consent`".to_owned(),
-                ));
-            }
-            if request.own_browser {
-                return Err(BrokerError::Forbidden(
-                    "`self` is for operators: a service has no browser of its own".to_owned(),
-                ));
-            }
-        }
+        may_ask(caller, &request)?;
         let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
-        let record = match self.store.record(name.as_str()).await? {
+        let existing = self.store.record(name.as_str()).await?;
+        let expected =
+            existing.as_ref().and_then(|record| record.connection.expected_account.as_deref());
+        may_expect(caller, &request, expected)?;
+        let record = match existing {
             Some(record) => record,
             None => self.create_for_link(&request).await?,
         };
@@ -197,5 +187,51 @@ impl Broker {
             connection: record.connection,
             link,
         })
+    }
+}
+
+/// Whether the caller may make this link at all.
+fn may_ask(caller: &Caller, request: &LinkRequest) -> Result<(), BrokerError> {
+    let Caller::Service(service) = caller else { return Ok(()) };
+    let name = request.connection.as_str();
+    if !service.sees(name) {
+        return Err(BrokerError::no_connection(name));
+    }
+    if !service.may(Verb::Consent, name) {
+        return Err(BrokerError::Forbidden(
+            "this key may not make consent links; it needs the verb `consent`".to_owned(),
+        ));
+    }
+    if request.own_browser {
+        return Err(BrokerError::Forbidden(
+            "`self` is for operators: a service has no browser of its own".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the caller may name this `expected_account`, where the connection has `expected`. The
+/// name confirms an account beforehand: a service that may only ask for consent must not choose it.
+fn may_expect(
+    caller: &Caller,
+    request: &LinkRequest,
+    expected: Option<&str>,
+) -> Result<(), BrokerError> {
+    let (Caller::Service(service), Some(asked)) = (caller, request.expected_account.as_deref())
+    else {
+        return Ok(());
+    };
+    match expected {
+        Some(expected) if expected == asked => Ok(()),
+        Some(_) => Err(BrokerError::Forbidden(
+            "the connection has another `expected_account`, which only an operator may override; \
+             leave it out"
+                .to_owned(),
+        )),
+        None if service.may(Verb::Confirm, request.connection.as_str()) => Ok(()),
+        None => Err(BrokerError::Forbidden(
+            "naming the expected account confirms it beforehand; the key needs the verb `confirm`"
+                .to_owned(),
+        )),
     }
 }

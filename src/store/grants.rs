@@ -14,6 +14,7 @@ use crate::{
     consent::CONFIRM_LIFE,
     seal::Sealed,
     secret::Digest,
+    slug::Slug,
 };
 
 /// The words of the states for which [`State::refreshes`] holds.
@@ -393,6 +394,41 @@ impl Store {
             sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
         });
         Ok(())
+    }
+
+    /// The connections of these clients to refresh now, those first whose token ends first: due, or
+    /// claimed by somebody who let the lease run out. Those of other clients take none of the
+    /// `limit`: who cannot refresh them must not wait behind them.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn due_of(
+        &self,
+        clients: impl IntoIterator<Item = &Slug>,
+        limit: u32,
+    ) -> Result<Vec<ConnectionId>, StoreError> {
+        // One text for any number of names, ` a  b  c `; no name holds a space. What the list loses
+        // when a name is taken out of it tells whether the name was there, on both engines.
+        let clients: String =
+            clients.into_iter().flat_map(|client| [" ", client.as_str(), " "]).collect();
+        let sql = concat!(
+            "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
+            WHERE replace($3, ' ' || c.client || ' ', '') <> $3 AND c.state IN ",
+            refreshing!(),
+            " AND COALESCE(g.lease_until, c.refresh_at) <= ",
+            now!(),
+            " ORDER BY COALESCE(g.expires_at, 0), c.id LIMIT $2"
+        );
+        on!(self, |pool| {
+            let rows = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(i64::from(limit))
+                .bind(clients)
+                .fetch_all(pool)
+                .await?;
+            rows.iter().map(|row| row.parsed("id")).collect()
+        })
     }
 
     /// The connections to refresh now, those first whose token ends first: due, or claimed by

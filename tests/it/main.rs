@@ -10,6 +10,7 @@ mod crashes;
 mod demo;
 mod fifth_provider;
 mod journeys;
+mod limits;
 mod lost_answers;
 mod neighbours;
 mod pages;

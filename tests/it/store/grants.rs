@@ -5,10 +5,11 @@ use token_broker::{
     connection::{Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars},
     consent::CONFIRM_LIFE,
     secret::Digest,
+    slug::Slug,
     store::{Commit, Failure},
 };
 
-use super::{account, grant, pending, stored};
+use super::{account, connection, grant, pending, stored};
 use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {
@@ -29,6 +30,7 @@ on_both_engines! {
     the_claims_of_a_replica_that_died_are_ended,
     attempts_with_an_unknown_end_are_counted,
     the_most_urgent_comes_first,
+    a_client_that_is_not_ours_holds_nobody_up,
     an_abandoned_claim_is_due,
     a_pending_grant_waits_beside_a_live_one,
     a_pending_grant_changes_no_other_state,
@@ -335,6 +337,10 @@ async fn a_failure_does_not_undo_a_state_from_elsewhere(db: TestDatabase) {
     assert_eq!((read.state, read.reason.as_deref()), (State::Revoking, Some("deleted")));
 }
 
+async fn due(db: &TestDatabase, limit: u32) -> Vec<ConnectionId> {
+    db.store.due_of(&["avito".parse().unwrap()], limit).await.unwrap()
+}
+
 async fn the_most_urgent_comes_first(db: TestDatabase) {
     assert_eq!(db.store.next_due_at().await.unwrap(), None);
     let now = db.clock.now();
@@ -356,16 +362,34 @@ async fn the_most_urgent_comes_first(db: TestDatabase) {
     db.store.set_state(refused, State::NeedsConsent, None).await.unwrap();
 
     let [late, soon, middle] = made[..] else { panic!("three were made") };
-    assert_eq!(db.store.due(10).await.unwrap(), [without, soon, middle, late]);
-    assert_eq!(db.store.due(2).await.unwrap(), [without, soon]);
+    assert_eq!(due(&db, 10).await, [without, soon, middle, late]);
+    assert_eq!(due(&db, 2).await, [without, soon]);
     assert!(db.store.next_due_at().await.unwrap().unwrap() <= db.clock.now());
     for id in [late, soon, middle, without] {
         assert!(db.store.delete(id).await.unwrap());
     }
-    assert!(db.store.due(10).await.unwrap().is_empty());
+    assert!(due(&db, 10).await.is_empty());
     assert_eq!(db.store.next_due_at().await.unwrap(), Some(tomorrow));
     db.clock.advance(Duration::from_hours(24));
-    assert_eq!(db.store.due(10).await.unwrap(), [later]);
+    assert_eq!(due(&db, 10).await, [later]);
+}
+
+async fn a_client_that_is_not_ours_holds_nobody_up(db: TestDatabase) {
+    let other = |client: &str| Connection {
+        client: client.parse().unwrap(),
+        ..connection(&db, &format!("of-{client}"))
+    };
+    // Beginnings and ends of a name are other names.
+    for client in ["gone", "avi", "vito", "avito-old"] {
+        db.store.create(&other(client)).await.unwrap();
+    }
+    let ours = [stored(&db, "avito-main").await.id, other("kommo").id];
+    let kommo = Connection { id: ours[1], ..other("kommo") };
+    db.store.create(&kommo).await.unwrap();
+    let clients: [Slug; 2] = ["avito".parse().unwrap(), "kommo".parse().unwrap()];
+    assert_eq!(db.store.due_of(&clients, 2).await.unwrap(), ours);
+    assert_eq!(db.store.due_of(&clients[..1], 2).await.unwrap(), ours[..1]);
+    assert!(db.store.due_of(&[], 2).await.unwrap().is_empty());
 }
 
 async fn an_abandoned_claim_is_due(db: TestDatabase) {
@@ -375,11 +399,11 @@ async fn an_abandoned_claim_is_due(db: TestDatabase) {
     assert!(db.store.commit_grant(&unscheduled).await.unwrap());
     assert_eq!(db.store.next_due_at().await.unwrap(), None);
     assert!(claim(&db, id, "one", 1).await.is_some());
-    assert!(db.store.due(10).await.unwrap().is_empty(), "somebody is at it");
+    assert!(due(&db, 10).await.is_empty(), "somebody is at it");
     let ends: Timestamp = db.store.next_due_at().await.unwrap().unwrap();
     assert!(ends > db.clock.now());
     db.clock.advance(LEASE);
-    assert_eq!(db.store.due(10).await.unwrap(), [id]);
+    assert_eq!(due(&db, 10).await, [id]);
 }
 
 async fn a_pending_grant_waits_beside_a_live_one(db: TestDatabase) {
