@@ -26,3 +26,24 @@ pub struct Client {
     /// Where the provider sends the browser back to; registered at the provider byte for byte.
     pub redirect_uri: String,
 }
+
+impl Client {
+    /// Checks scopes that somebody asks for: none may be empty, hold white space or control
+    /// characters, or the provider's separator, with which it would become two.
+    ///
+    /// # Errors
+    ///
+    /// One sentence; it does not repeat the scope.
+    pub fn check_scopes(&self, scopes: &[String]) -> Result<(), String> {
+        let separator = &self.profile.scope.separator;
+        let fits = |scope: &String| {
+            let printable = !scope.chars().any(|char| char.is_whitespace() || char.is_control());
+            !scope.is_empty() && printable && !scope.contains(separator.as_str())
+        };
+        if scopes.iter().all(fits) {
+            Ok(())
+        } else {
+            Err("`scopes`: expected a list of single scopes, without spaces or separators".into())
+        }
+    }
+}

@@ -25,6 +25,9 @@ pub const CONSENT_LIFE: Duration = Duration::from_mins(10);
 /// How long an account may stay unconfirmed before its tokens are forgotten.
 pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
 
+/// How many links of one connection may be live at once.
+pub const MAX_LIVE_LINKS: i64 = 20;
+
 /// How many attempts of one link may be under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
 

@@ -16,6 +16,9 @@ use crate::{
     store::StoreError,
 };
 
+/// How many keys of a service may live at once: one in use, and the one that replaces it.
+const MAX_LIVE_KEYS: i64 = 2;
+
 impl Broker {
     /// The caller whose key this is.
     ///
@@ -98,15 +101,13 @@ impl Broker {
     ) -> Result<(SecretString, StoredKey), BrokerError> {
         let now = self.clock.now();
         check_expiry(expires_at, now)?;
-        let (_, keys) = self.service(name).await?;
-        let live = keys.iter().filter(|key| key.expires_at.is_none_or(|end| now < end)).count();
-        if live >= 2 {
+        self.service(name).await?;
+        let (key, stored) = caller::new_key(Holder::Service, name.clone(), now, expires_at);
+        if !self.store.add_key(&stored, MAX_LIVE_KEYS).await? {
             return Err(BrokerError::Conflict(format!(
                 "service `{name}` has two live keys already; delete one first"
             )));
         }
-        let (key, stored) = caller::new_key(Holder::Service, name.clone(), now, expires_at);
-        self.store.add_key(&stored).await?;
         self.load_keys().await?;
         Ok((key, stored))
     }

@@ -100,6 +100,9 @@ impl Broker {
         let client = self.client_by_name(&new.client)?;
         let grant_type = choose_grant(&client.profile, new.grant_type.or(Some(client.grant_type)))
             .map_err(BrokerError::Invalid)?;
+        if let Some(scopes) = &new.scopes {
+            client.check_scopes(scopes).map_err(BrokerError::Invalid)?;
+        }
         let now = self.clock.now();
         let direct = grant_type == GrantType::ClientCredentials;
         let connection = Connection {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Broker;
+use super::{Broker, memory::Live};
 use crate::{
     connection::{State, words},
     store::EngineKind,
@@ -52,7 +52,8 @@ pub struct DatabaseHealth {
 /// How far the background refresher is behind.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RefresherHealth {
-    /// How many seconds the most overdue refresh is late.
+    /// How many seconds ago the most overdue refresh was planned, or, where that was longer ago, its
+    /// token ended: a failing refresh is planned anew and anew.
     pub lag_seconds: u64,
     /// How many connections are overdue.
     pub overdue: usize,
@@ -93,37 +94,45 @@ impl Broker {
         let mut lag = Duration::ZERO;
         let mut overdue = 0;
         let mut strays = 0;
+        let mut without_token = 0;
+        let mut misconfigured = 0;
         let mut states: BTreeMap<State, usize> = BTreeMap::new();
         for live in self.memory.connections() {
             let connection = &live.connection;
             let client = clients.entry(connection.client.to_string()).or_default();
             *client.states.entry(connection.state).or_default() += 1;
+            *states.entry(connection.state).or_default() += 1;
             if let Some(grant) = &live.grant
                 && grant.expires_at > now
             {
                 let next = client.next_expiry.get_or_insert(grant.expires_at);
                 *next = (*next).min(grant.expires_at);
             }
-            if let Some(at) = connection.refresh_at
-                && connection.state.refreshes()
-                && at < now
+            if let Some(since) = due_since(&live)
+                && since < now
             {
                 overdue += 1;
-                lag = lag.max(Duration::try_from(now.duration_since(at)).unwrap_or_default());
+                lag = lag.max(Duration::try_from(now.duration_since(since)).unwrap_or_default());
             }
-            *states.entry(connection.state).or_insert(0_usize) += 1;
-            if !self.clients.contains_key(&connection.client) {
-                strays += 1;
-            }
+            strays += usize::from(!self.clients.contains_key(&connection.client));
+            without_token += usize::from(lacks_token(&live, now));
+            misconfigured += usize::from(is_misconfigured(&live));
         }
         notes.extend(states.into_iter().filter_map(|(state, count)| {
             concern(state).map(|concern| format!("{count} × {state}: {concern}"))
         }));
-        if strays > 0 {
-            notes.push(format!("{strays} connections belong to clients that are not configured"));
-        }
-        if lag > LATE {
-            notes.push(format!("{overdue} refreshes are overdue"));
+        for (count, concern) in [
+            (strays, "connections belong to clients that are not configured"),
+            (without_token, "connections should serve and hold no live token"),
+            (
+                misconfigured,
+                "connections fail because the provider refuses our registration or settings",
+            ),
+            (if lag > LATE { overdue } else { 0 }, "refreshes are overdue"),
+        ] {
+            if count > 0 {
+                notes.push(format!("{count} {concern}"));
+            }
         }
         let status = match (reachable, notes.is_empty()) {
             (false, _) if self.is_too_old(now) => HealthStatus::Down,
@@ -144,6 +153,32 @@ impl Broker {
     pub fn is_ready(&self) -> bool {
         !self.is_too_old(self.clock.now())
     }
+}
+
+/// When the connection should have been refreshed at the latest: when that is planned, or when its
+/// token ended, if that was earlier. None for one that is refreshed on demand or not at all.
+fn due_since(live: &Live) -> Option<Timestamp> {
+    let connection = &live.connection;
+    let planned = connection.refresh_at.filter(|_| connection.state.refreshes())?;
+    // One without a token yet has needed it ever since it was made.
+    let end = live.grant.as_ref().map_or(connection.created_at, |grant| grant.expires_at);
+    Some(planned.min(end))
+}
+
+/// Whether a reader who asks now has to wait for a refresh, or is turned away.
+fn lacks_token(live: &Live, now: Timestamp) -> bool {
+    let connection = &live.connection;
+    // Between two demands a short-lived token may well have ended.
+    let on_demand = connection.state == State::Active && connection.refresh_at.is_none();
+    let lives = live.grant.as_ref().is_some_and(|grant| !grant.remaining(now).is_zero());
+    connection.state.serves() && !lives && !on_demand
+}
+
+/// Whether the last refresh failed for a reason that somebody has to mend on our side; the
+/// connection keeps its state then.
+fn is_misconfigured(live: &Live) -> bool {
+    let error = live.connection.last_error.as_ref();
+    error.is_some_and(|error| error.code == "provider_misconfigured")
 }
 
 /// Why a state is worth a person's attention, if it is. Connections are counted and not named,

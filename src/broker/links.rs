@@ -11,7 +11,7 @@ use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     caller::Verb,
     connection::{Account, Connection, GrantType, Record},
-    consent::{ConsentLink, LINK_LIFE, LinkId, OWN_LINK_LIFE},
+    consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LIVE_LINKS, OWN_LINK_LIFE},
     secret::{self, Digest},
     slug::Slug,
 };
@@ -94,7 +94,10 @@ impl Broker {
                 "connection `{name}` obtains its tokens by client credentials; nobody has to consent"
             )));
         }
-        self.client(&connection.client)?;
+        let client = self.client(&connection.client)?;
+        if let Some(scopes) = &request.scopes {
+            client.check_scopes(scopes).map_err(BrokerError::Invalid)?;
+        }
         let now = self.clock.now();
         let life = if request.own_browser { OWN_LINK_LIFE } else { LINK_LIFE };
         let secret = secret::random();
@@ -114,7 +117,12 @@ impl Broker {
             outcome: None,
             spent_at: None,
         };
-        self.store.insert_link(&link, &Digest::of(&secret)).await?;
+        if !self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
+            return Err(BrokerError::TooMany(format!(
+                "connection `{name}` has {MAX_LIVE_LINKS} links that are still open; use one of \
+                 them, or wait until they end"
+            )));
+        }
         tracing::info!(
             link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
         );

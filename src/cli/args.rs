@@ -61,7 +61,7 @@ pub(crate) struct Demo {
     /// Press the buttons of every consent, so that every connection is live.
     #[arg(long)]
     pub(crate) auto_consent: bool,
-    /// Keep the database and its key in this folder, for the next demo.
+    /// Keep the database and its key in this new folder, to look at afterwards.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) keep: Option<PathBuf>,
     /// Use this Postgres database instead of an embedded one.

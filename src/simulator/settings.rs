@@ -28,6 +28,19 @@ pub struct SimulatorSettings {
 }
 
 impl SimulatorSettings {
+    /// Lets every simulator take a free port.
+    pub fn take_free_ports(&mut self) {
+        for port in [
+            &mut self.admitad.port,
+            &mut self.amocrm.port,
+            &mut self.avito.port,
+            &mut self.divar.port,
+            &mut self.kommo.port,
+        ] {
+            *port = 0;
+        }
+    }
+
     /// Registers `{public_url}/callback/{provider}` wherever no redirect URI is registered yet.
     pub fn register_callbacks(&mut self, public_url: &str) {
         let uri = |provider| format!("{}/callback/{provider}", public_url.trim_end_matches('/'));

@@ -79,12 +79,19 @@ impl Store {
         Ok(())
     }
 
-    /// Adds a key to its owner. False when there is no such owner.
+    /// Adds a key to its owner. False when there is no such owner, or it has `max_live` keys that
+    /// have not ended.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn add_key(&self, key: &StoredKey) -> Result<bool, StoreError> {
+    pub async fn add_key(&self, key: &StoredKey, max_live: i64) -> Result<bool, StoreError> {
+        let count = concat!(
+            "SELECT count(*) AS live FROM keys WHERE holder = $2 AND owner = $3
+                AND (expires_at IS NULL OR expires_at > ",
+            now!(),
+            ")"
+        );
         // Changes nothing, but locks the owner: no key outlives it, to be inherited with the name.
         let lock = match key.holder {
             Holder::Operator => "UPDATE operators SET name = name WHERE name = $1",
@@ -93,6 +100,15 @@ impl Store {
         in_transaction!(self, |tx| {
             let owner = sqlx::query(lock).bind(key.owner.as_str()).execute(&mut *tx).await?;
             if owner.rows_affected() == 0 {
+                return Ok(false);
+            }
+            let counted = sqlx::query(count)
+                .bind(self.ahead())
+                .bind(key.holder.as_str())
+                .bind(key.owner.as_str())
+                .fetch_one(&mut *tx)
+                .await?;
+            if counted.number("live")? >= max_live {
                 return Ok(false);
             }
             insert_key!(&mut *tx, key);

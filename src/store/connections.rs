@@ -19,10 +19,19 @@ use crate::{
 /// read is seen the next time: longer than any step is allowed to take.
 const OVERLAP: Duration = Duration::from_secs(15);
 
+/// A row as a record, or nothing where it cannot be understood: one bad row must not keep all the
+/// others from being served.
+fn readable(row: &impl Cells) -> Option<Record> {
+    record(row)
+        .inspect_err(|error| tracing::error!(%error, "a connection is left out of memory"))
+        .ok()
+}
+
 /// What has changed since a mark.
 #[derive(Clone, Debug)]
 pub struct Changes {
-    /// The connections that were made or changed; some of them may have been seen before.
+    /// The connections that were made or changed; some of them may have been seen before. One that
+    /// cannot be understood is left out, and logged.
     pub records: Vec<Record>,
     /// The connections that were deleted. To be applied after `records`, by id: the name may have
     /// been given to another connection.
@@ -159,7 +168,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the database does not answer, or a row does not make sense.
+    /// When the database does not answer.
     pub async fn changed_since(&self, mark: Timestamp) -> Result<Changes, StoreError> {
         let changed = select_records!("WHERE c.changed_at >= $1 ORDER BY c.name");
         let deleted = "SELECT id, name FROM deleted_connections WHERE deleted_at >= $1";
@@ -175,7 +184,7 @@ impl Store {
             let records = sqlx::query(changed).bind(since).fetch_all(pool).await?;
             let deleted = sqlx::query(deleted).bind(since).fetch_all(pool).await?;
             Ok(Changes {
-                records: records.iter().map(record).collect::<Result<_, _>>()?,
+                records: records.iter().filter_map(readable).collect(),
                 deleted: deleted
                     .iter()
                     .map(|row| Ok((row.parsed("id")?, row.parsed("name")?)))

@@ -14,18 +14,41 @@ use crate::{
 };
 
 impl Store {
-    /// Keeps a new consent link, known from now on by the digest of its secret.
+    /// Keeps a new consent link, known from now on by the digest of its secret. False when the
+    /// connection has `max_live` links that neither ended nor are spent.
     ///
     /// # Errors
     ///
     /// When the connection is gone, or the database does not answer.
-    pub async fn insert_link(&self, link: &ConsentLink, secret: &Digest) -> Result<(), StoreError> {
-        let sql = "INSERT INTO consent_links (id, secret_hash, connection_id, requested_by, scopes,
+    pub async fn insert_link(
+        &self,
+        link: &ConsentLink,
+        secret: &Digest,
+        max_live: i64,
+    ) -> Result<bool, StoreError> {
+        // Changes nothing, but locks the connection: links at the same time are counted in turn.
+        let lock = "UPDATE connections SET name = name WHERE id = $1";
+        let count = concat!(
+            "SELECT count(*) AS live FROM consent_links
+            WHERE connection_id = $2 AND spent_at IS NULL AND expires_at > ",
+            now!()
+        );
+        let insert =
+            "INSERT INTO consent_links (id, secret_hash, connection_id, requested_by, scopes,
                 expected_account, return_to, own_browser, created_at, expires_at, browser_hash,
                 outcome, spent_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
-        on!(self, |pool| {
-            sqlx::query(sql)
+        in_transaction!(self, |tx| {
+            sqlx::query(lock).bind(link.connection.to_string()).execute(&mut *tx).await?;
+            let counted = sqlx::query(count)
+                .bind(self.ahead())
+                .bind(link.connection.to_string())
+                .fetch_one(&mut *tx)
+                .await?;
+            if counted.number("live")? >= max_live {
+                return Ok(false);
+            }
+            sqlx::query(insert)
                 .bind(link.id.to_string())
                 .bind(secret.to_string())
                 .bind(link.connection.to_string())
@@ -39,10 +62,10 @@ impl Store {
                 .bind(link.browser.as_ref().map(Digest::to_string))
                 .bind(link.outcome.map(Outcome::as_str))
                 .bind(optional_millis(link.spent_at))
-                .execute(pool)
+                .execute(&mut *tx)
                 .await?;
         });
-        Ok(())
+        Ok(true)
     }
 
     /// The link of this secret, also when it has ended or is spent: whoever reads it decides.

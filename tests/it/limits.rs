@@ -1,7 +1,10 @@
-//! What no caller may go beyond, and what is refused before it does harm.
+//! What no caller may go beyond, what is refused before it does harm, and what health tells of it.
+
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use token_broker::simulator::{Fault, Simulated};
 
 use crate::support::{
     broker::TestBroker,
@@ -10,6 +13,13 @@ use crate::support::{
 
 on_both_engines! {
     a_service_that_may_not_confirm_chooses_no_account,
+    health_is_not_ok_while_nothing_can_be_served,
+    health_tells_of_our_own_misconfiguration,
+    a_token_that_is_fetched_on_demand_may_have_ended,
+    keys_made_at_the_same_time_are_counted_one_by_one,
+    a_connection_has_few_open_links,
+    a_scope_is_one_scope,
+    a_row_that_makes_no_sense_is_left_out,
 }
 
 async fn a_service_that_may_not_confirm_chooses_no_account(database: TestDatabase) {
@@ -46,5 +56,136 @@ async fn a_service_that_may_not_confirm_chooses_no_account(database: TestDatabas
     assert_eq!(refused.status, no);
     let view = broker.operator(Method::GET, "/v1/connections/newer", None).await;
     assert_eq!(view.status, StatusCode::NOT_FOUND);
+    broker.stop().await;
+}
+
+async fn health(broker: &TestBroker) -> Value {
+    let answer = broker.ask("", Method::GET, "/health", None).await;
+    assert!(!answer.text.contains("-shop"), "no names: {answer:?}");
+    answer.json()
+}
+
+async fn health_is_not_ok_while_nothing_can_be_served(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("divar-shop", Simulated::Divar).await;
+    broker.simulator(Simulated::Divar).fault(&Fault::Contended, 2);
+    let end: jiff::Timestamp =
+        broker.view("divar-shop").await["expires_at"].as_str().unwrap().parse().unwrap();
+    let to_end = Duration::try_from(end.duration_since(broker.clock.now())).unwrap();
+    broker.advance(to_end.saturating_sub(Duration::from_mins(2))).await;
+    broker.refresh_due().await;
+    let failing = health(&broker).await;
+    assert_eq!(failing["refresher"]["lag_seconds"], 0, "its token lives: {failing}");
+
+    broker.advance(Duration::from_mins(32)).await;
+    broker.refresh_due().await;
+    assert_eq!(broker.view("divar-shop").await["state"], "backing_off");
+    let down = health(&broker).await;
+    assert_eq!(down["status"], "degraded", "{down}");
+    let lag = down["refresher"]["lag_seconds"].as_u64().unwrap();
+    assert!((1_800..1_830).contains(&lag), "counted from the token's end: {down}");
+    assert_eq!(down["refresher"]["overdue"], 1);
+    let notes = down["notes"].to_string();
+    assert!(notes.contains("1 connections should serve and hold no live token"), "{notes}");
+    assert!(notes.contains("1 refreshes are overdue"), "{notes}");
+
+    broker.advance(Duration::from_mins(6)).await;
+    broker.refresh_due().await;
+    let up = health(&broker).await;
+    assert_eq!((&up["status"], &up["refresher"]["lag_seconds"]), (&json!("ok"), &json!(0)), "{up}");
+    broker.stop().await;
+}
+
+async fn health_tells_of_our_own_misconfiguration(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.connect("avito-shop", Simulated::Avito).await;
+    let key = "client_secret";
+    let mut right = None;
+    let wrong = |settings: &mut toml::Table| {
+        right =
+            settings["clients"]["avito"].as_table_mut().unwrap().insert(key.into(), "wrong".into());
+    };
+    broker.restart(wrong).await;
+    let path = "/v1/connections/avito-shop/refresh";
+    broker.operator(Method::POST, path, None).await;
+    let refused = health(&broker).await;
+    assert_eq!(refused["status"], "degraded", "{refused}");
+    let notes = refused["notes"].to_string();
+    assert!(notes.contains("1 connections fail because the provider refuses our"), "{notes}");
+    assert!(!notes.contains("no live token"), "{notes}");
+    broker.restart(|settings| settings["clients"]["avito"][key] = right.unwrap()).await;
+    let refreshed = broker.operator(Method::POST, path, None).await;
+    assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
+    assert_eq!(health(&broker).await["status"], "ok");
+    broker.stop().await;
+}
+
+async fn a_token_that_is_fetched_on_demand_may_have_ended(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.simulator(Simulated::Avito).fault(&Fault::ExpiresIn { value: json!(60) }, 1);
+    broker.create("avito-shop", "avito").await;
+    broker.advance(Duration::from_hours(1)).await;
+    assert_eq!(broker.refresh_due().await, 0);
+    let ok = health(&broker).await;
+    assert_eq!(ok["status"], "ok", "{ok}");
+    broker.stop().await;
+}
+
+async fn keys_made_at_the_same_time_are_counted_one_by_one(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.service("billing", json!(["*"]), json!(["token"])).await;
+    let path = "/v1/services/billing/keys";
+    let adds = (0..12).map(|_| broker.operator(Method::POST, path, None));
+    let made = futures_util::future::join_all(adds).await;
+    let made = made.iter().filter(|answer| answer.status == StatusCode::CREATED).count();
+    assert_eq!(made, 1);
+    let view = broker.operator(Method::GET, "/v1/services/billing", None).await.json();
+    assert_eq!(view["keys"].as_array().unwrap().len(), 2);
+    broker.stop().await;
+}
+
+async fn a_connection_has_few_open_links(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for _ in 0..20 {
+        broker.link("avito-shop", "avito", json!({})).await;
+    }
+    let body = json!({ "connection": "avito-shop" });
+    let refused = broker.operator(Method::POST, "/v1/consent-links", Some(body.clone())).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+    assert_eq!(refused.json()["code"], "too_many_requests");
+    // Others are not concerned, and time helps.
+    broker.link("avito-other", "avito", json!({})).await;
+    broker.advance(Duration::from_secs(24 * 3_600 + 1)).await;
+    let made = broker.operator(Method::POST, "/v1/consent-links", Some(body)).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    broker.stop().await;
+}
+
+async fn a_scope_is_one_scope(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for bad in ["", "a b", "a,b", "a\r\nb", "a\u{0}"] {
+        for (path, body) in [
+            ("/v1/connections", json!({ "name": "x", "client": "avito", "scopes": ["ok", bad] })),
+            ("/v1/consent-links", json!({ "connection": "y", "client": "avito", "scopes": [bad] })),
+        ] {
+            let refused = broker.operator(Method::POST, path, Some(body)).await;
+            assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{path} {bad:?}: {refused:?}");
+            assert!(refused.json()["detail"].as_str().unwrap().contains("`scopes`"), "{bad:?}");
+        }
+    }
+    broker.stop().await;
+}
+
+async fn a_row_that_makes_no_sense_is_left_out(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
+    broker.create("admitad-own", "admitad").await;
+    broker.execute("UPDATE connections SET vars = '{' WHERE name = 'avito-own'").await;
+    broker.broker().sync().await.unwrap();
+    assert_eq!(broker.token("admitad-own").await.status, StatusCode::OK);
+    broker.restart(|_| {}).await;
+    assert_eq!(broker.token("admitad-own").await.status, StatusCode::OK);
+    let refused = broker.token("avito-own").await;
+    assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR, "{refused:?}");
     broker.stop().await;
 }

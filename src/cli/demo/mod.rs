@@ -54,6 +54,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
         settings.insert("database".into(), database.into());
     }
     let mut simulated = load(&settings)?.simulators;
+    simulated.take_free_ports();
     simulated.register_callbacks(&url_of(listeners.public.local_addr()?));
     let simulators = Simulators::start(simulated, clock.clone())
         .await
@@ -293,16 +294,26 @@ impl Ready {
 
     /// How to use a token: with the headers and the base URL that come with it.
     fn resource_lines(&self) -> String {
+        let Self { internal_url, service_key, .. } = self;
+        let fetch = |connection: &str| {
+            format!(
+                "$(curl -s -H 'Authorization: Bearer {service_key}' \
+                 {internal_url}/v1/connections/{connection}/token \
+                 | sed 's/.*\"access_token\":\"\\([^\"]*\\)\".*/\\1/')"
+            )
+        };
         let avito = &self.simulators["avito"];
         let amocrm = &self.simulators["amocrm"];
         let port = amocrm.rsplit(':').next().unwrap_or_default();
         format!(
-            "Use it, with the headers and base URL that come with it:\n\n  \
-             curl -s -H \"Authorization: Bearer $TOKEN\" {avito}/core/v1/accounts/self\n  \
-             curl -s -H \"Authorization: Bearer $TOKEN\" -H 'Host: demo.amocrm.localhost:{port}' \
-             {amocrm}/api/v4/account\n\n  \
-             (each amoCRM account has a host of its own; the last line reaches it where\n  \
-             *.localhost is not resolved)\n"
+            "Use a token, with the headers and base URL that come with it:\n\n  \
+             curl -s -H \"Authorization: Bearer {}\" {avito}/core/v1/accounts/self\n\n\
+             Each amoCRM account has a host of its own. Once amocrm-shop is live, this reaches it \
+             even where\n*.localhost is not resolved:\n\n  \
+             curl -s -H \"Authorization: Bearer {}\" -H 'Host: demo.amocrm.localhost:{port}' \
+             {amocrm}/api/v4/account\n",
+            fetch("avito-own"),
+            fetch("amocrm-shop"),
         )
     }
 }

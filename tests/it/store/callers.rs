@@ -64,7 +64,7 @@ async fn keys_can_be_rotated(db: TestDatabase) {
         expires_at: Some(db.clock.now() + Duration::from_hours(1)),
         ..key(&db, Holder::Service, "billing")
     };
-    assert!(db.store.add_key(&second).await.unwrap());
+    assert!(db.store.add_key(&second, 2).await.unwrap());
     assert_eq!(db.store.keys().await.unwrap().len(), 2);
     assert!(db.store.delete_key(&first.id).await.unwrap());
     assert!(!db.store.delete_key(&first.id).await.unwrap());
@@ -88,6 +88,6 @@ async fn a_deleted_service_takes_its_keys_along(db: TestDatabase) {
     assert!(!db.store.delete_service("billing").await.unwrap());
     let left: Vec<_> = db.store.keys().await.unwrap().into_iter().map(|key| key.id).collect();
     assert_eq!(left, [operators.id, theirs.id]);
-    assert!(!db.store.add_key(&key(&db, Holder::Service, "billing")).await.unwrap());
-    assert!(db.store.add_key(&key(&db, Holder::Operator, "billing")).await.unwrap());
+    assert!(!db.store.add_key(&key(&db, Holder::Service, "billing"), 2).await.unwrap());
+    assert!(db.store.add_key(&key(&db, Holder::Operator, "billing"), 2).await.unwrap());
 }

@@ -70,7 +70,7 @@ fn digest(text: &str) -> Digest {
 /// A link that is bound to the browser `mine`, with the secret `link`.
 async fn opened(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
     let link = link(db, connection);
-    db.store.insert_link(&link, &digest("link")).await.unwrap();
+    db.store.insert_link(&link, &digest("link"), 20).await.unwrap();
     assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
     link
 }
@@ -101,12 +101,12 @@ async fn a_link_reads_back_as_it_was_made(db: TestDatabase) {
         ..link(&db, id)
     };
     for (secret, made) in [("one", full), ("two", plain)] {
-        db.store.insert_link(&made, &digest(secret)).await.unwrap();
+        db.store.insert_link(&made, &digest(secret), 20).await.unwrap();
         let read = db.store.link(&digest(secret)).await.unwrap().unwrap();
         assert_eq!(format!("{read:?}"), format!("{made:?}"));
     }
     assert!(db.store.link(&digest("three")).await.unwrap().is_none());
-    assert!(db.store.insert_link(&link(&db, ConnectionId::new()), &digest("x")).await.is_err());
+    assert!(db.store.insert_link(&link(&db, ConnectionId::new()), &digest("x"), 20).await.is_err());
 }
 
 async fn the_first_browser_keeps_the_link(db: TestDatabase) {
