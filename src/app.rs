@@ -406,6 +406,8 @@ impl App {
             Limits::default(),
         ));
         let crashed = tokio::select! {
+            // The parts end as well when they are told to: that is no crash.
+            biased;
             () = shutdown.cancelled() => false,
             _ = parts.join_next() => true,
         };

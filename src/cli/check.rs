@@ -43,13 +43,26 @@ pub(crate) async fn check(file: Option<&Path>) -> Result<(), Failure> {
         1 => format!("1 client, public_url {}", config.public_url),
         clients => format!("{clients} clients, public_url {}", config.public_url),
     };
-    report(vec![line("configuration", Ok(about))])?;
+    report(vec![line("configuration", Ok(about)), line("state_dir", state_dir(&config))])?;
     report(database(&config).await)?;
     report(providers(&config).await)?;
     match failures {
         0 => Ok(()),
         1 => Err(Failure::unavailable("1 check failed")),
         failures => Err(Failure::unavailable(format!("{failures} checks failed"))),
+    }
+}
+
+fn state_dir(config: &Config) -> Result<String, String> {
+    let path = &config.state_dir;
+    let shown = path.display();
+    if !path.exists() {
+        return Ok(format!("made at the first start: {shown}"));
+    }
+    // A file without a name, gone as soon as it is there.
+    match tempfile::tempfile_in(path) {
+        Ok(_) => Ok(format!("writable: {shown}")),
+        Err(error) => Err(format!("{shown} cannot be written: {error}")),
     }
 }
 

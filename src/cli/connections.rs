@@ -67,14 +67,23 @@ pub(crate) async fn connections(args: &List) -> Result<(), Failure> {
         return say("no connections yet: `token-broker connect CLIENT` makes a consent link");
     }
     let rows = connections.iter().map(|connection| {
-        let account = &connection["account"];
-        let account = account["name"].as_str().or(account["id"].as_str()).unwrap_or("-");
+        let called = |account: &Value| {
+            account["name"].as_str().or(account["id"].as_str()).map(str::to_owned)
+        };
+        let account = match called(&connection["pending_account"]) {
+            Some(pending) => format!("{pending} (to be confirmed)"),
+            None => called(&connection["account"]).unwrap_or_else(|| "-".to_owned()),
+        };
+        let state = match connection["reason"].as_str() {
+            Some(reason) => format!("{} ({reason})", text(connection, "state")),
+            None => text(connection, "state").to_owned(),
+        };
         let error = &connection["last_error"]["message"];
         [
             text(connection, "name").to_owned(),
             text(connection, "provider").to_owned(),
-            text(connection, "state").to_owned(),
-            account.to_owned(),
+            state,
+            account,
             text(connection, "expires_at").to_owned(),
             error.as_str().unwrap_or("-").to_owned(),
         ]

@@ -91,7 +91,9 @@ fn refuse(origin: &str, problem: &dyn fmt::Display) -> ProfileError {
 fn files(folder: &Path) -> Result<Vec<(Slug, String)>, ProfileError> {
     let here = folder.display().to_string();
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|why| refuse(&here, &why))? {
+    let entries = fs::read_dir(folder)
+        .map_err(|why| refuse("setting `providers.folder`", &format!("{here}: {why}")))?;
+    for entry in entries {
         let path = entry.map_err(|why| refuse(&here, &why))?.path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             let origin = path.display().to_string();
