@@ -1,14 +1,6 @@
 //! Wiring: from checked settings to a running broker, and back down in order.
 
-use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Read as _, Seek as _, Write as _},
-    net::SocketAddr,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
@@ -25,8 +17,8 @@ use crate::{
     provider::Outbound,
     refresher,
     seal::{KeyFileError, Keyring, Place, Sealed},
-    secret,
     spool::Spool,
+    state_dir::StateDir,
     store::{SchemaStatus, Store, StoreError},
 };
 
@@ -88,82 +80,6 @@ async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartEr
         };
         StartError::Unavailable(format!("setting `{setting}`: {address} {problem}"))
     })
-}
-
-/// A folder of this process alone, for as long as it lives.
-#[derive(Debug)]
-pub struct StateDir {
-    _lock: File,
-    replica: String,
-}
-
-impl StateDir {
-    /// Makes the folder if need be, and locks it.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be made or written, or another process holds it.
-    pub fn open(config: &Config) -> Result<Self, StartError> {
-        make_state_dir(config)?;
-        let problem = |what: String| state_dir_problem(config, &what);
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(config.state_dir.join("lock"))
-            .map_err(|error| {
-                StartError::Settings(problem(format!("cannot be written: {error}")))
-            })?;
-        match lock.try_lock() {
-            Ok(()) => {
-                let replica = replica(&lock).map_err(|error| {
-                    StartError::Settings(problem(format!("cannot be used: {error}")))
-                })?;
-                Ok(Self { _lock: lock, replica })
-            }
-            // As with a port in use: it may be free in a moment.
-            Err(TryLockError::WouldBlock) => Err(StartError::Unavailable(problem(
-                "is in use by another token-broker; give each its own".to_owned(),
-            ))),
-            Err(TryLockError::Error(error)) => {
-                Err(StartError::Settings(problem(format!("cannot be locked: {error}"))))
-            }
-        }
-    }
-}
-
-/// The name of this replica, which lies in the lock file for as long as the folder does: by it a
-/// replica knows its own attempts again after a crash.
-fn replica(mut lock: &File) -> io::Result<String> {
-    let mut name = String::new();
-    lock.read_to_string(&mut name)?;
-    if name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(name);
-    }
-    let name = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
-    lock.set_len(0)?;
-    lock.rewind()?;
-    lock.write_all(name.as_bytes())?;
-    lock.sync_all()?;
-    Ok(name)
-}
-
-/// Makes the folder `state_dir`, for its owner alone, if it does not exist.
-///
-/// # Errors
-///
-/// When it cannot be made.
-pub fn make_state_dir(config: &Config) -> Result<(), StartError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir).map_err(|error| {
-        let what = format!("cannot be made: {error}; set it to a folder that this user may write");
-        StartError::Settings(state_dir_problem(config, &what))
-    })
-}
-
-fn state_dir_problem(config: &Config, what: &str) -> String {
-    format!("setting `state_dir`: {} {what}", config.state_dir.display())
 }
 
 /// Connects to the database and brings its schema up to date.

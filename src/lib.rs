@@ -71,5 +71,6 @@ pub mod secret;
 pub mod simulator;
 pub mod slug;
 pub mod spool;
+pub mod state_dir;
 pub mod store;
 pub mod telemetry;

@@ -154,7 +154,7 @@ impl Broker {
     }
 
     async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
-        let due = self.store.due_of(self.clients.keys(), limit).await?;
+        let due = self.store.due(self.clients.keys(), limit).await?;
         Ok(due.into_iter().map(|id| self.refresh(id, None, Why::Due)).collect())
     }
 

@@ -7,11 +7,7 @@ use super::{
     args::{KeyAction, Keys},
     environment, say,
 };
-use crate::{
-    app::{key_problem, make_state_dir},
-    config::Config,
-    seal::Keyring,
-};
+use crate::{app::key_problem, config::Config, seal::Keyring, state_dir::make_state_dir};
 
 pub(crate) fn keys(config: Option<&Path>, args: &Keys) -> Result<(), Failure> {
     let KeyAction::Generate { file } = &args.action;

@@ -2,9 +2,10 @@
 
 use super::{Failure, say};
 use crate::{
-    app::{StartError, connect_store, make_state_dir},
+    app::{StartError, connect_store},
     clock::Clock,
     config::Config,
+    state_dir::make_state_dir,
     store::SchemaStatus,
 };
 

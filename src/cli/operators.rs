@@ -8,10 +8,11 @@ use super::{
     say,
 };
 use crate::{
-    app::{StartError, make_state_dir, open_store},
+    app::{StartError, open_store},
     caller::{self, Holder, Operator},
     clock::Clock,
     config::Config,
+    state_dir::make_state_dir,
     store::StoreError,
 };
 

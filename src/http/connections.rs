@@ -61,6 +61,8 @@ pub(crate) struct ApiKeyExchange {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Confirm {
     /// The provider's id of the account; null where the provider cannot say whose it is.
+    #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(required)]
     account: Option<String>,
 }
 

@@ -187,6 +187,22 @@ fn refuse_callback() -> Response {
     )
 }
 
+/// A request to the public listener that took too long.
+pub(crate) fn late() -> Response {
+    message(
+        StatusCode::GATEWAY_TIMEOUT,
+        &Message {
+            title: "This takes longer than usual",
+            advice: "What was begun goes on. Open the link again in a minute.",
+        },
+    )
+}
+
+/// A fault of ours.
+pub(crate) fn broken() -> Response {
+    explain(&BrokerError::Internal)
+}
+
 /// No route of the public listener.
 pub(crate) async fn not_found() -> Response {
     message(

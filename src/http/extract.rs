@@ -59,8 +59,8 @@ fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match error.classify() {
         serde_json::error::Category::Data => {
-            let text = text.split(" at line ").next().unwrap_or_default();
-            let text = match text.split_once(", expected ") {
+            let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+            let text = match text.rsplit_once(", expected ") {
                 Some((found, expected)) if !found.starts_with("unknown field") => {
                     format!("expected {expected}")
                 }

@@ -35,7 +35,10 @@ use url::Url;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use self::{error::Problem, openapi::openapi};
-use crate::{broker::Broker, clock::Stopwatch};
+use crate::{
+    broker::{Broker, BrokerError},
+    clock::Stopwatch,
+};
 
 /// Longer than the longest wait for a refresh.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
@@ -64,9 +67,10 @@ pub fn public_router(state: State) -> Router {
         .route("/callback/{client}", get(consent::callback).head(consent::method_not_allowed))
         .route("/health/live", get(health::live))
         .method_not_allowed_fallback(consent::method_not_allowed)
-        .fallback(consent::not_found)
-        .layer(middleware::map_response(page_headers));
-    layered(router).with_state(state)
+        .fallback(consent::not_found);
+    layered(router, consent::late, consent::broken)
+        .layer(middleware::map_response(page_headers))
+        .with_state(state)
 }
 
 /// What services, operators and ops reach.
@@ -77,7 +81,12 @@ pub fn internal_router(state: State) -> Router {
         .route("/openapi.json", get(move || std::future::ready(openapi::answer(&document))))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found);
-    layered(router).with_state(state)
+    let late = || {
+        let advice = "the answer took too long; what was begun goes on, ask again in a moment";
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", advice).into_response()
+    };
+    let broken = || Problem::from(BrokerError::Internal).into_response();
+    layered(router, late, broken).with_state(state)
 }
 
 /// The routes with their descriptions: the API document is made from the same list.
@@ -101,12 +110,19 @@ fn api_router() -> OpenApiRouter<State> {
         .routes(routes!(health::ready))
 }
 
-fn layered(router: Router<State>) -> Router<State> {
+/// What both listeners have around their routes, each with its own answer to a request that takes
+/// too long and to a fault of ours.
+fn layered(
+    router: Router<State>,
+    late: fn() -> Response,
+    broken: fn() -> Response,
+) -> Router<State> {
+    let in_time = move |request: Request, next: Next| async move {
+        timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| late())
+    };
     router
         .layer(middleware::from_fn(in_time))
-        .layer(CatchPanicLayer::custom(|_| {
-            Problem::from(crate::broker::BrokerError::Internal).into_response()
-        }))
+        .layer(CatchPanicLayer::custom(move |_| broken()))
         .layer(middleware::map_response(common_headers))
         .layer(middleware::from_fn(trace))
 }
@@ -129,13 +145,6 @@ async fn trace(request: Request, next: Next) -> Response {
     }
     .instrument(span)
     .await
-}
-
-async fn in_time(request: Request, next: Next) -> Response {
-    timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
-        let advice = "the answer took too long; what was begun goes on, ask again in a moment";
-        Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", advice).into_response()
-    })
 }
 
 async fn common_headers(mut response: Response) -> Response {

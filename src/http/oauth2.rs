@@ -307,10 +307,12 @@ fn basic_credentials(value: &header::HeaderValue) -> Option<(String, SecretStrin
     let (id, secret) = decoded.split_once(':')?;
     // Both are form-encoded before they are joined (RFC 6749 section 2.3.1).
     let decode = |text: &str| {
+        if text.contains('&') {
+            return None;
+        }
         let pair = format!("={text}");
         let mut values = url::form_urlencoded::parse(pair.as_bytes());
-        let (_, value) = values.next()?;
-        values.next().is_none().then(|| value.into_owned())
+        values.next().map(|(_, value)| value.into_owned())
     };
     Some((decode(id)?, SecretString::from(decode(secret)?)))
 }
@@ -356,7 +358,7 @@ mod tests {
         };
         assert_eq!(read("billing:key").as_deref(), Some("billing"));
         assert_eq!(read("bill%69ng:key").as_deref(), Some("billing"));
-        for bad in ["billing", "billing&x:key", "billing:key&y=1"] {
+        for bad in ["billing", "billing&x:key", "billing&:key", "billing:key&y=1"] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }

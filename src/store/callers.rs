@@ -136,16 +136,6 @@ impl Store {
         on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(operator).collect())
     }
 
-    /// Whether there is an operator at all.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn operators_exist(&self) -> Result<bool, StoreError> {
-        let sql = "SELECT name FROM operators LIMIT 1";
-        Ok(on!(self, |pool| sqlx::query(sql).fetch_optional(pool).await?.is_some()))
-    }
-
     /// All keys that have not ended.
     ///
     /// # Errors

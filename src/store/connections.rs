@@ -252,56 +252,6 @@ impl Store {
         })
     }
 
-    /// Changes the scopes to ask for. False when there is no such connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn set_scopes(
-        &self,
-        id: ConnectionId,
-        scopes: &[String],
-    ) -> Result<bool, StoreError> {
-        let sql =
-            concat!("UPDATE connections SET scopes = $3, changed_at = ", now!(), " WHERE id = $2");
-        on!(self, |pool| {
-            let updated = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(id.to_string())
-                .bind(json(scopes))
-                .execute(pool)
-                .await?;
-            Ok(updated.rows_affected() == 1)
-        })
-    }
-
-    /// Changes the account whose consent needs no confirmation. False when there is no such
-    /// connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn set_expected_account(
-        &self,
-        id: ConnectionId,
-        account: Option<&str>,
-    ) -> Result<bool, StoreError> {
-        let sql = concat!(
-            "UPDATE connections SET expected_account = $3, changed_at = ",
-            now!(),
-            " WHERE id = $2"
-        );
-        on!(self, |pool| {
-            let updated = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(id.to_string())
-                .bind(account)
-                .execute(pool)
-                .await?;
-            Ok(updated.rows_affected() == 1)
-        })
-    }
-
     /// Forgets a connection and all it holds: grants, links, attempts, exchanges. Its id and name
     /// stay on a list for [`Store::changed_since`]. False when there is no such connection.
     ///
@@ -323,19 +273,6 @@ impl Store {
                 .rows_affected()
         });
         Ok(deleted == 1)
-    }
-
-    /// Whether any connection or attempt holds a sealed value: then a missing key must stop the
-    /// start. Values in [`Store::meta`] do not count.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn any_sealed(&self) -> Result<bool, StoreError> {
-        let sql = "SELECT connection_id FROM grants WHERE access IS NOT NULL
-            UNION ALL SELECT connection_id FROM pending_grants
-            UNION ALL SELECT connection_id FROM consents LIMIT 1";
-        Ok(on!(self, |pool| sqlx::query(sql).fetch_optional(pool).await?.is_some()))
     }
 }
 

@@ -7,14 +7,12 @@ use super::{
     connections::{record, select_records},
     engine::{in_transaction, on},
     json, millis, now, optional_millis,
-    row::Cells as _,
 };
 use crate::{
     connection::{Account, ConnectionId, HeldGrant, LastError, Record, State, Vars},
     consent::CONFIRM_LIFE,
     seal::Sealed,
     secret::Digest,
-    slug::Slug,
 };
 
 /// The words of the states for which [`State::refreshes`] holds.
@@ -23,6 +21,7 @@ macro_rules! refreshing {
         "('active', 'backing_off', 'blocked_config', 'uncertain')"
     };
 }
+pub(super) use refreshing;
 
 /// A grant to be stored. It lands if the connection still holds the generation before it.
 #[derive(Clone, Copy, Debug)]
@@ -291,96 +290,6 @@ impl Store {
         Ok(true)
     }
 
-    /// Moves the next refresh, and lets go of a claim whose lease has run out, so that it does not
-    /// make the connection due before. False when there is no such connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn postpone(&self, id: ConnectionId, until: Timestamp) -> Result<bool, StoreError> {
-        let postpone = concat!(
-            "UPDATE connections SET refresh_at = $3, changed_at = ",
-            now!(),
-            " WHERE id = $2"
-        );
-        let let_go = concat!(
-            "UPDATE grants SET lease_until = NULL WHERE connection_id = $2 AND lease_until <= ",
-            now!()
-        );
-        let id = id.to_string();
-        in_transaction!(self, |tx| {
-            let postponed = sqlx::query(postpone)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(until.as_millisecond())
-                .execute(&mut *tx)
-                .await?;
-            if postponed.rows_affected() == 0 {
-                return Ok(false);
-            }
-            sqlx::query(let_go).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-        });
-        Ok(true)
-    }
-
-    /// Buries a refresh token that was refused, whatever becomes of its connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn bury(&self, id: ConnectionId, refresh_hash: &Digest) -> Result<(), StoreError> {
-        let sql = concat!(
-            "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
-            VALUES ($2, $3, ",
-            now!(),
-            ") ON CONFLICT DO NOTHING"
-        );
-        on!(self, |pool| {
-            sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(refresh_hash.to_string())
-                .bind(id.to_string())
-                .execute(pool)
-                .await?;
-            Ok(())
-        })
-    }
-
-    /// Whether a refresh token was spent or refused before.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn is_buried(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
-        let sql = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
-        on!(self, |pool| {
-            let found = sqlx::query(sql).bind(refresh_hash.to_string()).fetch_optional(pool);
-            Ok(found.await?.is_some())
-        })
-    }
-
-    /// Ends the leases of a replica that has died and is here again; its attempts stay as evidence.
-    /// Returns how many there were.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; the leases then run out by themselves.
-    pub async fn abandon(&self, replica: &str) -> Result<u64, StoreError> {
-        let sql = concat!(
-            "UPDATE grants SET lease_until = ",
-            now!(),
-            " WHERE lease_until > ",
-            now!(),
-            " AND substr(attempt_id, 1, CAST($3 AS INTEGER)) = $2"
-        );
-        let prefix = format!("{replica}.");
-        let length = i64::try_from(prefix.len()).unwrap_or_default();
-        on!(self, |pool| {
-            let ended = sqlx::query(sql).bind(self.ahead()).bind(&prefix).bind(length);
-            Ok(ended.execute(pool).await?.rows_affected())
-        })
-    }
-
     /// Gives a claim back with nothing sent. Nothing happens when it is no longer this attempt's.
     ///
     /// # Errors
@@ -394,78 +303,6 @@ impl Store {
             sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
         });
         Ok(())
-    }
-
-    /// The connections of these clients to refresh now, those first whose token ends first: due, or
-    /// claimed by somebody who let the lease run out. Those of other clients take none of the
-    /// `limit`: who cannot refresh them must not wait behind them.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn due_of(
-        &self,
-        clients: impl IntoIterator<Item = &Slug>,
-        limit: u32,
-    ) -> Result<Vec<ConnectionId>, StoreError> {
-        // One text for any number of names, ` a  b  c `; no name holds a space. What the list loses
-        // when a name is taken out of it tells whether the name was there, on both engines.
-        let clients: String =
-            clients.into_iter().flat_map(|client| [" ", client.as_str(), " "]).collect();
-        let sql = concat!(
-            "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
-            WHERE replace($3, ' ' || c.client || ' ', '') <> $3 AND c.state IN ",
-            refreshing!(),
-            " AND COALESCE(g.lease_until, c.refresh_at) <= ",
-            now!(),
-            " ORDER BY COALESCE(g.expires_at, 0), c.id LIMIT $2"
-        );
-        on!(self, |pool| {
-            let rows = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(i64::from(limit))
-                .bind(clients)
-                .fetch_all(pool)
-                .await?;
-            rows.iter().map(|row| row.parsed("id")).collect()
-        })
-    }
-
-    /// The connections to refresh now, those first whose token ends first: due, or claimed by
-    /// somebody who let the lease run out.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn due(&self, limit: u32) -> Result<Vec<ConnectionId>, StoreError> {
-        let sql = concat!(
-            "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
-            WHERE c.state IN ",
-            refreshing!(),
-            " AND COALESCE(g.lease_until, c.refresh_at) <= ",
-            now!(),
-            " ORDER BY COALESCE(g.expires_at, 0), c.id LIMIT $2"
-        );
-        on!(self, |pool| {
-            let rows =
-                sqlx::query(sql).bind(self.ahead()).bind(i64::from(limit)).fetch_all(pool).await?;
-            rows.iter().map(|row| row.parsed("id")).collect()
-        })
-    }
-
-    /// When [`Store::due`] next has something to give, on the database's clock; none while nothing
-    /// is scheduled.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn next_due_at(&self) -> Result<Option<Timestamp>, StoreError> {
-        let sql = concat!(
-            "SELECT min(COALESCE(g.lease_until, c.refresh_at)) AS next_due_at
-            FROM connections c JOIN grants g ON g.connection_id = c.id WHERE c.state IN ",
-            refreshing!()
-        );
-        on!(self, |pool| sqlx::query(sql).fetch_one(pool).await?.time_or_null("next_due_at"))
     }
 }
 

@@ -26,7 +26,9 @@ mod meta;
 mod pending;
 mod purge;
 mod row;
+mod schedule;
 mod schema;
+mod tombstones;
 
 use std::{fmt, time::Duration};
 

@@ -17,6 +17,7 @@ on_both_engines! {
     a_bad_query_is_refused_and_a_large_one_bounded,
     bad_input_is_one_sentence_and_a_code,
     the_token_endpoint_speaks_oauth,
+    a_problem_repeats_no_value,
     whatever_stands_in_a_path_is_answered_in_kind,
     no_route_is_on_both_listeners_but_liveness,
     health_tells_how_things_are,
@@ -268,6 +269,23 @@ async fn whatever_stands_in_a_path_is_answered_in_kind(database: TestDatabase) {
     let callback = format!("{}/callback/avito?code=x&state=y", broker.public_url);
     let looked = Person::alone().send(Method::HEAD, &callback, &[], None).await;
     assert_eq!(looked.status, StatusCode::METHOD_NOT_ALLOWED);
+    broker.stop().await;
+}
+
+async fn a_problem_repeats_no_value(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let service = |verbs: Value, connections: Value| json!({ "name": "s", "verbs": verbs, "connections": connections });
+    for body in [
+        service(json!(["canary"]), json!(["*"])),
+        service(json!(["x, expected canary"]), json!(["*"])),
+        service(json!("canary at line 2"), json!(["*"])),
+        service(json!(["token"]), json!("canary, expected")),
+        json!({ "name": "s", "connections": ["*"], "expires_at": "canary" }),
+    ] {
+        let refused = broker.operator(Method::POST, "/v1/services", Some(body.clone())).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{body}: {refused:?}");
+        assert!(!refused.text.contains("canary"), "{body}: {refused:?}");
+    }
     broker.stop().await;
 }
 

@@ -227,6 +227,15 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     let stranger = broker.service("stranger", json!(["avito-*"]), json!(["confirm"])).await;
     assert_eq!(confirm(stranger, json!(account)).await.status, StatusCode::NOT_FOUND);
 
+    // Leaving the account out is a slip, and discards nothing.
+    let path = "/v1/connections/divar-shop/confirm";
+    for body in [None, Some(json!({}))] {
+        let slip = broker.operator(Method::POST, path, body).await;
+        assert_eq!(slip.status, StatusCode::BAD_REQUEST, "{slip:?}");
+        assert!(slip.text.contains("account"), "{slip:?}");
+    }
+    assert_eq!(broker.view("divar-shop").await["state"], "pending_confirm");
+
     // Naming another account discards what was consented.
     let operator = broker.operator_key.clone();
     assert_eq!(confirm(operator.clone(), json!("other")).await.status, StatusCode::BAD_REQUEST);

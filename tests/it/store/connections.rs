@@ -14,7 +14,7 @@ on_both_engines! {
     a_connection_reads_back_as_it_was_made,
     a_name_is_taken_once,
     connections_come_by_name,
-    metadata_can_be_changed,
+    a_state_can_be_set,
     a_reader_who_polls_sees_every_change,
     deleting_leaves_nothing_sealed,
     a_corrupt_row_is_told_and_not_guessed,
@@ -67,20 +67,13 @@ async fn connections_come_by_name(db: TestDatabase) {
     assert_eq!(names.len(), 4);
 }
 
-async fn metadata_can_be_changed(db: TestDatabase) {
+async fn a_state_can_be_set(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     assert!(db.store.set_state(id, State::Suspect, Some("loop")).await.unwrap());
-    assert!(db.store.set_scopes(id, &["items:info".to_owned()]).await.unwrap());
-    assert!(db.store.set_expected_account(id, None).await.unwrap());
     let read = db.store.record_by_id(id).await.unwrap().unwrap().connection;
     assert_eq!((read.state, read.reason.as_deref()), (State::Suspect, Some("loop")));
-    assert_eq!(read.scopes, ["items:info"]);
-    assert_eq!(read.expected_account, None);
-
     let unknown = ConnectionId::new();
     assert!(!db.store.set_state(unknown, State::Suspect, None).await.unwrap());
-    assert!(!db.store.set_scopes(unknown, &[]).await.unwrap());
-    assert!(!db.store.set_expected_account(unknown, None).await.unwrap());
     assert!(!db.store.delete(unknown).await.unwrap());
 }
 
@@ -99,7 +92,7 @@ async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
     };
     assert!(changes().await.is_empty(), "nothing has changed since the mark");
 
-    db.store.set_scopes(busy.id, &[]).await.unwrap();
+    db.store.set_state(busy.id, State::Suspect, None).await.unwrap();
     assert_eq!(changes().await, [busy.id]);
     db.store.delete(quiet.id).await.unwrap();
     let after = db.store.changed_since(mark).await.unwrap();
@@ -112,7 +105,6 @@ async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
 
 async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(!db.store.any_sealed().await.unwrap());
     let held = grant(&db, 1);
     let commit = Commit {
         connection: id,
@@ -124,7 +116,6 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
         refresh_hash: None,
     };
     assert!(db.store.commit_grant(&commit).await.unwrap());
-    assert!(db.store.any_sealed().await.unwrap());
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
     consents::started(&db, id).await;
     let before = db.contents().await;
@@ -133,7 +124,6 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     }
 
     assert!(db.store.delete(id).await.unwrap());
-    assert!(!db.store.any_sealed().await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
     assert!(!db.store.commit_grant(&commit).await.unwrap(), "a late grant has nowhere to go");
     assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());

@@ -1,0 +1,103 @@
+//! When a connection is due, and for whom.
+
+use jiff::Timestamp;
+
+use super::{
+    Store, StoreError,
+    engine::{in_transaction, on},
+    grants::refreshing,
+    now,
+    row::Cells as _,
+};
+use crate::{connection::ConnectionId, slug::Slug};
+
+impl Store {
+    /// The connections of these clients to refresh now, those first whose token ends first: due, or
+    /// claimed by somebody who let the lease run out. Those of other clients take none of the
+    /// `limit`: who cannot refresh them must not wait behind them.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn due(
+        &self,
+        clients: impl IntoIterator<Item = &Slug>,
+        limit: u32,
+    ) -> Result<Vec<ConnectionId>, StoreError> {
+        // One text for any number of names, ` a  b  c `; no name holds a space. What the list loses
+        // when a name is taken out of it tells whether the name was there, on both engines.
+        let clients: String =
+            clients.into_iter().flat_map(|client| [" ", client.as_str(), " "]).collect();
+        let sql = concat!(
+            "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
+            WHERE replace($3, ' ' || c.client || ' ', '') <> $3 AND c.state IN ",
+            refreshing!(),
+            " AND COALESCE(g.lease_until, c.refresh_at) <= ",
+            now!(),
+            " ORDER BY COALESCE(g.expires_at, 0), c.id LIMIT $2"
+        );
+        on!(self, |pool| {
+            let rows = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(i64::from(limit))
+                .bind(clients)
+                .fetch_all(pool)
+                .await?;
+            rows.iter().map(|row| row.parsed("id")).collect()
+        })
+    }
+
+    /// Moves the next refresh, and lets go of a claim whose lease has run out, so that it does not
+    /// make the connection due before. False when there is no such connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn postpone(&self, id: ConnectionId, until: Timestamp) -> Result<bool, StoreError> {
+        let postpone = concat!(
+            "UPDATE connections SET refresh_at = $3, changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        let let_go = concat!(
+            "UPDATE grants SET lease_until = NULL WHERE connection_id = $2 AND lease_until <= ",
+            now!()
+        );
+        let id = id.to_string();
+        in_transaction!(self, |tx| {
+            let postponed = sqlx::query(postpone)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(until.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            if postponed.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sqlx::query(let_go).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+        });
+        Ok(true)
+    }
+
+    /// Ends the leases of a replica that has died and is here again; its attempts stay as evidence.
+    /// Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; the leases then run out by themselves.
+    pub async fn abandon(&self, replica: &str) -> Result<u64, StoreError> {
+        let sql = concat!(
+            "UPDATE grants SET lease_until = ",
+            now!(),
+            " WHERE lease_until > ",
+            now!(),
+            " AND substr(attempt_id, 1, CAST($3 AS INTEGER)) = $2"
+        );
+        let prefix = format!("{replica}.");
+        let length = i64::try_from(prefix.len()).unwrap_or_default();
+        on!(self, |pool| {
+            let ended = sqlx::query(sql).bind(self.ahead()).bind(&prefix).bind(length);
+            Ok(ended.execute(pool).await?.rows_affected())
+        })
+    }
+}

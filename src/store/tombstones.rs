@@ -1,0 +1,42 @@
+//! Refresh tokens that are never presented again.
+
+use super::{Store, StoreError, engine::on, now};
+use crate::{connection::ConnectionId, secret::Digest};
+
+impl Store {
+    /// Buries a refresh token that was refused, whatever becomes of its connection.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn bury(&self, id: ConnectionId, refresh_hash: &Digest) -> Result<(), StoreError> {
+        let sql = concat!(
+            "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
+            VALUES ($2, $3, ",
+            now!(),
+            ") ON CONFLICT DO NOTHING"
+        );
+        on!(self, |pool| {
+            sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(refresh_hash.to_string())
+                .bind(id.to_string())
+                .execute(pool)
+                .await?;
+            Ok(())
+        })
+    }
+
+    /// Whether a refresh token was spent or refused before.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn is_buried(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
+        on!(self, |pool| {
+            let found = sqlx::query(sql).bind(refresh_hash.to_string()).fetch_optional(pool);
+            Ok(found.await?.is_some())
+        })
+    }
+}
