@@ -21,7 +21,9 @@
 //! | [`client`] | our registration at a provider |
 //! | [`provider`] | profiles as data, requests and answers as pure functions, the way out |
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
+//! | [`spool`] | received grants on disk, on their way into the store |
 //! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
+//! | [`state_dir`] | this replica's own folder, its lock and its name |
 //! | [`simulator`] | strict imitations of the built-in providers |
 //! | [`clock`], [`slug`], [`telemetry`] | time, names, logging |
 //!
@@ -39,8 +41,10 @@
 //! ([`Store::claim`](store::Store::claim), a row with a lease and the intent, committed), builds
 //! the request from the profile ([`provider::request::refresh`]), sends it once
 //! ([`Outbound::send`](provider::Outbound::send)), reads the answer leniently
-//! ([`provider::read_grant`]), stores the grant by compare-and-set on the generation
-//! ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it to memory.
+//! ([`provider::read_grant`]), puts the grant on disk ([`spool`]), stores it by compare-and-set on
+//! the generation ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it
+//! to memory. What a crash leaves behind is taken up at the next start
+//! ([`Broker::recover`](broker::Broker::recover)).
 //! [`refresher::run`] comes through the same door with what is due.
 //!
 //! # Consent
