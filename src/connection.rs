@@ -297,7 +297,7 @@ pub fn skew_margin(life: Duration) -> Duration {
 /// connections made together are not due together.
 #[must_use]
 pub fn refresh_at(id: ConnectionId, grant: &HeldGrant) -> Option<Timestamp> {
-    let life = life(grant);
+    let life = life(grant.received_at, grant.expires_at);
     if life < MIN_SCHEDULED_LIFE {
         return None;
     }
@@ -313,18 +313,17 @@ pub fn refresh_at(id: ConnectionId, grant: &HeldGrant) -> Option<Timestamp> {
     Some(grant.expires_at - lead.min(life))
 }
 
-/// The whole life of the grant's access token.
+/// The whole life of an access token.
 #[must_use]
-pub fn life(grant: &HeldGrant) -> Duration {
-    Duration::try_from(grant.expires_at.duration_since(grant.received_at)).unwrap_or_default()
+pub fn life(received_at: Timestamp, expires_at: Timestamp) -> Duration {
+    Duration::try_from(expires_at.duration_since(received_at)).unwrap_or_default()
 }
 
-/// How long the access token can still be used, with the skew margin taken off; zero when it
-/// cannot.
+/// How long an access token can still be used, with the skew margin taken off; zero when it cannot.
 #[must_use]
-pub fn remaining(grant: &HeldGrant, now: Timestamp) -> Duration {
-    let left = Duration::try_from(grant.expires_at.duration_since(now)).unwrap_or_default();
-    left.saturating_sub(skew_margin(life(grant)))
+pub fn remaining(received_at: Timestamp, expires_at: Timestamp, now: Timestamp) -> Duration {
+    let left = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
+    left.saturating_sub(skew_margin(life(received_at, expires_at)))
 }
 
 /// How long to wait after a passing failure: doubling from 2 s to 5 min, varied by `seed`.
@@ -381,11 +380,12 @@ mod tests {
 
     #[test]
     fn what_remains_leaves_room_for_skew() {
-        let long = grant(3_600);
-        assert_eq!(remaining(&long, Timestamp::UNIX_EPOCH), Duration::from_secs(3_570));
-        assert_eq!(remaining(&long, Timestamp::from_second(3_571).unwrap()), Duration::ZERO);
-        assert_eq!(remaining(&grant(30), Timestamp::UNIX_EPOCH), Duration::from_secs(27));
-        assert_eq!(remaining(&grant(30), Timestamp::from_second(99).unwrap()), Duration::ZERO);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let left = |life, now| remaining(at(0), at(life), at(now));
+        assert_eq!(left(3_600, 0), Duration::from_secs(3_570));
+        assert_eq!(left(3_600, 3_571), Duration::ZERO);
+        assert_eq!(left(30, 0), Duration::from_secs(27));
+        assert_eq!(left(30, 99), Duration::ZERO);
     }
 
     #[test]

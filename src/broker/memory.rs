@@ -18,7 +18,7 @@ use secrecy::SecretString;
 
 use crate::{
     caller::{Service, StoredKey},
-    connection::{Account, Connection, ConnectionId, skew_margin},
+    connection::{self, Account, Connection, ConnectionId},
     slug::Slug,
 };
 
@@ -52,13 +52,12 @@ pub(crate) struct OpenGrant {
 impl OpenGrant {
     /// The whole life of the access token.
     pub(crate) fn life(&self) -> Duration {
-        Duration::try_from(self.expires_at.duration_since(self.received_at)).unwrap_or_default()
+        connection::life(self.received_at, self.expires_at)
     }
 
-    /// How long the access token can still be used, with the skew margin taken off.
+    /// How long the access token can still be used.
     pub(crate) fn remaining(&self, now: Timestamp) -> Duration {
-        let left = Duration::try_from(self.expires_at.duration_since(now)).unwrap_or_default();
-        left.saturating_sub(skew_margin(self.life()))
+        connection::remaining(self.received_at, self.expires_at, now)
     }
 }
 
