@@ -43,7 +43,30 @@ impl Client {
         if scopes.iter().all(fits) {
             Ok(())
         } else {
-            Err("`scopes`: expected a list of single scopes, without spaces or separators".into())
+            Err("expected a list of single scopes, without spaces or separators".into())
         }
+    }
+}
+
+/// The grant that was asked for, if the provider has it; else the first that it has.
+///
+/// # Errors
+///
+/// One sentence that says what the provider offers instead.
+pub fn choose_grant(profile: &Profile, asked: Option<GrantType>) -> Result<GrantType, String> {
+    let offered: Vec<GrantType> = [GrantType::AuthorizationCode, GrantType::ClientCredentials]
+        .into_iter()
+        .filter(|grant| profile.grant(*grant).is_some())
+        .collect();
+    let words = || offered.iter().map(|grant| grant.as_str()).collect::<Vec<_>>().join(", ");
+    match asked {
+        Some(grant) if offered.contains(&grant) => Ok(grant),
+        Some(grant) => {
+            Err(format!("{} does not offer {grant}; it offers {}", profile.title, words()))
+        }
+        None => offered
+            .first()
+            .copied()
+            .ok_or_else(|| format!("{} offers no grant a connection can use", profile.title)),
     }
 }

@@ -8,8 +8,7 @@ use utoipa::ToSchema;
 
 use super::{Broker, BrokerError, Caller, Why, memory::Live};
 use crate::{
-    client::Client,
-    config::choose_grant,
+    client::{Client, choose_grant},
     connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
     slug::Slug,
     store::StoreError,
@@ -101,7 +100,9 @@ impl Broker {
         let grant_type = choose_grant(&client.profile, new.grant_type.or(Some(client.grant_type)))
             .map_err(BrokerError::Invalid)?;
         if let Some(scopes) = &new.scopes {
-            client.check_scopes(scopes).map_err(BrokerError::Invalid)?;
+            client
+                .check_scopes(scopes)
+                .map_err(|problem| BrokerError::Invalid(format!("`scopes`: {problem}")))?;
         }
         let now = self.clock.now();
         let direct = grant_type == GrantType::ClientCredentials;

@@ -96,7 +96,9 @@ impl Broker {
         }
         let client = self.client(&connection.client)?;
         if let Some(scopes) = &request.scopes {
-            client.check_scopes(scopes).map_err(BrokerError::Invalid)?;
+            client
+                .check_scopes(scopes)
+                .map_err(|problem| BrokerError::Invalid(format!("`scopes`: {problem}")))?;
         }
         let now = self.clock.now();
         let life = if request.own_browser { OWN_LINK_LIFE } else { LINK_LIFE };

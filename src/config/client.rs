@@ -7,9 +7,8 @@ use url::Url;
 
 use super::{ConfigError, secret::one_of, written, wrong};
 use crate::{
-    client::Client,
-    connection::GrantType,
-    provider::{Catalogue, Profile},
+    client::{Client, choose_grant},
+    provider::Catalogue,
     slug::Slug,
 };
 
@@ -60,7 +59,7 @@ impl written::Client {
         })?;
         let grant_type =
             choose_grant(profile, grant).map_err(|problem| wrong(setting("grant"), problem))?;
-        Ok(Client {
+        let client = Client {
             name: name.clone(),
             profile: Arc::clone(profile),
             client_id: self.client_id,
@@ -69,7 +68,9 @@ impl written::Client {
             scopes: self.scopes.into_vec(),
             grant_type,
             redirect_uri: redirect_uri(public_url, name),
-        })
+        };
+        client.check_scopes(&client.scopes).map_err(|problem| wrong(setting("scopes"), problem))?;
+        Ok(client)
     }
 }
 
@@ -77,29 +78,6 @@ impl written::Client {
 #[must_use]
 pub fn redirect_uri(public_url: &Url, client: &Slug) -> String {
     format!("{}/callback/{client}", public_url.as_str().trim_end_matches('/'))
-}
-
-/// The grant that was asked for, if the provider has it; else the first that it has.
-///
-/// # Errors
-///
-/// One sentence that says what the provider offers instead.
-pub fn choose_grant(profile: &Profile, asked: Option<GrantType>) -> Result<GrantType, String> {
-    let offered: Vec<GrantType> = [GrantType::AuthorizationCode, GrantType::ClientCredentials]
-        .into_iter()
-        .filter(|grant| profile.grant(*grant).is_some())
-        .collect();
-    let words = || offered.iter().map(|grant| grant.as_str()).collect::<Vec<_>>().join(", ");
-    match asked {
-        Some(grant) if offered.contains(&grant) => Ok(grant),
-        Some(grant) => {
-            Err(format!("{} does not offer {grant}; it offers {}", profile.title, words()))
-        }
-        None => offered
-            .first()
-            .copied()
-            .ok_or_else(|| format!("{} offers no grant a connection can use", profile.title)),
-    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a path beside secrets is not one itself")]

@@ -18,10 +18,7 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
-pub use self::{
-    client::{choose_grant, redirect_uri},
-    secret::read_secret,
-};
+pub use self::{client::redirect_uri, secret::read_secret};
 use self::{secret::one_of, written::Written};
 use crate::{
     client::Client, provider::Catalogue, simulator::SimulatorSettings, slug::Slug, telemetry,
