@@ -160,6 +160,12 @@ async fn a_client_that_its_provider_cannot_have_is_refused() {
         ),
         (
             "shop",
+            "avito",
+            "scopes = ['items:info,user:read']",
+            "setting `clients.shop.scopes`: expected a list of single scopes",
+        ),
+        (
+            "shop",
             "kommo",
             "grant = 'client_credentials'",
             "setting `clients.shop.grant`: Kommo does not offer",
