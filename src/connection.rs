@@ -280,6 +280,14 @@ pub struct Record {
     pub changed_at: Timestamp,
 }
 
+impl Record {
+    /// How many grants the connection has held.
+    #[must_use]
+    pub fn generation(&self) -> i64 {
+        self.grant.as_ref().map_or(0, |grant| grant.generation)
+    }
+}
+
 /// The shortest token life that is refreshed ahead of time; shorter ones on demand only.
 pub const MIN_SCHEDULED_LIFE: Duration = Duration::from_mins(2);
 

@@ -67,7 +67,6 @@ impl Broker {
         let access = open("pending.access", &pending.access)?;
         let refresh =
             pending.refresh.as_ref().map(|sealed| open("pending.refresh", sealed)).transpose()?;
-        let from = record.grant.as_ref().map_or(0, |held| held.generation);
         let received = ReceivedGrant {
             access: &access,
             refresh: refresh.as_ref(),
@@ -75,7 +74,7 @@ impl Broker {
             received_at: pending.received_at,
             expires_at: pending.expires_at,
         };
-        let next = self.seal_grant(id, from + 1, received);
+        let next = self.seal_grant(id, record.generation() + 1, received);
         let commit = store::Commit {
             connection: id,
             grant: &next,

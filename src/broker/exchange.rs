@@ -1,6 +1,5 @@
 //! The exchange of a code: once, never again, and what becomes of the grant that it brings.
 
-use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
@@ -9,9 +8,9 @@ use super::{
 };
 use crate::{
     client::Client,
-    connection::{Account, Connection, PendingGrant, Record, Vars},
+    connection::{Account, Connection, ConnectionId, PendingGrant, Record, Vars},
     consent::Outcome,
-    provider::{Grant, ProviderError, request},
+    provider::{ProviderError, request},
     seal::Place,
     secret::Digest,
     store,
@@ -48,17 +47,24 @@ impl Broker {
             tracing::warn!(connection = %connection.name, "account unknown: {}", error.message);
             None
         });
+        let received = ReceivedGrant {
+            access: &grant.access,
+            refresh: grant.refresh.as_ref(),
+            scopes: grant.scopes.unwrap_or_else(|| exchange.scopes.to_vec()),
+            received_at: sent_at,
+            expires_at: sent_at + grant.expires_in,
+        };
         match judge_account(connection, account.as_ref(), &exchange) {
             Verified::Refused => {
                 tracing::warn!(connection = %connection.name, "another account consented");
                 Ok(Outcome::WrongAccount)
             }
             Verified::Meant => {
-                self.store_consented(client, record, &grant, sent_at, account, &exchange).await?;
+                self.store_consented(client, record, &received, account, &exchange).await?;
                 Ok(Outcome::Connected)
             }
             Verified::Unknown => {
-                let pending = self.seal_pending(connection, &grant, sent_at, account, &exchange);
+                let pending = self.seal_pending(connection.id, received, account, exchange.vars);
                 until_stored(|| self.store.put_pending(connection.id, &pending)).await;
                 self.reload(connection.id).await?;
                 Ok(Outcome::PendingConfirm)
@@ -68,23 +74,22 @@ impl Broker {
 
     fn seal_pending(
         &self,
-        connection: &Connection,
-        grant: &Grant,
-        sent_at: Timestamp,
+        id: ConnectionId,
+        received: ReceivedGrant<'_>,
         account: Option<Account>,
-        exchange: &Exchange<'_>,
+        vars: Vars,
     ) -> PendingGrant {
-        let id = connection.id.to_string();
+        let id = id.to_string();
         let seal =
             |field, secret| self.keyring.seal(Place { record: &id, field, generation: 0 }, secret);
         PendingGrant {
-            access: seal("pending.access", &grant.access),
-            refresh: grant.refresh.as_ref().map(|token| seal("pending.refresh", token)),
-            scopes: grant.scopes.clone().unwrap_or_else(|| exchange.scopes.to_vec()),
-            received_at: sent_at,
-            expires_at: sent_at + grant.expires_in,
+            access: seal("pending.access", received.access),
+            refresh: received.refresh.map(|token| seal("pending.refresh", token)),
+            scopes: received.scopes,
+            received_at: received.received_at,
+            expires_at: received.expires_at,
             account,
-            vars: exchange.vars.clone(),
+            vars,
         }
     }
 
@@ -92,22 +97,13 @@ impl Broker {
         &self,
         client: &Client,
         mut record: Record,
-        grant: &Grant,
-        sent_at: Timestamp,
+        received: &ReceivedGrant<'_>,
         account: Option<Account>,
         exchange: &Exchange<'_>,
     ) -> Result<(), BrokerError> {
         let id = record.connection.id;
         loop {
-            let from = record.grant.as_ref().map_or(0, |held| held.generation);
-            let received = ReceivedGrant {
-                access: &grant.access,
-                refresh: grant.refresh.as_ref(),
-                scopes: grant.scopes.clone().unwrap_or_else(|| exchange.scopes.to_vec()),
-                received_at: sent_at,
-                expires_at: sent_at + grant.expires_in,
-            };
-            let next = self.seal_grant(id, from + 1, received);
+            let next = self.seal_grant(id, record.generation() + 1, received.clone());
             let commit = store::Commit {
                 connection: id,
                 grant: &next,
@@ -115,7 +111,7 @@ impl Broker {
                 account: account.as_ref(),
                 vars: Some(&exchange.vars),
                 scopes: Some(exchange.scopes),
-                refresh_hash: grant.refresh.as_ref().map(Digest::of),
+                refresh_hash: received.refresh.map(Digest::of),
             };
             if until_stored(|| self.store.commit_grant(&commit)).await {
                 break;
@@ -179,8 +175,10 @@ fn log_exchange_failure(connection: &Connection, error: &ProviderError) {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
-    use crate::connection::{ConnectionId, GrantType};
+    use crate::connection::GrantType;
 
     fn account(id: &str) -> Account {
         Account { id: id.to_owned(), name: None, aliases: vec![format!("sub-{id}")] }

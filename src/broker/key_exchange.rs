@@ -83,7 +83,7 @@ impl Broker {
         let accepted = reply.and_then(|reply| amocrm::read_key_exchange(&client.profile, &reply));
         if let Err(error) = accepted {
             if error.verdict != Verdict::Ambiguous {
-                self.store.take_exchange(&client.name, &pending.account_host).await?;
+                self.store.end_exchange(pending.id).await?;
             }
             return Err(BrokerError::Conflict(format!(
                 "the provider did not accept the API key: {}",
@@ -146,8 +146,7 @@ impl Broker {
             match outcome {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {
-                    let done = (&pending.client, pending.account_host.as_str());
-                    until_stored(|| broker.store.take_exchange(done.0, done.1)).await;
+                    until_stored(|| broker.store.end_exchange(pending.id)).await;
                     broker.exchange_tries.remove(&pending.id);
                     tracing::info!(%outcome, "API-key exchange ended");
                 }

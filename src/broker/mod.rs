@@ -190,18 +190,6 @@ impl Broker {
         &self.store
     }
 
-    /// The time the broker goes by.
-    #[must_use]
-    pub fn clock(&self) -> &Clock {
-        &self.clock
-    }
-
-    /// Every client, by name.
-    #[must_use]
-    pub fn clients(&self) -> &BTreeMap<Slug, Arc<Client>> {
-        &self.clients
-    }
-
     fn client(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
         self.clients.get(name).ok_or_else(|| {
             BrokerError::Misconfigured(format!(
@@ -221,12 +209,12 @@ impl Broker {
                 None
             }
         };
-        let pending_account = record.pending.and_then(|pending| pending.account);
+        let generation = record.generation();
         self.memory.put(Live {
-            generation: record.grant.as_ref().map_or(0, |grant| grant.generation),
+            generation,
             connection: record.connection,
             grant,
-            pending_account,
+            pending_account: record.pending.and_then(|pending| pending.account),
             changed_at: record.changed_at,
         });
     }
@@ -316,6 +304,7 @@ impl Broker {
 }
 
 /// A grant as it came, before it is sealed.
+#[derive(Clone)]
 struct ReceivedGrant<'a> {
     access: &'a SecretString,
     refresh: Option<&'a SecretString>,

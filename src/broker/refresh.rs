@@ -165,7 +165,7 @@ impl Broker {
         why: Why,
     ) -> Result<(), BrokerError> {
         let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
-        let generation = generation(&record);
+        let generation = record.generation();
         let done = match seen {
             Some(seen) => generation > seen,
             // An attempt that nobody ended is due whatever the schedule says.
@@ -264,7 +264,7 @@ impl Broker {
         let clock = Stopwatch::start();
         let connection = record.connection.id;
         let claimed =
-            self.store.claim(connection, &id, generation(record), spent.as_ref(), lease).await?;
+            self.store.claim(connection, &id, record.generation(), spent.as_ref(), lease).await?;
         if claimed.is_none() {
             return Ok(None);
         }
@@ -352,7 +352,7 @@ impl Broker {
         while waited.elapsed() < at_most {
             sleep(Duration::from_millis(250)).await;
             let record = self.reload(id).await?;
-            if generation(&record) > from || !record.connection.state.refreshes() {
+            if record.generation() > from || !record.connection.state.refreshes() {
                 return Ok(());
             }
             if record.connection.last_error.as_ref().is_some_and(|error| {
@@ -385,8 +385,4 @@ fn client_credentials(client: &Client, record: &Record) -> Result<OutboundReques
 
 fn misconfigured(error: &RequestError) -> BrokerError {
     BrokerError::Misconfigured(error.to_string())
-}
-
-pub(super) fn generation(record: &Record) -> i64 {
-    record.grant.as_ref().map_or(0, |grant| grant.generation)
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::{task::spawn_blocking, time::sleep};
 
-use super::{Broker, BrokerError, ReceivedGrant, refresh::generation};
+use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
     client::Client,
     connection::{
@@ -108,7 +108,7 @@ impl Broker {
             received_at: sent_at,
             expires_at: sent_at + grant.expires_in,
         };
-        let next = self.seal_grant(connection.id, generation(record) + 1, received);
+        let next = self.seal_grant(connection.id, record.generation() + 1, received);
         (next, refresh.map(Digest::of))
     }
 
@@ -178,7 +178,7 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let connection = &record.connection;
         let Attempt { id: attempt, slot, spent, .. } = attempt;
-        let mut from = generation(record);
+        let mut from = record.generation();
         if let (Some(refresh), Some(held)) = (&error.salvaged_refresh, &record.grant)
             && spent != Some(Digest::of(refresh))
             // Within a grace the old one brings a whole new pair.
@@ -231,7 +231,7 @@ impl Broker {
         };
         let recorded = until_stored(|| self.store.record_failure(&failure)).await;
         let after = self.reload(connection.id).await?;
-        if !recorded && generation(&after) > from {
+        if !recorded && after.generation() > from {
             // A consent brought a newer grant meanwhile: the failure is of no interest any more.
             return Ok(());
         }

@@ -127,11 +127,9 @@ impl Broker {
         };
         let remaining = live.grant.as_ref().map_or(Duration::ZERO, |grant| grant.remaining(now));
         if remaining > Duration::ZERO && remaining >= asked {
-            if on_demand(&live, now) {
+            if on_demand(&live, now) && refresh_is_allowed(&live, now).is_ok() {
                 // The caller has a live token and does not wait for the next.
-                if refresh_is_allowed(&live, now).is_ok() {
-                    drop(self.refresh(live.connection.id, Some(live.generation), Why::Read));
-                }
+                drop(self.refresh(live.connection.id, Some(live.generation), Why::Read));
             }
             return self.issue(live, asked);
         }

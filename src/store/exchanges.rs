@@ -1,3 +1,5 @@
+use uuid::Uuid;
+
 use super::{Store, StoreError, engine::on, now, row::Cells};
 use crate::{consent::KeyExchange, slug::Slug};
 
@@ -25,7 +27,8 @@ impl Store {
         Ok(())
     }
 
-    /// The exchange that a code from this account belongs to, left in place.
+    /// The exchange that a code from this account belongs to, left in place. Of several the newest:
+    /// those before it were given up.
     ///
     /// # Errors
     ///
@@ -52,33 +55,15 @@ impl Store {
         })
     }
 
-    /// Takes the exchange that a code from this account was asked for by, once and for good. Of
-    /// several the newest: those before it were given up.
+    /// Ends an exchange, once and for good. False when it has ended already.
     ///
     /// # Errors
     ///
-    /// When the database does not answer; the exchange may then be taken all the same.
-    pub async fn take_exchange(
-        &self,
-        client: &Slug,
-        account_host: &str,
-    ) -> Result<Option<KeyExchange>, StoreError> {
-        let sql = concat!(
-            "DELETE FROM key_exchanges WHERE id = (
-                SELECT id FROM key_exchanges
-                WHERE client = $2 AND account_host = $3 AND expires_at > ",
-            now!(),
-            " ORDER BY requested_at DESC, id DESC LIMIT 1
-            ) RETURNING id, connection_id, client, account_host, requested_at, expires_at"
-        );
+    /// When the database does not answer; the exchange may have ended all the same.
+    pub async fn end_exchange(&self, id: Uuid) -> Result<bool, StoreError> {
         on!(self, |pool| {
-            let row = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(client.as_str())
-                .bind(account_host)
-                .fetch_optional(pool)
-                .await?;
-            row.map(|row| exchange(&row)).transpose()
+            let ended = sqlx::query("DELETE FROM key_exchanges WHERE id = $1").bind(id.to_string());
+            Ok(ended.execute(pool).await?.rows_affected() == 1)
         })
     }
 }

@@ -216,7 +216,10 @@ fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
 async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     let id = stored(&db, "amocrm-main").await.id;
     let take = async |client: &str, host: &str| {
-        db.store.take_exchange(&client.parse().unwrap(), host).await.unwrap()
+        let pending = db.store.pending_exchange(&client.parse().unwrap(), host).await.unwrap()?;
+        let ended = async || db.store.end_exchange(pending.id).await.unwrap();
+        assert!(ended().await && !ended().await, "once and for good");
+        Some(pending)
     };
     let older = exchange(&db, id);
     db.clock.advance(Duration::from_secs(1));
