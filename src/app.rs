@@ -10,6 +10,7 @@ use crate::{
     broker::{Broker, Parts},
     clock::Clock,
     config::{Config, Database},
+    failpoint::Failpoints,
     http::{
         self,
         server::{self, Limits},
@@ -233,6 +234,7 @@ impl App {
         config: Config,
         listeners: Listeners,
         clock: Clock,
+        failpoints: Failpoints,
     ) -> Result<Self, StartError> {
         let state_dir = StateDir::open(&config)?;
         let store = connect_store(&config, clock.clone()).await?;
@@ -261,6 +263,7 @@ impl App {
             clients: config.clients,
             public_url: config.public_url.clone(),
             return_to: config.return_to,
+            failpoints,
         })
         .await?;
         broker.recover().await.map_err(|error| StartError::Unavailable(error.to_string()))?;
@@ -329,7 +332,7 @@ impl App {
         };
         shutdown.cancel();
         tracing::info!("ending: finishing what is under way");
-        broker.tasks().close();
+        broker.close();
         let ended = async { while parts.join_next().await.is_some() {} };
         let ((), drained) = tokio::join!(ended, timeout(drain, broker.tasks().wait()));
         if drained.is_err() {

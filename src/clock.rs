@@ -34,6 +34,12 @@ impl Clock {
         Timestamp::from_millisecond(now).unwrap_or(Timestamp::MAX)
     }
 
+    /// TEMPORARY until merge.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.now().as_millisecond()).unwrap_or_default())
+    }
+
     /// How far this clock runs ahead of the machine's, in milliseconds.
     #[must_use]
     pub fn ahead_ms(&self) -> i64 {

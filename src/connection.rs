@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{seal::Sealed, slug::Slug};
+use crate::{rotation::Origin, seal::Sealed, slug::Slug};
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -128,7 +128,7 @@ words! {
         Revoked = "revoked",
         /// Being deleted; the provider has not yet accepted the revocation.
         Revoking = "revoking",
-        /// Evidence contradicts itself: served while it lives, not refreshed.
+        /// Evidence contradicts itself: served while it lives, and refreshed seldom.
         Suspect = "suspect",
         /// A refresh was sent and its outcome is unknown.
         Uncertain = "uncertain",
@@ -158,7 +158,10 @@ impl State {
     /// Whether a refresh may be tried in this state.
     #[must_use]
     pub fn refreshes(self) -> bool {
-        matches!(self, Self::Active | Self::BackingOff | Self::BlockedConfig | Self::Uncertain)
+        matches!(
+            self,
+            Self::Active | Self::BackingOff | Self::BlockedConfig | Self::Suspect | Self::Uncertain
+        )
     }
 }
 
@@ -244,6 +247,8 @@ pub struct HeldGrant {
     pub received_at: Timestamp,
     /// When the access token ends.
     pub expires_at: Timestamp,
+    /// The refresh that brought it; none for a consent.
+    pub origin: Option<Origin>,
 }
 
 /// A grant whose account is not confirmed yet. It never serves, and never touches a live grant.
@@ -276,6 +281,10 @@ pub struct Record {
     pub pending: Option<PendingGrant>,
     /// How many refreshes from this generation were begun and have no known outcome.
     pub open_attempts: u32,
+    /// How many of them ended without a word: the process died, or was cut off.
+    pub crashes: u32,
+    /// When the claim that stands was made, on the database's clock; it may have run out.
+    pub claimed_at: Option<Timestamp>,
     /// When any of this last changed, on the database's clock.
     pub changed_at: Timestamp,
 }
@@ -355,6 +364,7 @@ mod tests {
             scopes: Vec::new(),
             received_at: Timestamp::UNIX_EPOCH,
             expires_at: Timestamp::from_second(life_seconds).unwrap(),
+            origin: None,
         }
     }
 

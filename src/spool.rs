@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     connection::{ConnectionId, HeldGrant},
+    rotation::Origin,
     seal::Sealed,
 };
 
@@ -52,6 +53,8 @@ struct Written {
     received_at: Timestamp,
     expires_at: Timestamp,
     refresh_at: Option<Timestamp>,
+    parent: Option<String>,
+    asked_at: Option<Timestamp>,
 }
 
 impl Spool {
@@ -120,6 +123,7 @@ impl Slot {
     /// When the disk fails; the room is given back then.
     pub fn keep(mut self, entry: &Entry) -> io::Result<Kept> {
         let Entry { connection, grant, refresh_at } = entry;
+        let origin = grant.origin.as_ref();
         let written = Written {
             connection: connection.to_string(),
             generation: grant.generation,
@@ -129,6 +133,8 @@ impl Slot {
             received_at: grant.received_at,
             expires_at: grant.expires_at,
             refresh_at: *refresh_at,
+            parent: origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()),
+            asked_at: origin.map(|origin| origin.asked_at),
         };
         self.write(&serde_json::to_vec(&written)?)?;
         Ok(Kept { path: self.path.take().unwrap_or_default() })
@@ -183,6 +189,7 @@ impl Kept {
 fn read(bytes: &[u8]) -> Option<Entry> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let written: Written = serde_json::from_slice(&bytes[..end]).ok()?;
+    let parent = written.parent.map(|parent| parent.parse()).transpose().ok()?;
     Some(Entry {
         connection: written.connection.parse().ok()?,
         grant: HeldGrant {
@@ -192,6 +199,7 @@ fn read(bytes: &[u8]) -> Option<Entry> {
             scopes: written.scopes,
             received_at: written.received_at,
             expires_at: written.expires_at,
+            origin: written.asked_at.map(|asked_at| Origin { parent, asked_at }),
         },
         refresh_at: written.refresh_at,
     })
@@ -213,6 +221,7 @@ mod tests {
                 scopes: vec!["a".to_owned()],
                 received_at: Timestamp::UNIX_EPOCH,
                 expires_at: Timestamp::from_second(60).unwrap(),
+                origin: None,
             },
             refresh_at: None,
         }

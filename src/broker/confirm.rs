@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, settle::due_at};
+use super::{Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, keep::due_at};
 use crate::{
     caller::Verb,
     seal::{Place, Sealed},
@@ -73,6 +73,7 @@ impl Broker {
             scopes: pending.scopes.clone(),
             received_at: pending.received_at,
             expires_at: pending.expires_at,
+            origin: None,
         };
         let next = self.seal_grant(id, record.generation() + 1, received);
         let commit = store::Commit {

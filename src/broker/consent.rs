@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, settle::until_stored};
+use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored};
 use crate::{
     client::Client,
     consent::{CONSENT_LIFE, Consent, MAX_LIVE_CONSENTS, Outcome},

@@ -4,7 +4,7 @@ use secrecy::SecretString;
 
 use super::{
     Broker, BrokerError, ReceivedGrant,
-    settle::{due_at, until_stored},
+    keep::{due_at, until_stored},
 };
 use crate::{
     client::Client,
@@ -53,6 +53,7 @@ impl Broker {
             scopes: grant.scopes.unwrap_or_else(|| exchange.scopes.to_vec()),
             received_at: sent_at,
             expires_at: sent_at + grant.expires_in,
+            origin: None,
         };
         match judge_account(connection, account.as_ref(), &exchange) {
             Verified::Refused => {

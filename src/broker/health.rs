@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Broker, memory::Live};
+use super::{Broker, gate::Gate, memory::Live};
 use crate::{
-    connection::{State, words},
+    connection::{MIN_SCHEDULED_LIFE, State, words},
     store::EngineKind,
 };
 
@@ -134,6 +134,7 @@ impl Broker {
                 notes.push(format!("{count} {concern}"));
             }
         }
+        notes.extend(self.gates.values().flat_map(Gate::notes));
         let status = match (reachable, notes.is_empty()) {
             (false, _) if self.is_too_old(now) => HealthStatus::Down,
             (_, true) => HealthStatus::Ok,
@@ -156,10 +157,13 @@ impl Broker {
 }
 
 /// When the connection should have been refreshed at the latest: when that is planned, or when its
-/// token ended, if that was earlier. None for one that is refreshed on demand or not at all.
+/// token ended, if that was earlier. None for one that is not refreshed.
 fn due_since(live: &Live) -> Option<Timestamp> {
     let connection = &live.connection;
     let planned = connection.refresh_at.filter(|_| connection.state.refreshes())?;
+    if is_on_demand(live) {
+        return Some(planned);
+    }
     // One without a token yet has needed it ever since it was made.
     let end = live.grant.as_ref().map_or(connection.created_at, |grant| grant.expires_at);
     Some(planned.min(end))
@@ -168,10 +172,14 @@ fn due_since(live: &Live) -> Option<Timestamp> {
 /// Whether a reader who asks now has to wait for a refresh, or is turned away.
 fn lacks_token(live: &Live, now: Timestamp) -> bool {
     let connection = &live.connection;
-    // Between two demands a short-lived token may well have ended.
-    let on_demand = connection.state == State::Active && connection.refresh_at.is_none();
     let lives = live.grant.as_ref().is_some_and(|grant| !grant.remaining(now).is_zero());
-    connection.state.serves() && !lives && !on_demand
+    connection.state.serves() && !lives && !is_on_demand(live)
+}
+
+/// Whether it is refreshed for its readers alone: between two of them its token may well have ended.
+fn is_on_demand(live: &Live) -> bool {
+    let short = live.grant.as_ref().is_some_and(|grant| grant.life() < MIN_SCHEDULED_LIFE);
+    short && live.connection.state == State::Active
 }
 
 /// Whether the last refresh failed for a reason that somebody has to mend on our side; the

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange, settle::until_stored,
+    Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange, keep::until_stored,
 };
 use crate::{
     connection::{GrantType, Vars},

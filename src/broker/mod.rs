@@ -11,7 +11,9 @@ mod connections;
 mod consent;
 mod error;
 mod exchange;
+mod gate;
 mod health;
+mod keep;
 mod key_exchange;
 mod links;
 mod memory;
@@ -30,8 +32,7 @@ use std::{
 use dashmap::DashMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
-use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 pub use self::{
@@ -46,6 +47,7 @@ pub use self::{
     token::{IssuedToken, TokenRequest},
 };
 use self::{
+    gate::Gate,
     memory::{Live, Memory, OpenGrant},
     refresh::Flight,
 };
@@ -53,10 +55,12 @@ use crate::{
     client::Client,
     clock::Clock,
     connection::{ConnectionId, HeldGrant, Record, State},
+    failpoint::Failpoints,
     provider::{
         Network, Outbound,
         request::{api_base_url, resource_headers},
     },
+    rotation::Origin,
     seal::{Keyring, OpenError, Place},
     secret::Digest,
     slug::Slug,
@@ -85,6 +89,8 @@ pub struct Parts {
     pub public_url: Url,
     /// Where a person may be sent after consenting.
     pub return_to: BTreeMap<Slug, Url>,
+    /// Where tests hold a refresh.
+    pub failpoints: Failpoints,
 }
 
 /// The broker: one per process, shared by the listeners and the refresher.
@@ -101,8 +107,11 @@ pub struct Broker {
     return_to: BTreeMap<Slug, Url>,
     memory: Memory,
     loading_keys: tokio::sync::Mutex<()>,
-    /// Places for background refreshes, by provider.
-    places: BTreeMap<Slug, Arc<Semaphore>>,
+    /// By provider.
+    gates: BTreeMap<Slug, Gate>,
+    failpoints: Failpoints,
+    /// Nothing is claimed any more.
+    closing: CancellationToken,
     /// How often the code of an API-key exchange was tried.
     exchange_tries: DashMap<uuid::Uuid, u32>,
     flights: DashMap<ConnectionId, Flight>,
@@ -130,10 +139,12 @@ impl Broker {
             clients,
             public_url,
             return_to,
+            failpoints,
         } = parts;
-        let providers = clients.values().map(|client| client.profile.name.clone());
-        let places =
-            providers.map(|name| (name, Arc::new(Semaphore::new(refresh::PLACES)))).collect();
+        let profiles = clients.values().map(|client| &client.profile);
+        let gates = profiles
+            .map(|profile| (profile.name.clone(), Gate::new(profile, clock.clone())))
+            .collect();
         let broker = Arc::new(Self {
             store,
             keyring,
@@ -146,7 +157,9 @@ impl Broker {
             return_to,
             memory: Memory::default(),
             loading_keys: tokio::sync::Mutex::default(),
-            places,
+            gates,
+            failpoints,
+            closing: CancellationToken::new(),
             exchange_tries: DashMap::new(),
             flights: DashMap::new(),
             forced_at: DashMap::new(),
@@ -178,6 +191,13 @@ impl Broker {
         Ok(())
     }
 
+    /// From now on no refresh is begun; those that wait for their turn end, and what was sent is
+    /// seen through.
+    pub fn close(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+    }
+
     /// The tasks that shutdown has to wait for.
     #[must_use]
     pub fn tasks(&self) -> &TaskTracker {
@@ -188,6 +208,11 @@ impl Broker {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The gate before a client's provider.
+    fn gate(&self, client: &Client) -> &Gate {
+        &self.gates[&client.profile.name]
     }
 
     fn client(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
@@ -286,6 +311,7 @@ impl Broker {
             scopes: grant.scopes,
             received_at: grant.received_at,
             expires_at: grant.expires_at,
+            origin: grant.origin,
         }
     }
 
@@ -311,4 +337,5 @@ struct ReceivedGrant<'a> {
     scopes: Vec<String>,
     received_at: Timestamp,
     expires_at: Timestamp,
+    origin: Option<Origin>,
 }

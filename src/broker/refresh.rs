@@ -6,31 +6,33 @@
 //! protocol: claim with intent, committed; one bounded POST with no database connection held; the
 //! grant stored by compare-and-set on the generation it was made from; only then published.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking, time::sleep};
+use jiff::Timestamp;
+use tokio::{sync::oneshot, task::spawn_blocking, time::sleep};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{
-    Broker, BrokerError,
-    settle::{Attempt, until_stored},
-};
+use super::{Broker, BrokerError, keep::until_stored};
 use crate::{
     client::Client,
     clock::Stopwatch,
     connection::{ConnectionId, GrantType, Record},
+    failpoint::Point,
     provider::{
-        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Verdict, read_grant,
-        request,
+        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
+        read_grant, request,
     },
-    seal::Place,
     secret::Digest,
-    slug::Slug,
+    spool::Slot,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -42,11 +44,18 @@ const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 /// What a lease is longer than all it has to cover.
 const LEASE_SLACK: Duration = Duration::from_secs(10);
 
+/// How much longer still it is where presenting a spent token kills its successors.
+const FAMILY_CAUTION: Duration = Duration::from_secs(30);
+
 /// How long to leave a refresh alone that could not even be begun.
 const UNBEGUN_PAUSE: Duration = Duration::from_mins(1);
 
-/// How many background refreshes of one provider run at once.
-pub(super) const PLACES: usize = 8;
+/// How many attempts may end without a word before the connection is left alone for a while: it may
+/// be the one that kills those who try.
+const MAX_CRASHES: u32 = 3;
+
+/// How long such a connection is left alone.
+const CRASH_PAUSE: Duration = Duration::from_hours(1);
 
 /// Why a refresh is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,30 +84,63 @@ impl fmt::Display for Why {
     }
 }
 
-/// A running refresh, to be awaited by any number of callers.
+/// A running refresh, to be awaited by any number of callers: it resolves when readers have what it
+/// brought, or with the reason why it brought nothing.
 pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
 
 /// How long a claim lasts: computed, so that a lease shorter than the calls it covers cannot be
 /// written down. A client that asks for itself may ask twice: with its refresh token, then anew.
+/// Where a second presentation kills what the first one brought, it is longer for good measure.
 #[must_use]
 fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
     let calls = match grant_type {
         GrantType::AuthorizationCode => 1,
         GrantType::ClientCredentials => 2,
     };
-    SEND_WINDOW + profile.token.timeout * calls + COMMIT_BUDGET + LEASE_SLACK
+    let caution = match profile.tokens.rotation {
+        Rotation::SingleUseFamily => FAMILY_CAUTION,
+        Rotation::Grace | Rotation::None | Rotation::SingleUse => Duration::ZERO,
+    };
+    SEND_WINDOW + profile.token.timeout * calls + COMMIT_BUDGET + LEASE_SLACK + caution
 }
 
 /// Takes the flight off the board however it ends, a panic included.
 struct Landing {
     broker: Arc<Broker>,
     id: ConnectionId,
+    callers: Mutex<Option<oneshot::Sender<Result<(), BrokerError>>>>,
+}
+
+impl Landing {
+    /// Tells the callers how it went. Only the first word counts.
+    fn tell(&self, result: Result<(), BrokerError>) {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(callers) = callers {
+            // Nobody may be listening any more.
+            let _ = callers.send(result);
+        }
+    }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
         self.broker.flights.remove(&self.id);
     }
+}
+
+/// One refresh under way.
+pub(super) struct Attempt {
+    pub(super) id: String,
+    /// The room for what it brings.
+    pub(super) slot: Slot,
+    /// The digest of the refresh token that is presented.
+    pub(super) spent: Option<Digest>,
+    /// The provider has refused that token.
+    pub(super) refused: bool,
+    /// When it was claimed, on the database's clock.
+    pub(super) asked_at: Timestamp,
+    /// Who asked for it.
+    pub(super) why: Why,
 }
 
 impl Broker {
@@ -117,12 +159,16 @@ impl Broker {
             .entry(id)
             .or_insert_with(|| {
                 let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
-                let landing = Landing { broker: Arc::clone(self), id };
-                let task = self.tasks.spawn(
-                    async move { landing.broker.refresh_once(id, seen, why).await }
-                        .instrument(span),
-                );
-                async move { task.await.unwrap_or(Err(BrokerError::Internal)) }.boxed().shared()
+                let (callers, told) = oneshot::channel();
+                let callers = Mutex::new(Some(callers));
+                let landing = Landing { broker: Arc::clone(self), id, callers };
+                let run = async move {
+                    let served = || landing.tell(Ok(()));
+                    let result = landing.broker.refresh_once(id, seen, why, served).await;
+                    landing.tell(result);
+                };
+                self.tasks.spawn(run.instrument(span));
+                async move { told.await.unwrap_or(Err(BrokerError::Internal)) }.boxed().shared()
             })
             .clone()
     }
@@ -154,7 +200,12 @@ impl Broker {
     }
 
     async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
-        let due = self.store.due(self.clients.keys(), limit).await?;
+        if self.closing.is_cancelled() {
+            return Ok(Vec::new());
+        }
+        let clients =
+            self.clients.values().filter(|client| self.gate(client).is_open(&client.name));
+        let due = self.store.due(clients.map(|client| &client.name), limit).await?;
         Ok(due.into_iter().map(|id| self.refresh(id, None, Why::Due)).collect())
     }
 
@@ -163,35 +214,37 @@ impl Broker {
         id: ConnectionId,
         seen: Option<i64>,
         why: Why,
+        served: impl FnOnce(),
     ) -> Result<(), BrokerError> {
-        let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
-        let generation = record.generation();
-        let done = match seen {
-            Some(seen) => generation > seen,
-            // An attempt that nobody ended is due whatever the schedule says.
-            None => {
-                record.open_attempts == 0
-                    && record.connection.refresh_at.is_none_or(|at| at > self.clock.now())
-            }
+        let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
+        let client = match self.client(&record.connection.client) {
+            Ok(client) => Arc::clone(client),
+            Err(error) => return self.leave_for_later(id, error).await,
         };
-        if done || !record.connection.state.refreshes() {
-            self.adopt(record).await;
+        let turn = self.gate(&client).enter(&client.name, why);
+        let Some(turn) = self.closing.run_until_cancelled(turn).await else {
+            return Err(BrokerError::Unavailable {
+                reason: "the broker is being stopped".to_owned(),
+                retry_after: Duration::from_secs(1),
+            });
+        };
+        let _place = turn?;
+        // Somebody else may have refreshed it while this one waited for its turn.
+        let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
+        if why == Why::Due && self.suspect_crashes(&record).await? {
             return Ok(());
         }
-        let (client, request) = match self.prepare(&record).await {
-            Ok((client, Ok(request))) => (client, request),
-            Ok((_, Err(reason))) => return self.await_consent(&record, reason).await,
-            Err(error) => {
-                // It stays due, and must not stand in the way of those that can be refreshed.
-                tracing::error!(%error, "the refresh cannot be begun");
-                self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
-                return Err(error);
-            }
+        let request = match self.choose_request(&client, &record).await {
+            Ok(Ok(request)) => request,
+            Ok(Err(reason)) => return self.await_consent(&record, reason).await,
+            Err(error) => return self.leave_for_later(id, error).await,
         };
-        let _turn = self.turn(&client.profile.name, why).await;
         let lease = lease(&client.profile, record.connection.grant_type);
-        let Some(mut attempt) = self.begin(&record, request.spends, lease).await? else {
-            return self.wait_for_other(id, generation, lease).await;
+        let Some(mut attempt) = self.begin(&record, request.spends, lease, why).await? else {
+            return match why {
+                Why::Due => Ok(()),
+                _ => self.wait_for_other(id, record.generation(), lease).await,
+            };
         };
         let sent_at = self.clock.now();
         let mut reply = self.ask(&client, request.outbound).await;
@@ -209,11 +262,13 @@ impl Broker {
             let anew = client_credentials(&client, &record)?;
             reply = self.ask(&client, anew).await;
         }
+        self.gate(&client).learn(&client.name, id, &reply);
         let grant = match reply {
             Ok(grant) => grant,
             Err(error) => return self.record_failure(&client, &record, attempt, error).await,
         };
-        let after = self.store_refreshed(&client, &record, attempt, &grant, sent_at).await?;
+        let after =
+            self.store_refreshed(&client, &record, attempt, &grant, sent_at, served).await?;
         if after.connection.account.is_none() {
             let (broker, access) = (Arc::clone(self), grant.access);
             let learn = async move { broker.learn_account(&client, &after, &access).await };
@@ -226,21 +281,54 @@ impl Broker {
         Ok(())
     }
 
-    /// The client and what to send, or why a person has to consent.
-    async fn prepare(
+    /// The record of a connection, if it still needs the refresh.
+    async fn wanting(
         &self,
-        record: &Record,
-    ) -> Result<(Arc<Client>, Result<Request, &'static str>), BrokerError> {
-        let client = Arc::clone(self.client(&record.connection.client)?);
-        let request = self.choose_request(&client, record).await?;
-        Ok((client, request))
+        id: ConnectionId,
+        seen: Option<i64>,
+    ) -> Result<Option<Record>, BrokerError> {
+        let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
+        let done = match seen {
+            Some(seen) => record.generation() > seen,
+            // A claim that ran out is due whatever the schedule says.
+            None => {
+                record.claimed_at.is_none()
+                    && record.connection.refresh_at.is_none_or(|at| at > self.clock.now())
+            }
+        };
+        if done || !record.connection.state.refreshes() {
+            self.adopt(record).await;
+            return Ok(None);
+        }
+        Ok(Some(record))
     }
 
-    /// Waits for a place among the refreshes of a provider. Only the background waits: whoever reads
-    /// or presses a button has waited already.
-    async fn turn(&self, provider: &Slug, why: Why) -> Option<OwnedSemaphorePermit> {
-        let places = self.places.get(provider).filter(|_| why == Why::Due)?;
-        Arc::clone(places).acquire_owned().await.ok()
+    /// A refresh cannot even be begun. It stays due, and must not stand in the way of those that
+    /// can be refreshed.
+    async fn leave_for_later(
+        &self,
+        id: ConnectionId,
+        error: BrokerError,
+    ) -> Result<(), BrokerError> {
+        tracing::error!(%error, "the refresh cannot be begun");
+        self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
+        Err(error)
+    }
+
+    /// Leaves a connection alone whose last attempts all ended without a word. True if it does.
+    async fn suspect_crashes(&self, record: &Record) -> Result<bool, BrokerError> {
+        // The claim that ran out is one of them; without one it is the next try, an hour later.
+        if record.claimed_at.is_none() || record.crashes + 1 < MAX_CRASHES {
+            return Ok(false);
+        }
+        let id = record.connection.id;
+        tracing::error!(
+            connection = %record.connection.name,
+            "{MAX_CRASHES} attempts to refresh it ended without a word: it is left alone for an hour"
+        );
+        let suspected = self.store.suspect_crashes(id, self.clock.now() + CRASH_PAUSE).await?;
+        self.reload(id).await?;
+        Ok(suspected)
     }
 
     /// Makes room for the grant and claims the connection, in this order: what cannot be kept is
@@ -250,6 +338,7 @@ impl Broker {
         record: &Record,
         spent: Option<Digest>,
         lease: Duration,
+        why: Why,
     ) -> Result<Option<Attempt>, BrokerError> {
         let id = format!("{}.{}", self.replica, Uuid::now_v7());
         let (spool, name) = (self.spool.clone(), id.clone());
@@ -261,13 +350,14 @@ impl Broker {
                 retry_after: Duration::from_secs(10),
             }
         })?;
+        self.failpoints.reach(Point::Unclaimed).await;
         let clock = Stopwatch::start();
         let connection = record.connection.id;
-        let claimed =
-            self.store.claim(connection, &id, record.generation(), spent.as_ref(), lease).await?;
-        if claimed.is_none() {
+        let claimed = self.store.claim(record, &id, spent.as_ref(), lease).await?;
+        let Some(asked_at) = claimed.and_then(|claimed| claimed.claimed_at) else {
             return Ok(None);
-        }
+        };
+        self.failpoints.reach(Point::Claimed).await;
         if clock.elapsed() > SEND_WINDOW {
             self.store.release(connection, &id).await?;
             return Err(BrokerError::Unavailable {
@@ -275,7 +365,7 @@ impl Broker {
                 retry_after: Duration::from_secs(1),
             });
         }
-        Ok(Some(Attempt { id, slot, spent, refused: false }))
+        Ok(Some(Attempt { id, slot, spent, refused: false, asked_at, why }))
     }
 
     /// One request to the token endpoint and its answer, read.
@@ -315,20 +405,17 @@ impl Broker {
     /// What to send for this connection, or nothing if it has no way to refresh.
     fn request(&self, client: &Client, record: &Record) -> Result<Option<Request>, BrokerError> {
         let connection = &record.connection;
-        let held = record.grant.as_ref().and_then(|grant| Some((grant, grant.refresh.as_ref()?)));
-        if let Some((grant, sealed)) = held
+        if let Some(grant) = record.grant.as_ref().filter(|grant| grant.refresh.is_some())
             && client.profile.grants.refresh_token.is_some()
         {
-            let id = connection.id.to_string();
-            let place = |field| Place { record: &id, field, generation: grant.generation };
-            let open = |field, sealed| {
-                self.keyring.open(place(field), sealed).map_err(|error| {
-                    tracing::error!(%error, "a stored token does not open");
-                    BrokerError::Integrity
-                })
+            let unsealed = |error: BrokerError| {
+                tracing::error!("a stored token does not open");
+                error
             };
-            let refresh = open("refresh", sealed)?;
-            let access = open("access", &grant.access)?;
+            let access = self.open_access(connection.id, grant).map_err(unsealed)?;
+            let Some(refresh) = self.open_refresh(connection.id, grant).map_err(unsealed)? else {
+                return Ok(None);
+            };
             let held = Held { refresh: &refresh, access: &access };
             let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
                 .map_err(|error| misconfigured(&error))?;

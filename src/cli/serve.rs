@@ -7,6 +7,7 @@ use crate::{
     app::{App, Listeners},
     clock::Clock,
     config::Config,
+    failpoint::Failpoints,
     simulator::Simulators,
 };
 
@@ -17,7 +18,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
     let (public, internal) = (config.public_url.clone(), config.internal_url.clone());
     let public_listen = listeners.public.local_addr()?;
     let internal_listen = listeners.internal.local_addr()?;
-    let app = App::start(config, listeners, Clock::system()).await?;
+    let app =
+        App::start(config, listeners, Clock::system(), Failpoints::from_environment()).await?;
     if !app.broker().has_operators() {
         tracing::info!("no operator yet: run `token-broker operators create NAME`");
     }

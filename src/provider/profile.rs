@@ -1,6 +1,6 @@
 //! A provider's profile: what its TOML file says, as checked types.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use reqwest::header::HeaderName;
 use serde::Deserialize;
@@ -37,6 +37,9 @@ pub struct Profile {
     /// How long tokens live, and what becomes of a refresh token that was used.
     #[serde(default)]
     pub tokens: Tokens,
+    /// How fast it may be asked for tokens.
+    #[serde(default)]
+    pub pace: Pace,
     /// What its refusals mean, where RFC 6749 does not say so; the first that fits decides.
     #[serde(default)]
     pub errors: Vec<ErrorRule>,
@@ -229,6 +232,34 @@ impl Default for Tokens {
             rotation: Rotation::SingleUse,
             grace: None,
         }
+    }
+}
+
+/// How fast a provider may be asked for tokens, by each replica.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pace {
+    /// Token requests a second.
+    pub per_second: NonZeroU32,
+    /// How many may go at once after a pause.
+    pub burst: NonZeroU32,
+    /// How many background refreshes may be under way at once.
+    pub in_flight: NonZeroU32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let number = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
+        Self { per_second: number(5), burst: number(10), in_flight: number(8) }
+    }
+}
+
+impl Tokens {
+    /// How often a refresh token is used at the least, so that it does not die of disuse: three
+    /// times in its idle life, or weekly where nobody knows that.
+    #[must_use]
+    pub fn keep_alive(&self) -> Duration {
+        self.refresh_idle_life.map_or(Duration::from_hours(7 * 24), |life| life / 3)
     }
 }
 

@@ -48,7 +48,9 @@ macro_rules! select_records {
                 c.account_id, c.account_name, c.account_aliases, c.expected_account, c.vars,
                 c.created_at, c.changed_at, c.refresh_at, c.failures,
                 c.last_error_code, c.last_error_message, c.last_error_at,
-                g.generation, g.attempts, g.access, g.refresh, g.scopes AS grant_scopes,
+                g.generation, g.attempts, g.crashes, g.parent_hash, g.asked_at,
+                CASE WHEN g.lease_until IS NULL THEN NULL ELSE g.attempt_started_at END
+                    AS claimed_at, g.access, g.refresh, g.scopes AS grant_scopes,
                 g.received_at, g.expires_at,
                 p.access AS pending_access, p.refresh AS pending_refresh,
                 p.scopes AS pending_scopes, p.received_at AS pending_received_at,
@@ -282,6 +284,8 @@ pub(super) fn record(row: &impl Cells) -> Result<Record, StoreError> {
         grant: grant(row)?,
         pending: pending(row)?,
         open_attempts: u32::try_from(row.number("attempts")?).unwrap_or_default(),
+        crashes: u32::try_from(row.number("crashes")?).unwrap_or_default(),
+        claimed_at: row.time_or_null("claimed_at")?,
         changed_at: row.time("changed_at")?,
     })
 }
@@ -324,6 +328,7 @@ fn grant(row: &impl Cells) -> Result<Option<HeldGrant>, StoreError> {
         scopes: row.json("grant_scopes")?,
         received_at: row.time("received_at")?,
         expires_at: row.time("expires_at")?,
+        origin: row.origin()?,
     }))
 }
 

@@ -18,7 +18,7 @@ use crate::{
 /// The words of the states for which [`State::refreshes`] holds.
 macro_rules! refreshing {
     () => {
-        "('active', 'backing_off', 'blocked_config', 'uncertain')"
+        "('active', 'backing_off', 'blocked_config', 'suspect', 'uncertain')"
     };
 }
 pub(super) use refreshing;
@@ -65,9 +65,9 @@ pub struct Failure<'a> {
 
 impl Store {
     /// Claims the right to refresh a connection for `lease`, and records the intent before anything
-    /// is sent. None when somebody else holds the lease, the generation is no longer the one that
-    /// the caller saw (0 for no grant), the connection's state forbids it, or the refresh token was
-    /// spent or refused before.
+    /// is sent. None when somebody else holds the lease, or has refreshed or tried to since the
+    /// caller saw the record, the connection's state forbids it, or the refresh token was spent or
+    /// refused before.
     ///
     /// # Errors
     ///
@@ -75,9 +75,8 @@ impl Store {
     /// running out settles it.
     pub async fn claim(
         &self,
-        id: ConnectionId,
+        seen: &Record,
         attempt: &str,
-        seen_generation: i64,
         refresh_hash: Option<&Digest>,
         lease: Duration,
     ) -> Result<Option<Record>, StoreError> {
@@ -86,8 +85,9 @@ impl Store {
             now!(),
             " + $6, attempt_id = $3, attempt_started_at = ",
             now!(),
-            ", attempt_refresh_hash = $5, attempts = attempts + 1
-            WHERE connection_id = $2 AND generation = $4
+            ", attempt_refresh_hash = $5, attempts = attempts + 1,
+                crashes = crashes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
+            WHERE connection_id = $2 AND generation = $4 AND attempts = $7
                 AND (lease_until IS NULL OR lease_until <= ",
             now!(),
             ") AND EXISTS (SELECT 1 FROM connections WHERE id = $2 AND state IN ",
@@ -95,20 +95,22 @@ impl Store {
             ") AND NOT EXISTS (SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $5)"
         );
         let read = select_records!("WHERE c.id = $1");
+        let id = seen.connection.id.to_string();
         in_transaction!(self, |tx| {
             let claimed = sqlx::query(claim)
                 .bind(self.ahead())
-                .bind(id.to_string())
+                .bind(&id)
                 .bind(attempt)
-                .bind(seen_generation)
+                .bind(seen.generation())
                 .bind(refresh_hash.map(Digest::to_string))
                 .bind(millis(lease))
+                .bind(i64::from(seen.open_attempts))
                 .execute(&mut *tx)
                 .await?;
             if claimed.rows_affected() == 0 {
                 return Ok(None);
             }
-            let row = sqlx::query(read).bind(id.to_string()).fetch_one(&mut *tx).await?;
+            let row = sqlx::query(read).bind(&id).fetch_one(&mut *tx).await?;
             Ok(Some(record(&row)?))
         })
     }
@@ -153,8 +155,9 @@ impl Store {
             " WHERE id = $2"
         );
         let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
-                received_at = $7, expires_at = $8, lease_until = NULL, attempt_id = NULL,
-                attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = 0
+                received_at = $7, expires_at = $8, parent_hash = $9, asked_at = $10,
+                lease_until = NULL, attempt_id = NULL, attempt_started_at = NULL,
+                attempt_refresh_hash = NULL, attempts = 0, crashes = 0
             WHERE connection_id = $1 AND generation = $2";
         let bury = concat!(
             "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
@@ -172,6 +175,7 @@ impl Store {
         );
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
+        let origin = grant.origin.as_ref();
         in_transaction!(self, |tx| {
             sqlx::query(activate)
                 .bind(self.ahead())
@@ -199,6 +203,8 @@ impl Store {
                 .bind(json(&grant.scopes))
                 .bind(grant.received_at.as_millisecond())
                 .bind(grant.expires_at.as_millisecond())
+                .bind(origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()))
+                .bind(optional_millis(origin.map(|origin| origin.asked_at)))
                 .execute(&mut *tx)
                 .await?;
             if replaced.rows_affected() == 0 {
@@ -251,10 +257,17 @@ impl Store {
         );
         let keep = "UPDATE grants SET lease_until = NULL
             WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
+        // What was refused stays known, in case many are refused and it is taken back.
+        let condemn = "UPDATE grants SET lease_until = NULL, attempts = attempts - 1
+            WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
         let end = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
                 attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
             WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
-        let release = if failure.state == State::Uncertain { keep } else { end };
+        let release = match failure.state {
+            State::Uncertain => keep,
+            State::NeedsConsent => condemn,
+            _ => end,
+        };
         let id = failure.connection.to_string();
         in_transaction!(self, |tx| {
             sqlx::query(describe)

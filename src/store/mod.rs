@@ -20,6 +20,7 @@ mod connections;
 mod consents;
 mod engine;
 mod error;
+mod escrow;
 mod exchanges;
 mod grants;
 mod meta;
@@ -29,6 +30,7 @@ mod row;
 mod schedule;
 mod schema;
 mod tombstones;
+mod verdicts;
 
 use std::{fmt, time::Duration};
 
@@ -41,6 +43,7 @@ use engine::Engine;
 pub use connections::Changes;
 pub use engine::EngineKind;
 pub use error::StoreError;
+pub use escrow::Escrowed;
 pub use grants::{Commit, Failure};
 pub use purge::Purged;
 pub use schema::SchemaStatus;

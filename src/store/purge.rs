@@ -17,6 +17,8 @@ pub struct Purged {
     pub pending_grants: u64,
     /// API-key exchanges whose code never came.
     pub exchanges: u64,
+    /// Grants that lay in escrow for a week.
+    pub escrow: u64,
 }
 
 impl Store {
@@ -40,7 +42,8 @@ impl Store {
             (consents.rows_affected(), exchanges.rows_affected(), links.rows_affected())
         });
         let pending_grants = self.purge_pending().await?;
-        Ok(Purged { links, consents, pending_grants, exchanges })
+        let escrow = self.purge_escrow().await?;
+        Ok(Purged { links, consents, pending_grants, exchanges, escrow })
     }
 
     async fn purge_pending(&self) -> Result<u64, StoreError> {

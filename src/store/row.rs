@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use sqlx::{Row as _, postgres::PgRow, sqlite::SqliteRow};
 
 use super::StoreError;
-use crate::seal::Sealed;
+use crate::{rotation::Origin, seal::Sealed};
 
 /// The cells of a row of either engine, by column name.
 pub(super) trait Cells {
@@ -43,6 +43,14 @@ pub(super) trait Cells {
             .map(|text| text.parse())
             .transpose()
             .map_err(|_| self.corrupt(column))
+    }
+
+    /// The refresh that brought a grant.
+    fn origin(&self) -> Result<Option<Origin>, StoreError> {
+        let Some(asked_at) = self.time_or_null("asked_at")? else {
+            return Ok(None);
+        };
+        Ok(Some(Origin { parent: self.parsed_or_null("parent_hash")?, asked_at }))
     }
 
     fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T, StoreError> {

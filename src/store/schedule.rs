@@ -11,9 +11,24 @@ use super::{
 };
 use crate::{connection::ConnectionId, slug::Slug};
 
+/// Any number of names as one text, ` a  b  c `; no name holds a space.
+pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a Slug>) -> String {
+    names.into_iter().flat_map(|name| [" ", name.as_str(), " "]).collect()
+}
+
+/// Whether a column's value is in such a list, on both engines: what the list loses when the name
+/// is taken out of it tells whether the name was there.
+macro_rules! listed {
+    ($column:literal, $list:literal) => {
+        concat!("replace(", $list, ", ' ' || ", $column, " || ' ', '') <> ", $list)
+    };
+}
+pub(super) use listed;
+
 impl Store {
-    /// The connections of these clients to refresh now, those first whose token ends first: due, or
-    /// claimed by somebody who let the lease run out. Those of other clients take none of the
+    /// The connections of these clients to refresh now: due, or claimed by somebody who let the lease
+    /// run out. Those come first whose last attempt has no known outcome, for its answer may soon be
+    /// past asking for; then those whose token ends first. Those of other clients take none of the
     /// `limit`: who cannot refresh them must not wait behind them.
     ///
     /// # Errors
@@ -24,23 +39,22 @@ impl Store {
         clients: impl IntoIterator<Item = &Slug>,
         limit: u32,
     ) -> Result<Vec<ConnectionId>, StoreError> {
-        // One text for any number of names, ` a  b  c `; no name holds a space. What the list loses
-        // when a name is taken out of it tells whether the name was there, on both engines.
-        let clients: String =
-            clients.into_iter().flat_map(|client| [" ", client.as_str(), " "]).collect();
         let sql = concat!(
             "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
-            WHERE replace($3, ' ' || c.client || ' ', '') <> $3 AND c.state IN ",
+            WHERE ",
+            listed!("c.client", "$3"),
+            " AND c.state IN ",
             refreshing!(),
             " AND COALESCE(g.lease_until, c.refresh_at) <= ",
             now!(),
-            " ORDER BY COALESCE(g.expires_at, 0), c.id LIMIT $2"
+            " ORDER BY CASE WHEN g.attempts > 0 THEN 0 ELSE 1 END, COALESCE(g.expires_at, 0), c.id
+            LIMIT $2"
         );
         on!(self, |pool| {
             let rows = sqlx::query(sql)
                 .bind(self.ahead())
                 .bind(i64::from(limit))
-                .bind(clients)
+                .bind(list(clients))
                 .fetch_all(pool)
                 .await?;
             rows.iter().map(|row| row.parsed("id")).collect()

@@ -103,9 +103,9 @@ async fn an_attempt_that_died_is_taken_over_when_its_lease_ends(database: TestDa
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
     let store = broker.broker().store().clone();
-    let id = store.record("amocrm-shop").await.unwrap().unwrap().connection.id;
+    let seen = store.record("amocrm-shop").await.unwrap().unwrap();
     let lease = Duration::from_mins(1);
-    assert!(store.claim(id, "of-the-dead", 1, None, lease).await.unwrap().is_some());
+    assert!(store.claim(&seen, "of-the-dead", None, lease).await.unwrap().is_some());
     broker.advance(Duration::from_secs(59)).await;
     assert_eq!(broker.refresh_due().await, 0);
     broker.advance(Duration::from_secs(2)).await;

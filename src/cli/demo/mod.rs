@@ -22,6 +22,7 @@ use crate::{
     clock::Clock,
     config::Config,
     connection::{GrantType, State},
+    failpoint::Failpoints,
     seal::Keyring,
     simulator::{Simulated, Simulators},
     slug::Slug,
@@ -66,7 +67,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
         Keyring::generate().write_new(&config.key_file).map_err(Failure::unavailable)?;
     }
     let urls = (base(&config.public_url), base(&config.internal_url));
-    let app = App::start(config, listeners, clock).await?;
+    let app = App::start(config, listeners, clock, Failpoints::default()).await?;
     let broker = Arc::clone(app.broker());
     let shutdown = app.shutdown();
     let tasks = TaskTracker::new();

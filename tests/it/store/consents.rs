@@ -244,7 +244,10 @@ async fn what_has_ended_is_forgotten(db: TestDatabase) {
 
     db.clock.advance(Duration::from_hours(1));
     let purged = db.store.purge_expired().await.unwrap();
-    assert_eq!(purged, Purged { links: 0, consents: 1, pending_grants: 1, exchanges: 1 });
+    assert_eq!(
+        purged,
+        Purged { links: 0, consents: 1, pending_grants: 1, exchanges: 1, escrow: 0 }
+    );
     let record = db.store.record_by_id(connection.id).await.unwrap().unwrap();
     assert!(record.pending.is_none());
     assert_eq!(record.connection.state, State::PendingConsent);

@@ -45,9 +45,16 @@ fn presents(generation: i64) -> Digest {
     Digest::of_bytes(format!("refresh token {generation}").as_bytes())
 }
 
-async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, seen: i64) -> Option<Record> {
-    let hash = presents(seen);
-    db.store.claim(id, attempt, seen, Some(&hash), LEASE).await.unwrap()
+/// The record as somebody saw it who knows of no more than this many grants.
+async fn seen(db: &TestDatabase, id: ConnectionId, generation: i64) -> Record {
+    let record = record(db, id).await;
+    let grant = record.grant.clone().map(|held| HeldGrant { generation, ..held });
+    Record { grant: grant.filter(|_| generation > 0), ..record }
+}
+
+async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, from: i64) -> Option<Record> {
+    let seen = seen(db, id, from).await;
+    db.store.claim(&seen, attempt, Some(&presents(from)), LEASE).await.unwrap()
 }
 
 fn commit(id: ConnectionId, grant: &HeldGrant) -> Commit<'_> {
@@ -125,7 +132,9 @@ async fn a_claim_ends_with_its_lease(db: TestDatabase) {
 async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     assert!(claim(&db, id, "one", 0).await.is_none());
-    assert!(claim(&db, ConnectionId::new(), "one", 0).await.is_none());
+    let mut unknown = record(&db, id).await;
+    unknown.connection.id = ConnectionId::new();
+    assert!(db.store.claim(&unknown, "one", None, LEASE).await.unwrap().is_none());
     for state in State::ALL {
         db.store.set_state(id, *state, None).await.unwrap();
         let claimed = claim(&db, id, "one", 1).await;
@@ -257,7 +266,7 @@ async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
     assert!(claim(&db, id, "attempt-two", 0).await.is_some(), "the lease is free");
     let mine = failure(id, "attempt-two", State::NeedsConsent, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
-    assert!(!db.contents().await.contains("attempt-two"));
+    assert!(db.contents().await.contains("attempt-two"), "a verdict names its attempt");
 }
 
 async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatabase) {
@@ -268,7 +277,9 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(db.store.is_buried(&presents(1)).await.unwrap());
     let spent = presents(1);
-    assert!(db.store.claim(id, "two", 2, Some(&spent), LEASE).await.unwrap().is_none());
+    assert!(
+        db.store.claim(&record(&db, id).await, "two", Some(&spent), LEASE).await.unwrap().is_none()
+    );
     // Kept: the answer brought no other, or the same again.
     assert!(claim(&db, id, "three", 2).await.is_some());
     let third = grant(&db, 3);
@@ -276,14 +287,18 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     assert!(db.store.commit_grant(&kept).await.unwrap());
     assert!(!db.store.is_buried(&presents(2)).await.unwrap());
     let kept = presents(2);
-    assert!(db.store.claim(id, "four", 3, Some(&kept), LEASE).await.unwrap().is_some());
+    assert!(
+        db.store.claim(&record(&db, id).await, "four", Some(&kept), LEASE).await.unwrap().is_some()
+    );
     // Refused: whatever state the connection comes to.
     let error = error(&db);
     let refused =
         Failure { from_generation: 3, ..failure(id, "four", State::NeedsConsent, &error) };
     assert!(db.store.record_failure(&refused).await.unwrap());
     db.store.set_state(id, State::Active, None).await.unwrap();
-    assert!(db.store.claim(id, "five", 3, Some(&kept), LEASE).await.unwrap().is_none());
+    assert!(
+        db.store.claim(&record(&db, id).await, "five", Some(&kept), LEASE).await.unwrap().is_none()
+    );
 }
 
 async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {

@@ -15,6 +15,7 @@ use token_broker::{
     broker::Broker,
     clock::Clock,
     config::Config,
+    failpoint::Failpoints,
     seal::Keyring,
     simulator::{Kind, Simulated, Simulator, SimulatorSettings, Simulators},
 };
@@ -47,7 +48,8 @@ struct Running {
 
 impl Running {
     async fn start(settings: &toml::Table, listeners: Listeners, clock: Clock) -> Self {
-        let app = App::start(load(settings), listeners, clock).await.unwrap();
+        let app =
+            App::start(load(settings), listeners, clock, Failpoints::default()).await.unwrap();
         let broker = Arc::clone(app.broker());
         let shutdown = app.shutdown();
         let tasks = TaskTracker::new();
@@ -254,10 +256,11 @@ impl TestBroker {
         self.database.execute(sql).await;
     }
 
-    /// How many received grants lie aside because the connection holds another.
-    pub(crate) fn put_aside(&self) -> usize {
-        let escrow = self.state_dir.path().join("escrow");
-        std::fs::read_dir(escrow).map_or(0, Iterator::count)
+    /// Whether a received grant lies in escrow because the connection holds another.
+    pub(crate) async fn has_escrow(&self, connection: &str) -> bool {
+        let store = self.broker().store();
+        let id = store.record(connection).await.unwrap().unwrap().connection.id;
+        store.escrowed(id).await.unwrap().is_some()
     }
 
     /// Waits until nothing is under way in the background.

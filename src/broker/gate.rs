@@ -1,0 +1,252 @@
+//! The gate before each provider: at which pace it is asked, and when it is left alone. A replica
+//! has its own; what one learns of a provider the others learn from their own requests.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
+
+use super::{BrokerError, refresh::Why};
+use crate::{
+    clock::Clock,
+    connection::ConnectionId,
+    provider::{Grant, Profile, ProviderError, Verdict},
+    slug::Slug,
+    throttle::{Breaker, Rate, Refusals, Trip, Weight},
+};
+
+/// When a provider that does not answer is left alone.
+const OUTAGE: Trip = Trip {
+    in_a_row: 5,
+    half_of: 20,
+    pause: Duration::from_secs(15),
+    longest: Duration::from_mins(1),
+};
+
+/// When a client whose registration is refused is left alone. One connection with a fault of its
+/// own is not enough.
+const MISCONFIGURATION: Trip = Trip {
+    in_a_row: 3,
+    half_of: usize::MAX,
+    pause: Duration::from_mins(1),
+    longest: Duration::from_mins(1),
+};
+
+/// How long to leave a provider alone that asks us to slow down and does not say for how long.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// The gate before one provider.
+#[derive(Debug)]
+pub(super) struct Gate {
+    title: String,
+    /// Places for background refreshes.
+    places: Arc<Semaphore>,
+    clock: Clock,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    rate: Rate,
+    outage: Breaker,
+    /// The provider asked us to slow down until then.
+    busy_until: Duration,
+    refusals: Refusals,
+    /// By client.
+    misconfiguration: BTreeMap<Slug, Breaker>,
+}
+
+/// Why nothing is sent now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Shut {
+    /// The provider does not answer, asks for time, or refuses everybody.
+    Provider(Duration),
+    /// The provider refuses the client.
+    Client(Duration),
+}
+
+impl From<Shut> for BrokerError {
+    fn from(shut: Shut) -> Self {
+        match shut {
+            Shut::Provider(retry_after) => Self::Unavailable {
+                reason: "the provider is left alone for a while: its last answers were failures"
+                    .to_owned(),
+                retry_after: retry_after.max(Duration::from_secs(1)),
+            },
+            Shut::Client(_) => Self::Misconfigured(
+                "the provider refuses our registration or the way we ask".to_owned(),
+            ),
+        }
+    }
+}
+
+impl Gate {
+    pub(super) fn new(profile: &Profile, clock: Clock) -> Self {
+        let pace = profile.pace;
+        let places = usize::try_from(pace.in_flight.get()).unwrap_or(usize::MAX);
+        Self {
+            title: profile.title.clone(),
+            places: Arc::new(Semaphore::new(places)),
+            clock,
+            state: Mutex::new(State {
+                rate: Rate::new(pace.per_second.get(), pace.burst.get()),
+                outage: Breaker::new(OUTAGE),
+                busy_until: Duration::ZERO,
+                refusals: Refusals::default(),
+                misconfiguration: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Whether a refresh for this client might pass.
+    pub(super) fn is_open(&self, client: &Slug) -> bool {
+        let now = self.clock.uptime();
+        self.state().shut(client, now).is_none()
+    }
+
+    /// Waits for a turn. The background waits for a place among the refreshes under way; everybody
+    /// keeps the pace. An operator who asks is let through whatever failed before.
+    pub(super) async fn enter(
+        &self,
+        client: &Slug,
+        why: Why,
+    ) -> Result<Option<OwnedSemaphorePermit>, Shut> {
+        let place = match why {
+            Why::Due => Arc::clone(&self.places).acquire_owned().await.ok(),
+            _ => None,
+        };
+        let wait = {
+            let now = self.clock.uptime();
+            let mut state = self.state();
+            if why != Why::Operator {
+                state.enter(client, now)?;
+            }
+            state.rate.reserve(now)
+        };
+        sleep(wait).await;
+        Ok(place)
+    }
+
+    /// Takes note of what a request came to, and tells people of what begins and ends.
+    pub(super) fn learn(
+        &self,
+        client: &Slug,
+        id: ConnectionId,
+        reply: &Result<Grant, ProviderError>,
+    ) {
+        let answer = match reply {
+            // Our own delay, and no fault of the provider.
+            Err(error) if error.code == "send_window_over" => return,
+            reply => reply.as_ref().map_err(|error| &error.verdict),
+        };
+        let now = self.clock.uptime();
+        let mut state = self.state();
+        let State { outage, refusals, misconfiguration, busy_until, .. } = &mut *state;
+        let registration = misconfiguration
+            .entry(client.clone())
+            .or_insert_with(|| Breaker::new(MISCONFIGURATION));
+        let title = &self.title;
+        if answer.is_ok() && refusals.granted(id, now) {
+            tracing::info!("{title} grants again; what it refused meanwhile is tried again");
+        }
+        match answer {
+            Ok(_) | Err(Verdict::Refused { .. }) => {
+                if outage.succeeded(now) {
+                    tracing::info!("{title} answers again");
+                }
+                if registration.succeeded(now) {
+                    tracing::info!(%client, "{title} accepts our registration again");
+                }
+            }
+            Err(Verdict::Busy { retry_after }) => {
+                *busy_until = (*busy_until).max(now + retry_after.unwrap_or(BUSY));
+            }
+            Err(Verdict::Ambiguous | Verdict::NotSent) => {
+                if outage.failed(now) {
+                    tracing::error!(
+                        "{title} does not answer: it is left alone but for a probe now and then; \
+                         live tokens are served"
+                    );
+                }
+            }
+            Err(Verdict::Misconfigured) => {
+                if registration.failed(now) {
+                    tracing::error!(
+                        %client,
+                        "{title} refuses our registration or the way we ask: no connection is \
+                         touched; look at [clients.{client}]"
+                    );
+                }
+            }
+            Err(Verdict::Retry) => {}
+        }
+    }
+
+    /// What a refusal of a grant is worth.
+    pub(super) fn weigh(&self, id: ConnectionId) -> Weight {
+        let weight = self.state().refusals.refused(id, self.clock.uptime());
+        if weight == Weight::FirstHeld {
+            tracing::error!(
+                "{} refuses the grants of many connections at once: nobody is asked to consent \
+                 again while that may be the provider's mistake",
+                self.title
+            );
+        }
+        weight
+    }
+
+    /// What is not as it should be, one sentence each, for people.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let state = self.state();
+        let title = &self.title;
+        let refused = state.misconfiguration.iter().filter(|(_, breaker)| breaker.is_open());
+        let mut notes: Vec<_> = refused
+            .map(|(client, _)| format!("{title} refuses the registration of client {client}"))
+            .collect();
+        if state.outage.is_open() {
+            notes.push(format!("{title} does not answer; live tokens are served"));
+        }
+        if state.refusals.are_held() {
+            notes.push(format!("{title} refuses many grants at once; no verdict follows for now"));
+        }
+        notes
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn shut(&self, client: &Slug, now: Duration) -> Option<Shut> {
+        let busy = self.busy_until.saturating_sub(now);
+        let busy = (!busy.is_zero()).then_some(busy);
+        let provider = [self.outage.shut_for(now), busy, self.refusals.shut_for(now)];
+        let registration = || self.misconfiguration.get(client)?.shut_for(now);
+        provider
+            .into_iter()
+            .flatten()
+            .max()
+            .map(Shut::Provider)
+            .or_else(|| registration().map(Shut::Client))
+    }
+
+    /// Passes all of them, or none: a probe that one lets through and another stops is none.
+    fn enter(&mut self, client: &Slug, now: Duration) -> Result<(), Shut> {
+        if let Some(shut) = self.shut(client, now) {
+            return Err(shut);
+        }
+        let _ = self.outage.enter(now);
+        let _ = self.refusals.enter(now);
+        if let Some(registration) = self.misconfiguration.get_mut(client) {
+            let _ = registration.enter(now);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,321 @@
+//! A received grant on its way into the database: through the spool, past whatever took its place,
+//! and out of the spool again. Nothing here gives a grant up.
+
+use std::{io, time::Duration};
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use uuid::Uuid;
+
+use super::{Broker, BrokerError, ReceivedGrant};
+use crate::{
+    client::Client,
+    connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, refresh_at},
+    failpoint::Point,
+    rotation::{self, Contender, Keep},
+    seal::{Place, Sealed},
+    secret::Digest,
+    spool::{Entry, Kept, Slot},
+    store::{self, Escrowed, StoreError},
+};
+
+/// After how long without an answer from the database a grant that is safe on the disk is served.
+const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
+
+/// Takes a step of the store, for as long as it takes: what was learned from a provider exists
+/// nowhere else and is never dropped because the database is away.
+pub(super) async fn until_stored<T, F>(step: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match step().await {
+            Ok(done) => return done,
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "what a provider answered is not stored yet; trying again"
+            ),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+impl Broker {
+    /// Puts a received grant where a crash cannot reach it, then into the database, for as long as
+    /// that takes. Returns its generation; none when the connection keeps another grant, and this
+    /// one lies in escrow.
+    ///
+    /// `served` is called when the grant is on the disk and the database keeps us waiting: from
+    /// then on readers have it.
+    pub(super) async fn keep(
+        &self,
+        record: &Record,
+        next: HeldGrant,
+        refresh_at: Option<Timestamp>,
+        slot: Slot,
+        served: impl FnOnce(),
+    ) -> Option<i64> {
+        let entry = Entry { connection: record.connection.id, grant: next, refresh_at };
+        let (kept, entry) = spawn_blocking(move || (slot.keep(&entry), entry))
+            .await
+            .expect("writing a file does not panic");
+        let kept = kept
+            .inspect_err(|error| {
+                tracing::error!(%error, "a received grant is in memory only until it is committed");
+            })
+            .ok();
+        self.failpoints.reach(Point::Spooled).await;
+        let placing = self.place(&entry);
+        tokio::pin!(placing);
+        let placed = match timeout(SERVED_UNCOMMITTED, &mut placing).await {
+            Ok(placed) => placed,
+            Err(_) if kept.is_some() => {
+                tracing::warn!("the database keeps us waiting: a grant on the disk is served");
+                let grant = Some(entry.grant.clone());
+                self.adopt(Record { grant, ..record.clone() }).await;
+                served();
+                placing.await
+            }
+            Err(_) => placing.await,
+        };
+        self.failpoints.reach(Point::Committed).await;
+        if let Some(kept) = kept {
+            kept.forget();
+        }
+        placed
+    }
+
+    /// Finds the place of a received grant in the database: the connection's own, or escrow.
+    async fn place(&self, entry: &Entry) -> Option<i64> {
+        let Entry { connection: id, grant, refresh_at } = entry;
+        let mut next = grant.clone();
+        loop {
+            let refresh = self.open_refresh(*id, &next).ok().flatten();
+            let commit = store::Commit {
+                connection: *id,
+                grant: &next,
+                refresh_at: *refresh_at,
+                account: None,
+                vars: None,
+                scopes: None,
+                refresh_hash: refresh.as_ref().map(Digest::of),
+            };
+            if until_stored(|| self.store.commit_grant(&commit)).await {
+                return Some(next.generation);
+            }
+            let record = until_stored(|| self.store.record_by_id(*id)).await?;
+            let Some(held) = &record.grant else { return None };
+            match self.choose(*id, held, &next) {
+                Keep::Either => return Some(held.generation),
+                Keep::Held => {
+                    tracing::warn!(connection.id = %id, "a late grant lies in escrow");
+                    self.put_in_escrow(*id, &next).await;
+                    return None;
+                }
+                Keep::Late => {
+                    tracing::warn!(connection.id = %id, "a later sibling takes the grant's place");
+                    self.put_in_escrow(*id, held).await;
+                    // It opened when it was read, or was sealed by this very process.
+                    next = self.reseal(*id, &next, record.generation() + 1).ok()?;
+                }
+            }
+        }
+    }
+
+    fn choose(&self, id: ConnectionId, held: &HeldGrant, late: &HeldGrant) -> Keep {
+        // The text that is stored is the text that was to be: the answer to the commit went lost.
+        if held.access == late.access {
+            return Keep::Either;
+        }
+        let contender = |grant: &HeldGrant| {
+            let refresh = self.open_refresh(id, grant).ok().flatten();
+            refresh.as_ref().map(Digest::of)
+        };
+        rotation::keep(
+            &Contender { refresh: contender(held), origin: held.origin.as_ref() },
+            &Contender { refresh: contender(late), origin: late.origin.as_ref() },
+        )
+    }
+
+    /// Keeps a grant that the connection does not hold. One without a refresh token is of no use.
+    async fn put_in_escrow(&self, id: ConnectionId, grant: &HeldGrant) {
+        let (Ok(access), Ok(Some(refresh))) =
+            (self.open_access(id, grant), self.open_refresh(id, grant))
+        else {
+            return;
+        };
+        let text = id.to_string();
+        let seal = |field, secret| {
+            let place = Place { record: &text, field, generation: grant.generation };
+            self.keyring.seal(place, secret)
+        };
+        let escrowed = Escrowed {
+            id: Uuid::now_v7(),
+            connection: id,
+            generation: grant.generation,
+            access: seal("escrow.access", &access),
+            refresh: seal("escrow.refresh", &refresh),
+            refresh_hash: Digest::of(&refresh),
+            scopes: grant.scopes.clone(),
+            received_at: grant.received_at,
+            expires_at: grant.expires_at,
+            origin: grant.origin.clone(),
+        };
+        until_stored(|| self.store.put_in_escrow(&escrowed)).await;
+    }
+
+    /// Gives a connection whose grant was refused the one that lies in escrow for it, if there is
+    /// one; it is due at once.
+    pub(super) async fn take_from_escrow(&self, record: &Record) -> bool {
+        let id = record.connection.id;
+        let Some(escrowed) = until_stored(|| self.store.escrowed(id)).await else {
+            return false;
+        };
+        let text = id.to_string();
+        let open = |field, sealed: &Sealed| {
+            let place = Place { record: &text, field, generation: escrowed.generation };
+            self.keyring.open(place, sealed)
+        };
+        let (Ok(access), Ok(refresh)) =
+            (open("escrow.access", &escrowed.access), open("escrow.refresh", &escrowed.refresh))
+        else {
+            tracing::error!(connection.id = %id, "a grant in escrow does not open");
+            return false;
+        };
+        let received = ReceivedGrant {
+            access: &access,
+            refresh: Some(&refresh),
+            scopes: escrowed.scopes.clone(),
+            received_at: escrowed.received_at,
+            expires_at: escrowed.expires_at,
+            origin: escrowed.origin.clone(),
+        };
+        let next = self.seal_grant(id, record.generation() + 1, received);
+        let commit = store::Commit {
+            connection: id,
+            grant: &next,
+            refresh_at: Some(self.clock.now()),
+            account: None,
+            vars: None,
+            scopes: None,
+            refresh_hash: Some(escrowed.refresh_hash),
+        };
+        let taken = until_stored(|| self.store.commit_grant(&commit)).await;
+        if taken {
+            tracing::warn!(connection.id = %id, "a refused grant gives way to the one in escrow");
+            until_stored(|| self.store.leave_escrow(escrowed.id)).await;
+        }
+        taken
+    }
+
+    fn reseal(
+        &self,
+        id: ConnectionId,
+        grant: &HeldGrant,
+        generation: i64,
+    ) -> Result<HeldGrant, BrokerError> {
+        let (access, refresh) = (self.open_access(id, grant)?, self.open_refresh(id, grant)?);
+        let received = ReceivedGrant {
+            access: &access,
+            refresh: refresh.as_ref(),
+            scopes: grant.scopes.clone(),
+            received_at: grant.received_at,
+            expires_at: grant.expires_at,
+            origin: grant.origin.clone(),
+        };
+        Ok(self.seal_grant(id, generation, received))
+    }
+
+    pub(super) fn open_access(
+        &self,
+        id: ConnectionId,
+        held: &HeldGrant,
+    ) -> Result<SecretString, BrokerError> {
+        let id = id.to_string();
+        let place = Place { record: &id, field: "access", generation: held.generation };
+        self.keyring.open(place, &held.access).map_err(|_| BrokerError::Integrity)
+    }
+
+    pub(super) fn open_refresh(
+        &self,
+        id: ConnectionId,
+        held: &HeldGrant,
+    ) -> Result<Option<SecretString>, BrokerError> {
+        let id = id.to_string();
+        let place = Place { record: &id, field: "refresh", generation: held.generation };
+        held.refresh
+            .as_ref()
+            .map(|sealed| self.keyring.open(place, sealed))
+            .transpose()
+            .map_err(|_| BrokerError::Integrity)
+    }
+
+    /// Takes up what a crash of this replica left: stores the grants in the spool, and ends the
+    /// claims that nobody is using, so that they are due at once. Called before anything is refreshed.
+    ///
+    /// # Errors
+    ///
+    /// When the spool cannot be read or the database does not answer; nothing is lost then.
+    pub async fn recover(&self) -> Result<(), BrokerError> {
+        for (entry, kept) in self.spooled().await? {
+            self.recover_grant(entry, kept).await?;
+        }
+        let abandoned = self.store.abandon(&self.replica).await?;
+        if abandoned > 0 {
+            tracing::warn!(abandoned, "refreshes were under way when this replica last ended");
+        }
+        Ok(())
+    }
+
+    async fn spooled(&self) -> Result<Vec<(Entry, Kept)>, BrokerError> {
+        let spool = self.spool.clone();
+        let entries = spawn_blocking(move || spool.entries()).await;
+        entries.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+            tracing::error!(%error, "the spool cannot be read");
+            BrokerError::Internal
+        })
+    }
+
+    async fn recover_grant(&self, entry: Entry, kept: Kept) -> Result<(), BrokerError> {
+        let id = entry.connection;
+        let opens = self.open_access(id, &entry.grant).and(self.open_refresh(id, &entry.grant));
+        if opens.is_err() {
+            tracing::error!(connection.id = %id, "put aside a grant that does not open");
+            kept.set_aside();
+            return Ok(());
+        }
+        // A start that finds no database fails; it does not wait.
+        if self.store.record_by_id(id).await?.is_some() {
+            if self.place(&entry).await.is_some() {
+                tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
+            }
+            self.reload(id).await?;
+        }
+        kept.forget();
+        Ok(())
+    }
+}
+
+/// When to look at the connection again: when its token should be refreshed, or its refresh token
+/// used lest it die of disuse; where there is none, when the access token ends.
+pub(super) fn due_at(
+    client: &Client,
+    connection: &Connection,
+    grant: &HeldGrant,
+) -> Option<Timestamp> {
+    let tokens = &client.profile.tokens;
+    if grant.refresh.is_some() && client.profile.grants.refresh_token.is_some() {
+        let alive = grant.received_at + tokens.keep_alive();
+        Some(refresh_at(connection.id, grant).map_or(alive, |at| at.min(alive)))
+    } else if connection.grant_type == GrantType::ClientCredentials {
+        refresh_at(connection.id, grant)
+    } else {
+        Some(grant.expires_at)
+    }
+}

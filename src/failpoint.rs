@@ -1,0 +1,103 @@
+//! Named points of a refresh where a test can hold it, to kill or pause the process just there.
+//!
+//! Without the Cargo feature `failpoints` nothing of this does anything. With it, the environment
+//! variable `TOKEN_BROKER_HOLD` names a point, and every refresh that reaches it stays there for
+//! good and says so in the log; tests in the same process hand in a hold of their own.
+
+use std::fmt;
+
+#[cfg(feature = "failpoints")]
+use std::sync::Arc;
+
+#[cfg(feature = "failpoints")]
+use futures_util::future::BoxFuture;
+
+use crate::connection::words;
+
+words! {
+    /// A point of a refresh, in the order in which it passes them.
+    Point {
+        /// Nothing has happened yet.
+        Unclaimed = "unclaimed",
+        /// The claim and the intent are committed; nothing is sent.
+        Claimed = "claimed",
+        /// The connection to the provider stands; not a byte is written.
+        Connected = "connected",
+        /// The request is written; nothing of an answer has come.
+        Written = "written",
+        /// The head of the answer has come, and nothing of its body.
+        Answered = "answered",
+        /// A part of the answer's body has come.
+        PartlyRead = "partly_read",
+        /// The whole answer is in memory.
+        Received = "received",
+        /// The grant is in the spool.
+        Spooled = "spooled",
+        /// The grant is in the database, and in the spool still.
+        Committed = "committed",
+        /// The spool is empty again; readers do not have the grant yet.
+        Unpublished = "unpublished",
+    }
+}
+
+/// What a test does with a refresh that reaches a point.
+#[cfg(feature = "failpoints")]
+pub type Hold = Arc<dyn Fn(Point) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The holds that are set; none but in tests.
+#[derive(Clone, Default)]
+pub struct Failpoints {
+    #[cfg(feature = "failpoints")]
+    hold: Option<Hold>,
+}
+
+impl Failpoints {
+    /// What `TOKEN_BROKER_HOLD` asks for, where the feature is compiled in.
+    ///
+    /// # Panics
+    ///
+    /// When it names no point: a test that holds nowhere would prove nothing.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        #[cfg(feature = "failpoints")]
+        if let Ok(name) = std::env::var("TOKEN_BROKER_HOLD") {
+            let held: Point = name.parse().expect("TOKEN_BROKER_HOLD names a point");
+            return Self::new(Arc::new(move |point| {
+                Box::pin(async move {
+                    if point == held {
+                        tracing::warn!("held at {point}");
+                        std::future::pending::<()>().await;
+                    }
+                })
+            }));
+        }
+        Self::default()
+    }
+
+    /// A hold of a test's own.
+    #[cfg(feature = "failpoints")]
+    #[must_use]
+    pub fn new(hold: Hold) -> Self {
+        Self { hold: Some(hold) }
+    }
+
+    /// A refresh reaches a point.
+    #[cfg_attr(
+        not(feature = "failpoints"),
+        expect(clippy::unused_async, reason = "waits only where the feature is compiled in")
+    )]
+    pub(crate) async fn reach(&self, point: Point) {
+        #[cfg(feature = "failpoints")]
+        if let Some(hold) = &self.hold {
+            hold(point).await;
+        }
+        #[cfg(not(feature = "failpoints"))]
+        let _ = point;
+    }
+}
+
+impl fmt::Debug for Failpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Failpoints")
+    }
+}

@@ -1,0 +1,102 @@
+//! Rotation: which of two grants stays when both want one place.
+//!
+//! Pure. A refresh stores its grant only on the generation that it started from. When that is gone,
+//! another grant was stored first, and this decides between the two; the other one is kept in
+//! escrow, because it may be the one that lives.
+
+use jiff::Timestamp;
+
+use crate::secret::Digest;
+
+/// The refresh that brought a grant.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// The digest of the refresh token that was presented; none where a client asked for itself.
+    pub parent: Option<Digest>,
+    /// When it was claimed, on the database's clock: the order of two refreshes on any replicas.
+    pub asked_at: Timestamp,
+}
+
+/// A grant as far as the decision needs it.
+#[derive(Clone, Debug)]
+pub struct Contender<'a> {
+    /// Its refresh token, by digest.
+    pub refresh: Option<Digest>,
+    /// The refresh that brought it; none for a consent.
+    pub origin: Option<&'a Origin>,
+}
+
+/// Which of two grants a connection keeps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Keep {
+    /// Both are the same grant: there is nothing to decide.
+    Either,
+    /// The one that is stored.
+    Held,
+    /// The one that came late: it was asked for later, with the same refresh token.
+    Late,
+}
+
+/// Decides between the grant that is stored and one that came too late to be.
+///
+/// Two answers to the same refresh token are siblings, and where only the newest of them lives, it
+/// is the one that was asked for last. Against anything else, a new consent for one, what is stored
+/// stays.
+#[must_use]
+pub fn keep(held: &Contender<'_>, late: &Contender<'_>) -> Keep {
+    if late.refresh.is_some() && held.refresh == late.refresh {
+        return Keep::Either;
+    }
+    match (held.origin, late.origin) {
+        (Some(held), Some(late))
+            if held.parent.is_some()
+                && held.parent == late.parent
+                && held.asked_at < late.asked_at =>
+        {
+            Keep::Late
+        }
+        _ => Keep::Held,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(text: &str) -> Digest {
+        Digest::of_bytes(text.as_bytes())
+    }
+
+    fn origin(parent: Option<&str>, second: i64) -> Origin {
+        Origin { parent: parent.map(digest), asked_at: Timestamp::from_second(second).unwrap() }
+    }
+
+    fn between(held: (&str, Option<&Origin>), late: (&str, Option<&Origin>)) -> Keep {
+        let contender = |(refresh, origin)| Contender { refresh: Some(digest(refresh)), origin };
+        keep(&contender(held), &contender(late))
+    }
+
+    #[test]
+    fn of_siblings_the_one_asked_for_last_is_kept() {
+        let (first, second) = (origin(Some("r1"), 1), origin(Some("r1"), 2));
+        assert_eq!(between(("a", Some(&first)), ("b", Some(&second))), Keep::Late);
+        assert_eq!(between(("b", Some(&second)), ("a", Some(&first))), Keep::Held);
+    }
+
+    #[test]
+    fn a_provider_that_answers_the_same_again_leaves_nothing_to_decide() {
+        let (first, second) = (origin(Some("r1"), 1), origin(Some("r1"), 2));
+        assert_eq!(between(("same", Some(&first)), ("same", Some(&second))), Keep::Either);
+    }
+
+    #[test]
+    fn what_is_stored_stays_against_anything_but_a_sibling() {
+        let (ours, other, own) = (origin(Some("r1"), 9), origin(Some("r0"), 1), origin(None, 1));
+        for held in [None, Some(&other), Some(&own)] {
+            assert_eq!(between(("held", held), ("late", Some(&ours))), Keep::Held, "{held:?}");
+            assert_eq!(between(("held", held), ("late", None)), Keep::Held, "{held:?}");
+        }
+        // Two answers to a client that asks for itself have no parent in common.
+        assert_eq!(between(("a", Some(&own)), ("b", Some(&origin(None, 2)))), Keep::Held);
+    }
+}

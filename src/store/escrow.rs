@@ -1,0 +1,125 @@
+//! Received grants whose place was taken: kept for a week, in case the one that took it is refused.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Store, StoreError, engine::on, json, millis, now, optional_millis, row::Cells as _};
+use crate::{connection::ConnectionId, rotation::Origin, seal::Sealed, secret::Digest};
+
+/// How long a grant is kept.
+const KEPT_FOR: Duration = Duration::from_hours(7 * 24);
+
+/// A grant in escrow.
+#[derive(Clone, Debug)]
+pub struct Escrowed {
+    /// Its own id.
+    pub id: Uuid,
+    /// Whose it is.
+    pub connection: ConnectionId,
+    /// The generation that it wanted.
+    pub generation: i64,
+    /// Sealed as field `escrow.access` of that generation.
+    pub access: Sealed,
+    /// Sealed as field `escrow.refresh` of that generation.
+    pub refresh: Sealed,
+    /// The digest of its refresh token.
+    pub refresh_hash: Digest,
+    /// The scopes the provider granted.
+    pub scopes: Vec<String>,
+    /// When the request that brought it was sent.
+    pub received_at: Timestamp,
+    /// When the access token ends.
+    pub expires_at: Timestamp,
+    /// The refresh that brought it; none for a consent.
+    pub origin: Option<Origin>,
+}
+
+impl Store {
+    /// Puts a grant into escrow. One that lies there already, known by its refresh token, stays as
+    /// it is. Nothing is kept for a connection that is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn put_in_escrow(&self, grant: &Escrowed) -> Result<(), StoreError> {
+        let sql = concat!(
+            "INSERT INTO escrow (id, connection_id, generation, access, refresh, refresh_hash,
+                scopes, received_at, expires_at, parent_hash, asked_at, put_at)
+            SELECT $2, id, $4, $5, $6, $7, $8, $9, $10, $11, $12, ",
+            now!(),
+            " FROM connections WHERE id = $3 ON CONFLICT DO NOTHING"
+        );
+        let origin = grant.origin.as_ref();
+        on!(self, |pool| {
+            sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(grant.id.to_string())
+                .bind(grant.connection.to_string())
+                .bind(grant.generation)
+                .bind(grant.access.as_str())
+                .bind(grant.refresh.as_str())
+                .bind(grant.refresh_hash.to_string())
+                .bind(json(&grant.scopes))
+                .bind(grant.received_at.as_millisecond())
+                .bind(grant.expires_at.as_millisecond())
+                .bind(origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()))
+                .bind(optional_millis(origin.map(|origin| origin.asked_at)))
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
+    /// The newest grant in escrow for a connection whose refresh token was neither spent nor
+    /// refused.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn escrowed(&self, id: ConnectionId) -> Result<Option<Escrowed>, StoreError> {
+        let sql = "SELECT * FROM escrow WHERE connection_id = $1 AND NOT EXISTS (
+                SELECT 1 FROM refresh_tombstones t WHERE t.refresh_hash = escrow.refresh_hash)
+            ORDER BY received_at DESC, id DESC LIMIT 1";
+        on!(self, |pool| {
+            let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(pool).await?;
+            row.map(|row| {
+                Ok(Escrowed {
+                    id: row.parsed("id")?,
+                    connection: row.parsed("connection_id")?,
+                    generation: row.number("generation")?,
+                    access: row.sealed("access")?,
+                    refresh: row.sealed("refresh")?,
+                    refresh_hash: row.parsed("refresh_hash")?,
+                    scopes: row.json("scopes")?,
+                    received_at: row.time("received_at")?,
+                    expires_at: row.time("expires_at")?,
+                    origin: row.origin()?,
+                })
+            })
+            .transpose()
+        })
+    }
+
+    /// Takes a grant out of escrow: it is the connection's now.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn leave_escrow(&self, id: Uuid) -> Result<(), StoreError> {
+        on!(self, |pool| {
+            let taken = sqlx::query("DELETE FROM escrow WHERE id = $1").bind(id.to_string());
+            taken.execute(pool).await?;
+        });
+        Ok(())
+    }
+
+    pub(super) async fn purge_escrow(&self) -> Result<u64, StoreError> {
+        let sql = concat!("DELETE FROM escrow WHERE put_at <= ", now!(), " - $2");
+        on!(self, |pool| {
+            let purged = sqlx::query(sql).bind(self.ahead()).bind(millis(KEPT_FOR));
+            Ok(purged.execute(pool).await?.rows_affected())
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! Second thoughts: connections that are neither refreshed as usual nor given up.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Store, StoreError, engine::in_transaction, millis, now, schedule::listed};
+use crate::{connection::ConnectionId, slug::Slug};
+
+impl Store {
+    /// Leaves a connection alone until `until`: its last attempts ended without a word, and it may
+    /// be the one that kills those who try. False when somebody claimed it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn suspect_crashes(
+        &self,
+        id: ConnectionId,
+        until: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let describe = concat!(
+            "UPDATE connections SET state = 'suspect', reason = 'crashes', refresh_at = $3,
+                changed_at = ",
+            now!(),
+            " WHERE id = $2"
+        );
+        let let_go = concat!(
+            "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
+            WHERE connection_id = $2 AND lease_until <= ",
+            now!()
+        );
+        let id = id.to_string();
+        in_transaction!(self, |tx| {
+            sqlx::query(describe)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(until.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            let gone = sqlx::query(let_go).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            if gone.rows_affected() == 0 {
+                return Ok(false);
+            }
+        });
+        Ok(true)
+    }
+
+    /// Takes back the verdicts of the last `within` on connections of these clients: their refresh
+    /// tokens may be presented again from `until` on. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn take_back_verdicts(
+        &self,
+        clients: impl IntoIterator<Item = &Slug>,
+        within: Duration,
+        until: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let doubt = concat!(
+            "UPDATE connections SET state = 'suspect', reason = 'mass_refusal', refresh_at = $4,
+                changed_at = ",
+            now!(),
+            " WHERE state = 'needs_consent' AND last_error_at > ",
+            now!(),
+            " - $3 AND ",
+            listed!("client", "$2"),
+            " AND id IN (SELECT connection_id FROM grants WHERE attempt_refresh_hash IS NOT NULL)"
+        );
+        let unbury = concat!(
+            "DELETE FROM refresh_tombstones WHERE buried_at > ",
+            now!(),
+            " - $2 AND refresh_hash IN (
+                SELECT g.attempt_refresh_hash FROM grants g
+                JOIN connections c ON c.id = g.connection_id
+                WHERE c.state = 'suspect' AND c.reason = 'mass_refusal')"
+        );
+        let clients = super::schedule::list(clients);
+        let doubted = in_transaction!(self, |tx| {
+            let doubted = sqlx::query(doubt)
+                .bind(self.ahead())
+                .bind(clients)
+                .bind(millis(within))
+                .bind(until.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            let unbury = sqlx::query(unbury).bind(self.ahead()).bind(millis(within));
+            unbury.execute(&mut *tx).await?;
+            doubted.rows_affected()
+        });
+        Ok(doubted)
+    }
+}

@@ -1,0 +1,414 @@
+//! How fast a provider is asked, and when it is better left alone.
+//!
+//! Pure: `now` is the time since some fixed instant, on a clock that never goes back.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use crate::connection::ConnectionId;
+
+/// One request every so often, and a few at once after a pause (the generic cell rate algorithm).
+#[derive(Debug)]
+pub struct Rate {
+    interval: Duration,
+    /// How far ahead of the even pace a burst may run.
+    tolerance: Duration,
+    /// When the next request would go at an even pace.
+    next: Duration,
+}
+
+impl Rate {
+    /// `per_second` requests a second, `burst` of them at once.
+    #[must_use]
+    pub fn new(per_second: u32, burst: u32) -> Self {
+        let interval = Duration::from_secs(1) / per_second.max(1);
+        Self { interval, tolerance: interval * burst.saturating_sub(1), next: Duration::ZERO }
+    }
+
+    /// Takes the next place. Returns how long to wait for it.
+    pub fn reserve(&mut self, now: Duration) -> Duration {
+        let at = self.next.max(now);
+        self.next = at + self.interval;
+        at.saturating_sub(self.tolerance).saturating_sub(now)
+    }
+}
+
+/// When a [`Breaker`] opens, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Trip {
+    /// It opens after this many failures in a row.
+    pub in_a_row: usize,
+    /// It opens when half of at least this many requests within [`WINDOW`] failed.
+    pub half_of: usize,
+    /// How long it stays open at first; doubled by each failed probe.
+    pub pause: Duration,
+    /// The longest it stays open between two probes.
+    pub longest: Duration,
+}
+
+/// For how long a request counts for [`Trip::half_of`].
+pub const WINDOW: Duration = Duration::from_secs(30);
+
+/// Keeps requests from where they keep failing. While it is open one request at a time is let
+/// through as a probe; the first success closes it.
+#[derive(Debug)]
+pub struct Breaker {
+    trip: Trip,
+    failures_in_a_row: usize,
+    /// When requests ended, and whether they failed, within [`WINDOW`].
+    recent: VecDeque<(Duration, bool)>,
+    open: Option<Open>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    until: Duration,
+    pause: Duration,
+    /// A probe is under way. What else still fails was sent before it opened.
+    probing: bool,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    #[must_use]
+    pub fn new(trip: Trip) -> Self {
+        Self { trip, failures_in_a_row: 0, recent: VecDeque::new(), open: None }
+    }
+
+    /// How long nothing may be sent; none while something may, if only a probe.
+    #[must_use]
+    pub fn shut_for(&self, now: Duration) -> Option<Duration> {
+        self.open.map(|open| open.until.saturating_sub(now)).filter(|left| !left.is_zero())
+    }
+
+    /// Whether it is open, a probe being due or not.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Lets a request through, or says how long to wait. One that is let through while it is open
+    /// is the probe: the next may follow a pause later.
+    ///
+    /// # Errors
+    ///
+    /// The time until the next probe.
+    pub fn enter(&mut self, now: Duration) -> Result<(), Duration> {
+        if let Some(left) = self.shut_for(now) {
+            return Err(left);
+        }
+        if let Some(open) = &mut self.open {
+            open.until = now + open.pause;
+            open.probing = true;
+        }
+        Ok(())
+    }
+
+    /// A request succeeded. True when that closes the breaker.
+    pub fn succeeded(&mut self, now: Duration) -> bool {
+        self.failures_in_a_row = 0;
+        self.note(now, false);
+        let closed = self.open.take().is_some();
+        if closed {
+            self.recent.clear();
+        }
+        closed
+    }
+
+    /// A request failed. True when that opens the breaker.
+    pub fn failed(&mut self, now: Duration) -> bool {
+        self.failures_in_a_row += 1;
+        self.note(now, true);
+        if let Some(open) = &mut self.open {
+            if open.probing {
+                let pause = (open.pause * 2).min(self.trip.longest);
+                *open = Open { until: now + pause, pause, probing: false };
+            }
+            return false;
+        }
+        let failed = self.recent.iter().filter(|(_, failed)| *failed).count();
+        let many = self.recent.len() >= self.trip.half_of && failed * 2 >= self.recent.len();
+        let opens = self.failures_in_a_row >= self.trip.in_a_row || many;
+        if opens {
+            self.open =
+                Some(Open { until: now + self.trip.pause, pause: self.trip.pause, probing: false });
+        }
+        opens
+    }
+
+    fn note(&mut self, now: Duration, failed: bool) {
+        self.recent.push_back((now, failed));
+        while self.recent.front().is_some_and(|(at, _)| *at + WINDOW < now) {
+            self.recent.pop_front();
+        }
+    }
+}
+
+/// Refusals of grants at one provider. Many at once are the provider's mistake more likely than as
+/// many people's wish, so no verdict follows from them while that lasts.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// What the last refreshes came to, within [`Self::WINDOW`].
+    recent: VecDeque<Judged>,
+    /// Since when verdicts are held.
+    held: Option<Held>,
+    /// Whose refusal was held in an earlier spell: refused again, it is believed.
+    doubted: BTreeSet<ConnectionId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    at: Duration,
+    id: ConnectionId,
+    refused: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    since: Duration,
+    next_probe: Duration,
+}
+
+/// What a refusal is worth.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Weight {
+    /// It is a verdict.
+    Believed,
+    /// One of many: no verdict for now.
+    Held,
+    /// The one by which they became many: verdicts of the last [`Refusals::WINDOW`] are taken back.
+    FirstHeld,
+}
+
+impl Refusals {
+    /// How long a refusal counts.
+    pub const WINDOW: Duration = Duration::from_mins(10);
+
+    /// How often one refresh is tried while verdicts are held.
+    pub const PROBE: Duration = Duration::from_mins(5);
+
+    /// How many connections must be refused within the window for a refusal to be doubted.
+    const MANY: usize = 5;
+
+    /// The most of a window that may be refused for each refusal to be believed: one in five.
+    const SHARE: usize = 5;
+
+    /// After that long without a single grant the provider is believed.
+    const LONGEST: Duration = Duration::from_hours(24);
+
+    /// How long nothing may be sent; none while something may.
+    #[must_use]
+    pub fn shut_for(&self, now: Duration) -> Option<Duration> {
+        self.held.map(|held| held.next_probe.saturating_sub(now)).filter(|left| !left.is_zero())
+    }
+
+    /// Whether verdicts are held.
+    #[must_use]
+    pub fn are_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Lets a request through, or says how long to wait.
+    ///
+    /// # Errors
+    ///
+    /// The time until the next probe.
+    pub fn enter(&mut self, now: Duration) -> Result<(), Duration> {
+        if let Some(left) = self.shut_for(now) {
+            return Err(left);
+        }
+        if let Some(held) = &mut self.held {
+            held.next_probe = now + Self::PROBE;
+        }
+        Ok(())
+    }
+
+    /// A refresh brought a grant. True when that ends a hold: the provider grants again.
+    pub fn granted(&mut self, id: ConnectionId, now: Duration) -> bool {
+        self.note(Judged { at: now, id, refused: false });
+        let ended = self.held.take().is_some();
+        if ended {
+            let refused = self.recent.drain(..).filter(|judged| judged.refused);
+            self.doubted.extend(refused.map(|judged| judged.id));
+        }
+        self.doubted.remove(&id);
+        ended
+    }
+
+    /// A refresh was refused.
+    pub fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
+        self.note(Judged { at: now, id, refused: true });
+        if self.doubted.contains(&id) {
+            return Weight::Believed;
+        }
+        if let Some(held) = self.held {
+            return if held.since + Self::LONGEST < now { Weight::Believed } else { Weight::Held };
+        }
+        let refused: BTreeSet<_> =
+            self.recent.iter().filter(|judged| judged.refused).map(|judged| judged.id).collect();
+        if refused.len() < Self::MANY || refused.len() * Self::SHARE < self.recent.len() {
+            return Weight::Believed;
+        }
+        self.held = Some(Held { since: now, next_probe: now + Self::PROBE });
+        Weight::FirstHeld
+    }
+
+    fn note(&mut self, judged: Judged) {
+        self.recent.push_back(judged);
+        while self.recent.front().is_some_and(|first| first.at + Self::WINDOW < judged.at) {
+            self.recent.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRIP: Trip = Trip {
+        in_a_row: 5,
+        half_of: 20,
+        pause: Duration::from_secs(15),
+        longest: Duration::from_mins(1),
+    };
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_burst_goes_at_once_and_the_rest_at_an_even_pace() {
+        let mut rate = Rate::new(5, 10);
+        let waits: Vec<_> = (0..12).map(|_| rate.reserve(at(100)).as_millis()).collect();
+        assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 200, 400]);
+        assert_eq!(rate.reserve(at(103)), Duration::ZERO, "a pause makes room again");
+    }
+
+    #[test]
+    fn a_rate_of_one_keeps_its_distance() {
+        let mut rate = Rate::new(1, 1);
+        let waits: Vec<_> = (0..3).map(|_| rate.reserve(at(7)).as_secs()).collect();
+        assert_eq!(waits, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_breaker_opens_after_failures_in_a_row() {
+        let mut breaker = Breaker::new(TRIP);
+        let opened: Vec<_> = (0..5).map(|_| breaker.failed(at(1))).collect();
+        assert_eq!(opened, [false, false, false, false, true]);
+        assert_eq!(breaker.enter(at(2)), Err(at(14)));
+    }
+
+    #[test]
+    fn a_success_in_between_starts_the_count_anew() {
+        let mut breaker = Breaker::new(TRIP);
+        for _ in 0..3 {
+            for _ in 0..4 {
+                assert!(!breaker.failed(at(1)));
+            }
+            assert!(!breaker.succeeded(at(1)));
+        }
+        assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn a_breaker_opens_when_half_of_many_fail() {
+        let mut breaker = Breaker::new(TRIP);
+        let opened: Vec<_> = (0..10)
+            .map(|second| {
+                breaker.succeeded(at(second));
+                breaker.failed(at(second))
+            })
+            .collect();
+        assert_eq!(opened.iter().position(|opened| *opened), Some(9), "{opened:?}");
+        let mut slow = Breaker::new(TRIP);
+        for minute in 0..20 {
+            slow.succeeded(at(minute * 60));
+            assert!(!slow.failed(at(minute * 60)), "what is long past does not count");
+        }
+    }
+
+    #[test]
+    fn an_open_breaker_lets_one_probe_through_a_pause() {
+        let mut breaker = Breaker::new(TRIP);
+        for _ in 0..5 {
+            breaker.failed(at(0));
+        }
+        assert!(breaker.enter(at(14)).is_err());
+        assert!(breaker.enter(at(15)).is_ok());
+        assert!(breaker.enter(at(15)).is_err(), "one at a time");
+        assert!(!breaker.failed(at(16)));
+        assert_eq!(breaker.shut_for(at(16)), Some(at(30)), "the pause doubles");
+        for (second, pause) in [(46, 60), (106, 60)] {
+            assert!(breaker.enter(at(second)).is_ok());
+            breaker.failed(at(second));
+            assert_eq!(breaker.shut_for(at(second)), Some(at(pause)));
+        }
+        assert!(breaker.succeeded(at(170)));
+        assert!(breaker.enter(at(170)).is_ok() && !breaker.is_open());
+    }
+
+    #[test]
+    fn few_refusals_are_believed() {
+        let mut refusals = Refusals::default();
+        for _ in 0..4 {
+            assert_eq!(refusals.refused(ConnectionId::new(), at(0)), Weight::Believed);
+        }
+        let mut one = Refusals::default();
+        let id = ConnectionId::new();
+        for second in 0..20 {
+            assert_eq!(one.refused(id, at(second)), Weight::Believed, "one is not many");
+        }
+        let mut spread = Refusals::default();
+        for hour in 0..20 {
+            assert_eq!(spread.refused(ConnectionId::new(), at(hour * 3_600)), Weight::Believed);
+        }
+        let mut drowned = Refusals::default();
+        for _ in 0..40 {
+            drowned.granted(ConnectionId::new(), at(0));
+        }
+        for _ in 0..7 {
+            assert_eq!(drowned.refused(ConnectionId::new(), at(1)), Weight::Believed);
+        }
+    }
+
+    #[test]
+    fn many_refusals_are_held_and_probed() {
+        let mut refusals = Refusals::default();
+        for _ in 0..4 {
+            refusals.refused(ConnectionId::new(), at(0));
+        }
+        assert_eq!(refusals.refused(ConnectionId::new(), at(0)), Weight::FirstHeld);
+        assert_eq!(refusals.refused(ConnectionId::new(), at(1)), Weight::Held);
+        assert_eq!(refusals.enter(at(1)), Err(at(299)));
+        assert!(refusals.enter(at(300)).is_ok());
+        assert!(refusals.enter(at(301)).is_err());
+        assert!(refusals.granted(ConnectionId::new(), at(302)));
+        assert!(!refusals.are_held());
+    }
+
+    #[test]
+    fn who_is_refused_again_after_a_hold_is_believed() {
+        let mut refusals = Refusals::default();
+        let ids: Vec<_> = (0..6).map(|_| ConnectionId::new()).collect();
+        for id in &ids {
+            refusals.refused(*id, at(0));
+        }
+        assert!(refusals.granted(ids[0], at(300)));
+        assert_eq!(refusals.refused(ids[1], at(301)), Weight::Believed);
+        // Who was granted is trusted again, and begins anew.
+        assert!(!refusals.doubted.contains(&ids[0]));
+    }
+
+    #[test]
+    fn no_hold_lasts_for_ever() {
+        let mut refusals = Refusals::default();
+        for _ in 0..5 {
+            refusals.refused(ConnectionId::new(), at(0));
+        }
+        assert_eq!(refusals.refused(ConnectionId::new(), at(86_399)), Weight::Held);
+        assert_eq!(refusals.refused(ConnectionId::new(), at(86_401)), Weight::Believed);
+    }
+}
