@@ -19,10 +19,11 @@ use url::Url;
 
 use super::{
     core::Core,
-    ledger::{Authorisation, End, Ledger, Pair, Refusal, Rotation},
+    ledger::{Authorisation, End, Ledger, Pair, Refusal},
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
     request::{self, Encoding, Params, TokenRequest, bearer},
+    rotation::Rotation,
     settings::{Account, AdmitadSettings, ExpiresIn, MissingSlash, OldRefreshToken},
     shape,
 };
@@ -39,8 +40,8 @@ pub(super) struct Admitad {
 
 pub(super) fn rotation(settings: &AdmitadSettings) -> Rotation {
     match settings.old_refresh_token {
-        OldRefreshToken::Dies => Rotation::SingleUse,
-        OldRefreshToken::Stays => Rotation::Stays,
+        OldRefreshToken::Dies => Rotation::SINGLE_USE,
+        OldRefreshToken::Stays => Rotation::ALL_LIVE,
     }
 }
 
@@ -155,8 +156,8 @@ impl Admitad {
                 || Failure::bad_request("invalid_request", &format!("{name} is required"));
             params.get(name).ok_or_else(missing)
         };
-        let now = self.core.now();
         let mut ledger = self.core.ledger();
+        let now = self.core.now();
         let (access, refresh) = (shape::alphanumeric(), shape::alphanumeric());
         let pair = Pair {
             access: (&access, self.settings.access_life),
@@ -169,7 +170,7 @@ impl Admitad {
             let description = "Maximum number of tokens exceeded";
             Err(Failure::new(StatusCode::FORBIDDEN, "access_denied", description, 6))
         };
-        let authorisation = match required("grant_type")? {
+        let (authorisation, pair) = match required("grant_type")? {
             "client_credentials" => {
                 self.check_client(request, true, false)?;
                 required("client_id")?;
@@ -182,7 +183,7 @@ impl Admitad {
                 };
                 room(&ledger)?;
                 ledger.issue_directly(authorisation.clone(), pair, now);
-                Arc::new(authorisation)
+                (Arc::new(authorisation), pair)
             }
             "authorization_code" => {
                 self.check_client(request, true, true)?;
@@ -197,7 +198,7 @@ impl Admitad {
                 }
                 room(&ledger)?;
                 ledger.redeem(code, pair, now);
-                authorisation
+                (authorisation, pair)
             }
             "refresh_token" => {
                 self.check_client(request, false, true)?;
@@ -206,8 +207,7 @@ impl Admitad {
                     Failure::new(StatusCode::BAD_REQUEST, "invalid_grant", description, 5)
                 })?;
                 room(&ledger)?;
-                ledger.rotate(old, pair, now);
-                ledger.authorisation(old)
+                (ledger.authorisation(old), ledger.rotate(old, pair, now))
             }
             _ => {
                 let description = "The grant type is not supported";
@@ -216,22 +216,25 @@ impl Admitad {
         };
         let account = self.account(&authorisation);
         let expires_in = match self.settings.expires_in {
-            ExpiresIn::Number => json!(self.settings.access_life),
-            ExpiresIn::Text => json!(self.settings.access_life.to_string()),
+            ExpiresIn::Number => json!(pair.access.1),
+            ExpiresIn::Text => json!(pair.access.1.to_string()),
         };
-        Ok(json!({
+        let mut body = json!({
             "id": account.map(|account| account.id),
             "username": account.map(|account| &account.name),
             "first_name": "",
             "last_name": "",
             "language": "en",
-            "access_token": access,
+            "access_token": pair.access.0,
             "token_type": "bearer",
             "expires_in": expires_in,
-            "refresh_token": refresh,
             "scope": authorisation.scopes.join(" "),
             "group": "webmaster",
-        }))
+        });
+        if let Some((refresh, _)) = pair.refresh {
+            body["refresh_token"] = json!(refresh);
+        }
+        Ok(body)
     }
 
     fn account(&self, authorisation: &Authorisation) -> Option<&Account> {
@@ -347,8 +350,8 @@ async fn me(State(admitad): State<Arc<Admitad>>, headers: HeaderMap) -> Response
     let token = bearer(&headers);
     admitad.core.called(Endpoint::Account, token);
     let found = {
-        let now = admitad.core.now();
         let mut ledger = admitad.core.ledger();
+        let now = admitad.core.now();
         let found = ledger.access(token.unwrap_or_default(), now);
         found.map(|id| ledger.authorisation(id))
     };

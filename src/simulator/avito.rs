@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 
 use super::{
     core::Core,
-    ledger::{Authorisation, Pair, Rotation},
+    ledger::{Authorisation, Pair},
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
     request::{self, Encoding, Params, TokenRequest, bearer},
+    rotation::Rotation,
     settings::{
         Account, AvitoSettings, ErrorStyle, OldRefreshToken, RedirectUriMismatch, SpaceScopes,
     },
@@ -35,8 +36,8 @@ pub(super) struct Avito {
 
 pub(super) fn rotation(settings: &AvitoSettings) -> Rotation {
     match settings.old_refresh_token {
-        OldRefreshToken::Dies => Rotation::SingleUse,
-        OldRefreshToken::Stays => Rotation::Stays,
+        OldRefreshToken::Dies => Rotation::SINGLE_USE,
+        OldRefreshToken::Stays => Rotation::ALL_LIVE,
     }
 }
 
@@ -127,15 +128,15 @@ impl Avito {
     fn grant(&self, params: &Params) -> Result<Value, (&'static str, &'static str)> {
         let missing = |()| ("invalid_request", "A required parameter is missing");
         let required = |name| params.get(name).ok_or(()).map_err(missing);
-        let now = self.core.now();
         let mut ledger = self.core.ledger();
+        let now = self.core.now();
         let access = shape::url_safe(22);
         let refresh = shape::url_safe(38);
         let pair = Pair {
             access: (&access, self.settings.access_life),
             refresh: Some((&refresh, self.settings.refresh_life)),
         };
-        let authorisation = match required("grant_type")? {
+        let (authorisation, pair) = match required("grant_type")? {
             "client_credentials" => {
                 let owner = self.settings.accounts.first();
                 let authorisation = Authorisation {
@@ -156,30 +157,32 @@ impl Avito {
                     .code(required("code")?, now)
                     .map_err(|_| ("invalid_grant", "The code is invalid or was used"))?;
                 ledger.redeem(code, pair, now);
-                ledger.authorisation(code)
+                (ledger.authorisation(code), pair)
             }
             "refresh_token" => {
                 let old = ledger
                     .refresh(required("refresh_token")?, now)
                     .map_err(|_| ("invalid_grant", "The refresh token is invalid"))?;
-                ledger.rotate(old, pair, now);
-                ledger.authorisation(old)
+                (ledger.authorisation(old), ledger.rotate(old, pair, now))
             }
             _ => return Err(("unsupported_grant_type", "The grant type is not supported")),
         };
-        Ok(json!({
-            "access_token": access,
-            "expires_in": self.settings.access_life,
+        let mut body = json!({
+            "access_token": pair.access.0,
+            "expires_in": pair.access.1,
             "token_type": "Bearer",
-            "refresh_token": refresh,
             "scope": authorisation.scopes.join(","),
-        }))
+        });
+        if let Some((refresh, _)) = pair.refresh {
+            body["refresh_token"] = json!(refresh);
+        }
+        Ok(body)
     }
 
     /// The account behind a live token with the right to read it.
     fn account(&self, token: &str) -> Option<&Account> {
-        let now = self.core.now();
         let mut ledger = self.core.ledger();
+        let now = self.core.now();
         let authorisation = {
             let id = ledger.access(token, now).ok()?;
             ledger.authorisation(id)

@@ -10,8 +10,9 @@ use jiff::Timestamp;
 
 use super::{
     fault::Fault,
-    ledger::{Ledger, Rotation},
+    ledger::Ledger,
     oracle::{Endpoint, Oracle},
+    rotation::Rotation,
 };
 use crate::clock::Clock;
 
@@ -45,14 +46,15 @@ impl Core {
         self.ahead.advance(by);
     }
 
-    /// The ledger. Never held across an await.
+    /// The ledger. Never held across an await; and the clock is read under it, or two requests that
+    /// meet could each find alive what the other has ended.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn oracle(&self) -> Oracle {
-        let now = self.now();
-        self.ledger().oracle(now)
+        let ledger = self.ledger();
+        ledger.oracle(self.now())
     }
 
     /// Orders a fault for each of the next `times` token requests, after those already ordered.

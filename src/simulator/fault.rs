@@ -1,6 +1,6 @@
 //! Faults of a token endpoint that a test orders in advance.
 
-use std::time::Duration;
+use std::{future, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{divar, serve::Dropped};
+use super::{divar, serve::HangUp};
 
 /// What goes wrong with one token request.
 ///
@@ -45,12 +45,31 @@ pub enum Fault {
         /// On which side of the state change.
         processed: bool,
     },
+    /// The connection is reset (TCP RST) without a byte of answer.
+    Reset {
+        /// On which side of the state change.
+        processed: bool,
+    },
+    /// Not a byte of answer, until the client hangs up or the simulator ends.
+    Hold {
+        /// On which side of the state change.
+        processed: bool,
+    },
     /// Hydra's 400 `invalid_request` for a refresh that met another one: not processed, try again.
     Contended,
     /// The first half of the JSON, in an answer that is complete for HTTP.
     CutJson,
-    /// The first half of the JSON, then the connection closes.
-    CutBody,
+    /// The head and the first bytes of the body, then the connection closes.
+    CutBody {
+        /// How many bytes of the body; if it has no more, they all come but never their end.
+        at: usize,
+    },
+    /// The head and the first bytes of the body, then nothing, until the client hangs up or the
+    /// simulator ends.
+    Stall {
+        /// How many bytes of the body; if it has no more, they all come but never their end.
+        at: usize,
+    },
     /// The answer without `access_token`.
     NoAccessToken,
     /// The answer with this `expires_in`: a string, a float, negative, absurd.
@@ -73,10 +92,13 @@ impl Fault {
             | Self::Empty { processed }
             | Self::ErrorInOk { processed }
             | Self::ServerError { processed }
-            | Self::Drop { processed } => !processed,
+            | Self::Drop { processed }
+            | Self::Reset { processed }
+            | Self::Hold { processed } => !processed,
             Self::Contended => true,
             Self::CutJson
-            | Self::CutBody
+            | Self::CutBody { .. }
+            | Self::Stall { .. }
             | Self::NoAccessToken
             | Self::ExpiresIn { .. }
             | Self::Slow { .. } => false,
@@ -97,10 +119,13 @@ impl Fault {
             Self::ServerError { .. } => {
                 (StatusCode::INTERNAL_SERVER_ERROR, html, PAGE).into_response()
             }
-            Self::Drop { .. } => Dropped.into_response(),
+            Self::Drop { .. } => HangUp::Close.into_response(),
+            Self::Reset { .. } => HangUp::Reset.into_response(),
+            Self::Hold { .. } => future::pending().await,
             Self::Contended => divar::contended(),
-            Self::CutJson => change(answer, |body| Body::from(half(&body))).await,
-            Self::CutBody => change(answer, |body| cut(&body)).await,
+            Self::CutJson => change(answer, |body| Body::from(body.slice(..body.len() / 2))).await,
+            Self::CutBody { at } => change(answer, |body| begin(&body, at, hang_up())).await,
+            Self::Stall { at } => change(answer, |body| begin(&body, at, future::pending())).await,
             Self::NoAccessToken => {
                 edit(answer, |fields| {
                     fields.remove("access_token");
@@ -143,15 +168,18 @@ async fn edit(
     .await
 }
 
-fn half(body: &Bytes) -> Bytes {
-    body.slice(..body.len() / 2)
+/// The first `at` bytes of the body, and then what comes in place of the rest.
+fn begin(
+    body: &Bytes,
+    at: usize,
+    then: impl Future<Output = Result<Bytes, HangUp>> + Send + 'static,
+) -> Body {
+    let first = body.slice(..at.min(body.len()));
+    Body::from_stream(stream::iter([Ok(first)]).chain(stream::once(then)))
 }
 
-/// Half of the body; then, once that is on its way, an error that makes the server hang up.
-fn cut(body: &Bytes) -> Body {
-    let hang_up = async {
-        tokio::task::yield_now().await;
-        Err(Dropped)
-    };
-    Body::from_stream(stream::iter([Ok(half(body))]).chain(stream::once(hang_up)))
+/// Once what came before is on its way, an error that makes the server hang up.
+async fn hang_up() -> Result<Bytes, HangUp> {
+    tokio::task::yield_now().await;
+    Err(HangUp::Close)
 }

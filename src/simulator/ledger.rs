@@ -1,6 +1,8 @@
-//! What a provider remembers of every code and token it ever issued, and the rules of rotation.
+//! What a provider remembers of every code and token it ever issued.
 //!
-//! Pure: time is an argument and texts come from outside, kept only as digests.
+//! Pure: time is an argument and texts come from outside, kept only as digests (but for `successor`).
+
+mod successor;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,21 +12,12 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::oracle::{Endpoint, Known, Oracle};
+use self::successor::Successor;
+use super::{
+    oracle::{Endpoint, Known, Oracle},
+    rotation::{Rotation, Successors},
+};
 use crate::secret::Digest;
-
-/// What happens to a refresh token that was used.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Rotation {
-    /// It works for the rest of its life.
-    Stays,
-    /// It is dead at once; using it again harms nothing else.
-    SingleUse,
-    /// It works until something of a newer pair is used.
-    UntilNextUsed,
-    /// It works until `grace` after its first use; using it later ends the whole chain.
-    RevokesChain { grace: SignedDuration, old_access_lives: bool },
-}
 
 /// A code, an access token or a refresh token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -75,7 +68,7 @@ pub(super) enum Refusal {
     Dead(End),
 }
 
-/// A pair about to be issued: texts with their lives.
+/// A pair about to be issued, or to answer with: texts with their lives in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pair<'a> {
     pub access: (&'a str, u32),
@@ -126,6 +119,8 @@ pub(super) struct Ledger {
     entries: Vec<Entry>,
     by_digest: HashMap<String, usize>,
     chains: Vec<Chain>,
+    /// By the refresh token that brought it, for [`Successors::Same`].
+    successors: HashMap<usize, Successor>,
     requests: BTreeMap<Endpoint, u64>,
     unknown: BTreeMap<Endpoint, u64>,
 }
@@ -137,6 +132,7 @@ impl Ledger {
             entries: Vec::new(),
             by_digest: HashMap::new(),
             chains: Vec::new(),
+            successors: HashMap::new(),
             requests: BTreeMap::new(),
             unknown: BTreeMap::new(),
         }
@@ -160,11 +156,11 @@ impl Ledger {
     pub(super) fn issue_code(
         &mut self,
         authorisation: Authorisation,
-        (text, life): (&str, u32),
+        code: (&str, u32),
         now: Timestamp,
     ) {
         let chain = self.open(authorisation);
-        self.add(chain, Kind::Code, text, life, now);
+        self.add(chain, Kind::Code, code, now);
     }
 
     /// A grant with neither code nor refresh token before it.
@@ -200,25 +196,39 @@ impl Ledger {
         found
     }
 
-    /// Replaces a refresh token by a pair, as the rule of rotation has it.
-    pub(super) fn rotate(&mut self, Id(refresh): Id, pair: Pair<'_>, now: Timestamp) {
+    /// Spends a refresh token as the rule of rotation has it. Gives the pair to answer with.
+    pub(super) fn rotate<'a>(
+        &'a mut self,
+        Id(refresh): Id,
+        pair: Pair<'a>,
+        now: Timestamp,
+    ) -> Pair<'a> {
         let Entry { chain, generation, .. } = self.entries[refresh];
         match self.rotation {
-            Rotation::Stays => {}
-            Rotation::SingleUse => self.entries[refresh].end(now, End::Rotated),
+            Rotation::Stays => {
+                self.add(chain, Kind::Access, pair.access, now);
+                return Pair { refresh: None, ..pair };
+            }
             Rotation::UntilNextUsed => self.retire_before(chain, generation, now),
-            Rotation::RevokesChain { grace, old_access_lives } => {
-                let over = now.saturating_add(grace).unwrap_or(Timestamp::MAX);
-                self.entries[refresh].end(over, End::Rotated);
-                let access_over = if old_access_lives { over } else { now };
+            Rotation::Dies { grace, successors } => {
+                self.entries[refresh].end(after(grace, now), End::Rotated);
+                match successors {
+                    Successors::Same => return self.same_successor(refresh, pair, now),
+                    Successors::AllLive => {}
+                    Successors::NewestLives => self.retire_after(chain, generation, now),
+                }
+            }
+            Rotation::RevokesChain { grace, access_grace } => {
+                self.entries[refresh].end(after(grace, now), End::Rotated);
                 self.each(chain, |entry| {
                     if entry.kind == Kind::Access && entry.generation == generation {
-                        entry.end(access_over, End::Rotated);
+                        entry.end(after(access_grace, now), End::Rotated);
                     }
                 });
             }
         }
         self.issue(chain, pair, now);
+        pair
     }
 
     /// The access token behind a text, as long as it is alive. Its use is a use of its pair.
@@ -298,6 +308,30 @@ impl Ledger {
         });
     }
 
+    /// Only the newest lives: everything that came after this generation is over.
+    fn retire_after(&mut self, chain: usize, generation: u32, now: Timestamp) {
+        self.each(chain, |entry| {
+            if entry.generation > generation {
+                entry.end(now, End::Rotated);
+            }
+        });
+    }
+
+    /// The pair that this token brought at its first use, which this may be.
+    fn same_successor<'a>(
+        &'a mut self,
+        refresh: usize,
+        pair: Pair<'a>,
+        now: Timestamp,
+    ) -> Pair<'a> {
+        if !self.successors.contains_key(&refresh) {
+            self.successors.retain(|&of, _| self.entries[of].ended(now).is_none());
+            self.issue(self.entries[refresh].chain, pair, now);
+            self.successors.insert(refresh, Successor::new(pair, now));
+        }
+        self.successors[&refresh].again(now)
+    }
+
     fn each(&mut self, chain: usize, mut change: impl FnMut(&mut Entry)) {
         for &at in &self.chains[chain].entries {
             change(&mut self.entries[at]);
@@ -312,15 +346,13 @@ impl Ledger {
 
     fn issue(&mut self, chain: usize, pair: Pair<'_>, now: Timestamp) {
         self.chains[chain].generation += 1;
-        self.add(chain, Kind::Access, pair.access.0, pair.access.1, now);
-        if let Some((text, life)) = pair.refresh {
-            self.add(chain, Kind::Refresh, text, life, now);
+        self.add(chain, Kind::Access, pair.access, now);
+        if let Some(refresh) = pair.refresh {
+            self.add(chain, Kind::Refresh, refresh, now);
         }
     }
 
-    fn add(&mut self, chain: usize, kind: Kind, text: &str, life: u32, now: Timestamp) {
-        let life = SignedDuration::from_secs(i64::from(life));
-        let ends_at = now.saturating_add(life).unwrap_or(Timestamp::MAX);
+    fn add(&mut self, chain: usize, kind: Kind, (text, life): (&str, u32), now: Timestamp) {
         let at = self.entries.len();
         let generation = self.chains[chain].generation;
         self.entries.push(Entry {
@@ -329,7 +361,7 @@ impl Ledger {
             chain,
             generation,
             issued_at: now,
-            ends: (ends_at, End::Expired),
+            ends: (end_of(life, now), End::Expired),
             presented: BTreeMap::new(),
         });
         self.by_digest.insert(digest(text), at);
@@ -337,105 +369,17 @@ impl Ledger {
     }
 }
 
+fn end_of(life: u32, now: Timestamp) -> Timestamp {
+    after(SignedDuration::from_secs(i64::from(life)), now)
+}
+
+fn after(wait: SignedDuration, now: Timestamp) -> Timestamp {
+    now.saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
+
 fn digest(text: &str) -> String {
     Digest::of_bytes(text.as_bytes()).to_string()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: u32 = 3_600;
-
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
-    }
-
-    fn pair<'a>(access: &'a str, refresh: &'a str) -> Pair<'a> {
-        Pair { access: (access, HOUR), refresh: Some((refresh, 24 * HOUR)) }
-    }
-
-    /// A ledger whose only chain holds the pair `a1`, `r1`, issued at 0.
-    fn with_first_pair(rotation: Rotation) -> Ledger {
-        let mut ledger = Ledger::new(rotation);
-        let authorisation = Authorisation {
-            account: "1".into(),
-            scopes: Vec::new(),
-            redirect_uri: None,
-            challenge: None,
-        };
-        ledger.issue_code(authorisation, ("c", 600), at(0));
-        let code = ledger.code("c", at(0)).unwrap();
-        ledger.redeem(code, pair("a1", "r1"), at(0));
-        ledger
-    }
-
-    fn rotate(ledger: &mut Ledger, old: &str, new: (&str, &str), now: Timestamp) {
-        let refresh = ledger.refresh(old, now).unwrap();
-        ledger.rotate(refresh, pair(new.0, new.1), now);
-    }
-
-    #[test]
-    fn a_code_works_once_and_until_its_end() {
-        let ledger = with_first_pair(Rotation::Stays);
-        assert_eq!(ledger.code("c", at(1)), Err(Refusal::Dead(End::Redeemed)));
-        assert_eq!(ledger.code("a1", at(1)), Err(Refusal::Unknown));
-    }
-
-    #[test]
-    fn a_token_is_dead_from_the_instant_its_life_ends() {
-        let mut ledger = with_first_pair(Rotation::Stays);
-        assert!(ledger.access("a1", at(3_599)).is_ok());
-        assert_eq!(ledger.access("a1", at(3_600)), Err(Refusal::Dead(End::Expired)));
-    }
-
-    #[test]
-    fn a_single_use_token_works_once_and_its_reuse_harms_nothing_else() {
-        let mut ledger = with_first_pair(Rotation::SingleUse);
-        rotate(&mut ledger, "r1", ("a2", "r2"), at(1));
-        assert_eq!(ledger.refresh("r1", at(1)), Err(Refusal::Dead(End::Rotated)));
-        assert!(ledger.refresh("r2", at(1)).is_ok());
-        assert!(ledger.access("a1", at(1)).is_ok());
-    }
-
-    #[test]
-    fn a_lenient_token_works_until_something_newer_is_used() {
-        let mut ledger = with_first_pair(Rotation::UntilNextUsed);
-        rotate(&mut ledger, "r1", ("a2", "r2"), at(1));
-        rotate(&mut ledger, "r1", ("a3", "r3"), at(2));
-        assert!(ledger.access("a3", at(3)).is_ok());
-        for old in ["r1", "r2"] {
-            assert_eq!(ledger.refresh(old, at(3)), Err(Refusal::Dead(End::Rotated)), "{old}");
-        }
-        rotate(&mut ledger, "r3", ("a4", "r4"), at(4));
-        rotate(&mut ledger, "r4", ("a5", "r5"), at(5));
-        assert_eq!(ledger.refresh("r3", at(5)), Err(Refusal::Dead(End::Rotated)));
-    }
-
-    #[test]
-    fn the_grace_runs_from_the_first_use_and_reuse_after_it_ends_the_chain() {
-        let grace = SignedDuration::from_secs(120);
-        let rotation = Rotation::RevokesChain { grace, old_access_lives: true };
-        let mut ledger = with_first_pair(rotation);
-        rotate(&mut ledger, "r1", ("a2", "r2"), at(0));
-        rotate(&mut ledger, "r1", ("a3", "r3"), at(119));
-        assert!(ledger.access("a1", at(119)).is_ok());
-        assert_eq!(ledger.access("a1", at(120)), Err(Refusal::Dead(End::Rotated)));
-        assert!(ledger.refresh("r3", at(120)).is_ok());
-        assert_eq!(ledger.refresh("r1", at(120)), Err(Refusal::Dead(End::Rotated)));
-        assert_eq!(ledger.refresh("r3", at(120)), Err(Refusal::Dead(End::RefreshReused)));
-        assert_eq!(ledger.access("a3", at(120)), Err(Refusal::Dead(End::RefreshReused)));
-    }
-
-    #[test]
-    fn the_oracle_counts_every_presentation_known_or_not() {
-        let mut ledger = with_first_pair(Rotation::SingleUse);
-        ledger.presented("r1", Endpoint::Token);
-        ledger.presented("r1", Endpoint::Token);
-        ledger.presented("never issued", Endpoint::Account);
-        let oracle = ledger.oracle(at(0));
-        let known = oracle.of("r1").unwrap();
-        assert_eq!((known.presented[&Endpoint::Token], known.generation), (2, 1));
-        assert_eq!(oracle.unknown[&Endpoint::Account], 1);
-    }
-}
+mod tests;

@@ -13,6 +13,11 @@
 //! `127.0.0.1`, and the accounts of amoCRM and Kommo each have a host of their own,
 //! `<subdomain>.amocrm.localhost`, which RFC 6761 resolves to loopback.
 //!
+//! # Rotation
+//!
+//! What becomes of a used refresh token is by default what that provider does. With
+//! [`rotation`](settings::AvitoSettings::rotation) every token endpoint can be any of six classes.
+//!
 //! # What a real provider would never tell
 //!
 //! `GET /_simulator/oracle` (on every host) lists every code and token ever issued, whether it lives
@@ -39,6 +44,7 @@ mod ledger;
 mod oracle;
 mod page;
 mod request;
+mod rotation;
 mod serve;
 pub mod settings;
 mod shape;
@@ -56,6 +62,7 @@ pub use self::{
 };
 use self::{
     core::Core,
+    rotation::Rotation,
     serve::{ApiHost, Hosts},
 };
 use crate::clock::Clock;
@@ -193,7 +200,8 @@ fn hosts(
     clock: Clock,
     tasks: &TaskTracker,
 ) -> (Arc<Core>, Hosts) {
-    let core = |rotation| Arc::new(Core::new(port, clock, rotation));
+    let class = settings.rotation(which);
+    let core = |own| Arc::new(Core::new(port, clock, class.unwrap_or(own)));
     let (core, site, api, api_host) = match which {
         Simulated::Admitad => {
             let settings = settings.admitad.clone();
@@ -241,5 +249,17 @@ impl SimulatorSettings {
             Simulated::Divar => self.divar.port,
             Simulated::Kommo => self.kommo.port,
         }
+    }
+
+    /// The rotation set in place of a provider's own.
+    fn rotation(&self, which: Simulated) -> Option<Rotation> {
+        let (class, grace) = match which {
+            Simulated::Admitad => (self.admitad.rotation, self.admitad.rotation_grace),
+            Simulated::Amocrm => (self.amocrm.rotation, self.amocrm.rotation_grace),
+            Simulated::Avito => (self.avito.rotation, self.avito.rotation_grace),
+            Simulated::Divar => (self.divar.rotation, self.divar.rotation_grace),
+            Simulated::Kommo => (self.kommo.rotation, self.kommo.rotation_grace),
+        };
+        class.map(|class| Rotation::of(class, grace))
     }
 }

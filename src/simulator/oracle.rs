@@ -44,6 +44,28 @@ impl Oracle {
         let fingerprint = Digest::of_bytes(text.as_bytes()).fingerprint();
         self.known.iter().find(|known| known.fingerprint == fingerprint)
     }
+
+    /// The refresh tokens that work now, by chain: a client that has one of them needs no person.
+    ///
+    /// Every chain is there that was ever given a refresh token; nothing can save one without any.
+    #[must_use]
+    pub fn live_refresh_tokens(&self) -> BTreeMap<usize, Vec<&Known>> {
+        let mut chains = BTreeMap::<_, Vec<_>>::new();
+        for token in self.refresh_tokens() {
+            chains.entry(token.chain).or_default().extend(token.alive.then_some(token));
+        }
+        chains
+    }
+
+    /// How often that refresh token arrived which arrived most often, whatever was answered.
+    #[must_use]
+    pub fn most_presentations(&self) -> u64 {
+        self.refresh_tokens().map(|token| token.presented.values().sum()).max().unwrap_or(0)
+    }
+
+    fn refresh_tokens(&self) -> impl Iterator<Item = &Known> {
+        self.known.iter().filter(|known| known.kind == Kind::Refresh)
+    }
 }
 
 /// A code or token that was issued.

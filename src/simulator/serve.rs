@@ -1,6 +1,6 @@
 //! One loopback listener per provider, and the hosts that the provider spreads over.
 
-use std::{convert::Infallible, io, sync::Arc};
+use std::{convert::Infallible, error::Error as _, io, sync::Arc};
 
 use axum::{
     Router,
@@ -69,12 +69,18 @@ fn host<B>(request: &Request<B>) -> Option<String> {
     Some(authority.host().to_ascii_lowercase())
 }
 
-/// An answer that closes the connection without a byte.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the simulated provider dropped the connection")]
-pub(super) struct Dropped;
+/// An answer that ends the connection: without a byte, or within a body.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum HangUp {
+    /// In order, as at the end of any connection.
+    #[error("the simulated provider closed the connection")]
+    Close,
+    /// With a TCP RST.
+    #[error("the simulated provider reset the connection")]
+    Reset,
+}
 
-impl IntoResponse for Dropped {
+impl IntoResponse for HangUp {
     fn into_response(self) -> Response {
         let mut response = StatusCode::NO_CONTENT.into_response();
         response.extensions_mut().insert(self);
@@ -113,15 +119,27 @@ async fn serve_connection(stream: TcpStream, hosts: Arc<Hosts>) {
                 Some(router) => router.oneshot(request.map(Body::new)).await,
                 None => Ok((StatusCode::NOT_FOUND, "No such simulated host\n").into_response()),
             };
-            match answer.unwrap_or_else(|never: Infallible| match never {}) {
-                answer if answer.extensions().get::<Dropped>().is_some() => Err(Dropped),
-                answer => Ok(answer),
+            let answer = answer.unwrap_or_else(|never: Infallible| match never {});
+            match answer.extensions().get::<HangUp>() {
+                Some(&hang_up) => Err(hang_up),
+                None => Ok(answer),
             }
         }
     });
-    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await
-    {
+    // A client that hangs up first ends this future, and with it whatever still waits to answer.
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = (&mut connection).await {
         tracing::debug!(%error, "a connection to a simulator ended early");
+        if error.source().and_then(|source| source.downcast_ref()) == Some(&HangUp::Reset) {
+            reset(&connection.into_parts().io.into_inner());
+        }
+    }
+}
+
+/// Makes the close that follows an RST.
+fn reset(stream: &TcpStream) {
+    if let Err(error) = stream.set_zero_linger() {
+        tracing::warn!(%error, "a simulator could not reset a connection");
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 pub use super::switch::{
     Denial, ErrorStyle, ExpiresIn, Hydra, MissingSlash, OldAccessToken, OldRefreshToken,
-    RedirectUriMismatch, RefreshMode, RefreshParameters, SpaceScopes,
+    RedirectUriMismatch, RefreshMode, RefreshParameters, RotationClass, SpaceScopes,
 };
 
 /// The simulators of all providers, as sections `[simulators.*]` of the configuration.
@@ -86,6 +86,10 @@ pub struct AvitoSettings {
     pub old_refresh_token: OldRefreshToken,
     /// Under which status the token endpoint reports an error.
     pub error_style: ErrorStyle,
+    /// A rotation class in place of its own rule.
+    pub rotation: Option<RotationClass>,
+    /// For how long after its first use a refresh token still works, in the classes with a grace.
+    pub rotation_grace: u32,
 }
 
 impl Default for AvitoSettings {
@@ -108,6 +112,8 @@ impl Default for AvitoSettings {
             redirect_uri_mismatch: RedirectUriMismatch::Ignore,
             old_refresh_token: OldRefreshToken::Dies,
             error_style: ErrorStyle::Rfc,
+            rotation: None,
+            rotation_grace: 60,
         }
     }
 }
@@ -140,6 +146,10 @@ pub struct AmocrmSettings {
     pub api_domain: bool,
     /// Kommo: how far `server_time` runs ahead of the simulator's clock.
     pub server_time_skew: i64,
+    /// A rotation class in place of its own rule.
+    pub rotation: Option<RotationClass>,
+    /// For how long after its first use a refresh token still works, in the classes with a grace.
+    pub rotation_grace: u32,
 }
 
 impl Default for AmocrmSettings {
@@ -157,6 +167,8 @@ impl Default for AmocrmSettings {
             refresh_mode: RefreshMode::Strict,
             api_domain: true,
             server_time_skew: 0,
+            rotation: None,
+            rotation_grace: 60,
         }
     }
 }
@@ -222,6 +234,10 @@ pub struct AdmitadSettings {
     pub token_cap: usize,
     /// What becomes of the refresh token that was just used.
     pub old_refresh_token: OldRefreshToken,
+    /// A rotation class in place of its own rule.
+    pub rotation: Option<RotationClass>,
+    /// For how long after its first use a refresh token still works, in the classes with a grace.
+    pub rotation_grace: u32,
 }
 
 impl Default for AdmitadSettings {
@@ -243,6 +259,8 @@ impl Default for AdmitadSettings {
             expires_in: ExpiresIn::Number,
             token_cap: 1_000,
             old_refresh_token: OldRefreshToken::Dies,
+            rotation: None,
+            rotation_grace: 60,
         }
     }
 }
@@ -281,6 +299,10 @@ pub struct DivarSettings {
     pub denial: Denial,
     /// Whose errors the token endpoint gives.
     pub hydra: Hydra,
+    /// A rotation class in place of its own rule.
+    pub rotation: Option<RotationClass>,
+    /// For how long after its first use a refresh token still works, in the classes with a grace.
+    pub rotation_grace: u32,
 }
 
 impl Default for DivarSettings {
@@ -310,6 +332,8 @@ impl Default for DivarSettings {
             refresh_parameters: RefreshParameters::Required,
             denial: Denial::Error,
             hydra: Hydra::Current,
+            rotation: None,
+            rotation_grace: 60,
         }
     }
 }

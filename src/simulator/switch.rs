@@ -12,6 +12,26 @@ macro_rules! switch {
 }
 
 switch! {
+    /// Every provider: what becomes of a refresh token that was used, in place of its own rule.
+    ///
+    /// A grace runs from the first use; after it the token is merely dead.
+    RotationClass {
+        /// It works for the rest of its life, and a refresh answers without another one.
+        None,
+        /// Within the grace it brings the same pair again.
+        GraceSameSuccessor,
+        /// Within the grace every use brings a new pair beside those before it.
+        GraceNewSuccessors,
+        /// Within the grace every use brings a new pair, which ends those before it.
+        GraceNewestLives,
+        /// It is dead at once; using it again harms nothing else.
+        SingleUse,
+        /// It is dead at once, and using it again ends every token of its authorisation.
+        SingleUseFamily,
+    }
+}
+
+switch! {
     /// Avito: a scope parameter with spaces.
     SpaceScopes {
         /// The error page of an unknown scope.

@@ -72,7 +72,7 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
     let mut faults = unprocessed();
-    faults.extend([Fault::CutJson, Fault::CutBody, Fault::NoAccessToken]);
+    faults.extend([Fault::CutJson, Fault::CutBody { at: 40 }, Fault::NoAccessToken]);
     faults.push(Fault::Drop { processed: true });
     for fault in faults {
         let before = broker.token("avito-shop").await.json();

@@ -6,6 +6,7 @@ mod application;
 mod avito;
 mod divar;
 mod faults;
+mod rotation;
 
 use reqwest::{Client, RequestBuilder, Response, StatusCode, redirect::Policy};
 use serde_json::Value;

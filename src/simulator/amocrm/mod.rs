@@ -32,10 +32,11 @@ use tokio_util::task::TaskTracker;
 use self::problem::Problem;
 use super::{
     core::Core,
-    ledger::{Authorisation, Rotation},
+    ledger::Authorisation,
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
     request::{self, Params, bearer},
+    rotation::Rotation,
     settings::{AmocrmAccount, AmocrmSettings, RefreshMode},
     shape,
 };
@@ -76,7 +77,7 @@ pub(super) struct Amocrm {
 
 pub(super) fn rotation(settings: &AmocrmSettings) -> Rotation {
     match settings.refresh_mode {
-        RefreshMode::Strict => Rotation::SingleUse,
+        RefreshMode::Strict => Rotation::SINGLE_USE,
         RefreshMode::Lenient => Rotation::UntilNextUsed,
     }
 }
@@ -232,8 +233,8 @@ async fn account(State(amocrm): State<Arc<Amocrm>>, headers: HeaderMap) -> Respo
         return Problem::NotFound("/api/v4/account").into_response();
     };
     let accepted = token.is_some_and(|token| {
-        let now = amocrm.core.now();
         let mut ledger = amocrm.core.ledger();
+        let now = amocrm.core.now();
         ledger
             .access(token, now)
             .is_ok_and(|id| ledger.authorisation(id).account == account.id.to_string())

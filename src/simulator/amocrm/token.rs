@@ -36,8 +36,8 @@ impl Amocrm {
         account: &AmocrmAccount,
         params: &Params,
     ) -> Result<Response, Problem<'static>> {
-        let now = self.core.now();
         let mut ledger = self.core.ledger();
+        let now = self.core.now();
         let presented = match params.get("grant_type") {
             Some("authorization_code") => {
                 self.check_client(params)?;
@@ -61,16 +61,21 @@ impl Amocrm {
             access: (&access, self.settings.access_life),
             refresh: Some((&refresh, self.settings.refresh_life)),
         };
-        match presented {
-            Presented::Code(code) => ledger.redeem(code, pair, now),
+        let pair = match presented {
+            Presented::Code(code) => {
+                ledger.redeem(code, pair, now);
+                pair
+            }
             Presented::Refresh(old) => ledger.rotate(old, pair, now),
-        }
+        };
         let mut body = json!({
             "token_type": "Bearer",
-            "expires_in": self.settings.access_life,
-            "access_token": access,
-            "refresh_token": refresh,
+            "expires_in": pair.access.1,
+            "access_token": pair.access.0,
         });
+        if let Some((refresh, _)) = pair.refresh {
+            body["refresh_token"] = json!(refresh);
+        }
         if self.product == Product::Kommo {
             body["server_time"] = json!(now.as_second() + self.settings.server_time_skew);
         }

@@ -21,10 +21,11 @@ use serde_json::{Map, json};
 
 use super::{
     core::Core,
-    ledger::{Authorisation, Rotation},
+    ledger::Authorisation,
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
     request::{Params, bearer},
+    rotation::Rotation,
     settings::{Denial, DivarSettings, DivarUser, OldAccessToken},
     shape,
 };
@@ -36,10 +37,12 @@ pub(super) struct Divar {
 }
 
 pub(super) fn rotation(settings: &DivarSettings) -> Rotation {
-    Rotation::RevokesChain {
-        grace: SignedDuration::from_secs(i64::from(settings.grace)),
-        old_access_lives: settings.old_access_token == OldAccessToken::Lives,
-    }
+    let grace = SignedDuration::from_secs(i64::from(settings.grace));
+    let access_grace = match settings.old_access_token {
+        OldAccessToken::Dies => SignedDuration::ZERO,
+        OldAccessToken::Lives => grace,
+    };
+    Rotation::RevokesChain { grace, access_grace }
 }
 
 pub(super) fn site(divar: Arc<Divar>) -> Router {
@@ -199,8 +202,8 @@ async fn users(State(divar): State<Arc<Divar>>, headers: HeaderMap) -> Response 
         return rpc_status(StatusCode::UNAUTHORIZED, 16, "invalid api key");
     }
     let found = {
-        let now = divar.core.now();
         let mut ledger = divar.core.ledger();
+        let now = divar.core.now();
         ledger.access(token.unwrap_or_default(), now).map(|id| ledger.authorisation(id))
     };
     let Ok(authorisation) = found else {

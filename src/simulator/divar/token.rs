@@ -81,8 +81,8 @@ impl Divar {
     }
 
     fn redeem(&self, params: &Params) -> Result<Response, OAuthError> {
-        let now = self.core.now();
         let mut ledger = self.core.ledger();
+        let now = self.core.now();
         let text = params.get("code").unwrap_or_default();
         let code = match ledger.code(text, now) {
             Ok(code) => code,
@@ -100,12 +100,12 @@ impl Divar {
         let (access, refresh) = (shape::ory("at"), shape::ory("rt"));
         let pair = self.pair(&authorisation, &access, &refresh);
         ledger.redeem(code, pair, now);
-        Ok(self.answer(&authorisation, pair))
+        Ok(Self::answer(&authorisation, pair))
     }
 
     fn refresh(&self, params: &Params) -> Result<Response, OAuthError> {
-        let now = self.core.now();
         let mut ledger = self.core.ledger();
+        let now = self.core.now();
         let text = params.get("refresh_token").unwrap_or_default();
         let old =
             ledger.refresh(text, now).map_err(|refusal| match (refusal, self.settings.hydra) {
@@ -131,8 +131,8 @@ impl Divar {
         }
         let (access, refresh) = (shape::ory("at"), shape::ory("rt"));
         let pair = self.pair(&authorisation, &access, &refresh);
-        ledger.rotate(old, pair, now);
-        Ok(self.answer(&authorisation, pair))
+        let pair = ledger.rotate(old, pair, now);
+        Ok(Self::answer(&authorisation, pair))
     }
 
     /// The refresh token is there only with `offline_access`.
@@ -144,10 +144,10 @@ impl Divar {
         }
     }
 
-    fn answer(&self, authorisation: &Authorisation, pair: Pair<'_>) -> Response {
+    fn answer(authorisation: &Authorisation, pair: Pair<'_>) -> Response {
         let mut body = json!({
             "access_token": pair.access.0,
-            "expires_in": self.settings.access_life,
+            "expires_in": pair.access.1,
             "scope": authorisation.scopes.join(" "),
             "token_type": "bearer",
         });

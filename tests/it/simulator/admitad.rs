@@ -36,7 +36,11 @@ impl World {
         send(self.post("127.0.0.1", "/token/").form(form)).await
     }
 
-    async fn admitad_refresh(&self, refresh_token: &str) -> Answer {
+    pub(super) async fn admitad_grant(&self) -> Answer {
+        self.admitad_direct(&DIRECT).await
+    }
+
+    pub(super) async fn admitad_refresh(&self, refresh_token: &str) -> Answer {
         let form = with(&BODY, "grant_type", Some("refresh_token"));
         self.admitad_body(&with(&form, "refresh_token", Some(refresh_token))).await
     }

@@ -41,7 +41,8 @@ fn json_of(fields: &[(&str, &str)]) -> Value {
 
 impl World {
     async fn amocrm_post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
-        send(self.post(HOST, path).json(&json_of(fields))).await
+        let host = format!("demo.{}.localhost", self.which);
+        send(self.post(&host, path).json(&json_of(fields))).await
     }
 
     async fn amocrm_code(&self) -> String {
@@ -52,12 +53,12 @@ impl World {
         self.amocrm_post(TOKEN, &with(&CODE, "code", Some(code))).await
     }
 
-    async fn amocrm_grant(&self) -> Answer {
+    pub(super) async fn amocrm_grant(&self) -> Answer {
         let code = self.amocrm_code().await;
         self.amocrm_redeem(&code).await
     }
 
-    async fn amocrm_refresh(&self, refresh_token: &str) -> Answer {
+    pub(super) async fn amocrm_refresh(&self, refresh_token: &str) -> Answer {
         let fields = with(&CODE, "grant_type", Some("refresh_token"));
         self.amocrm_post(TOKEN, &with(&fields, "refresh_token", Some(refresh_token))).await
     }

@@ -56,7 +56,25 @@ fn settings_may_be_partial_but_not_misspelt() {
     assert_eq!(settings.kommo.redirect_uri.as_deref(), Some("http://kept/"));
     assert_eq!(settings.divar.redirect_uris, ["http://127.0.0.1:1/callback/divar"]);
 
-    for wrong in ["[avito]\nacces_life = 60", "[amocrm]\nrefresh_mode = \"soft\"", "[github]"] {
+    for word in [
+        "none",
+        "grace_same_successor",
+        "grace_new_successors",
+        "grace_newest_lives",
+        "single_use",
+        "single_use_family",
+    ] {
+        for which in Simulated::ALL {
+            let text = format!("[{which}]\nrotation = \"{word}\"\nrotation_grace = 5");
+            toml::from_str::<SimulatorSettings>(&text).unwrap();
+        }
+    }
+    for wrong in [
+        "[avito]\nacces_life = 60",
+        "[divar]\nrotation = \"grace\"",
+        "[amocrm]\nrefresh_mode = \"soft\"",
+        "[github]",
+    ] {
         assert!(toml::from_str::<SimulatorSettings>(wrong).is_err(), "{wrong}");
     }
 }

@@ -36,11 +36,11 @@ impl World {
         self.avito_token(&form).await
     }
 
-    async fn avito_refresh(&self, refresh_token: &str) -> Answer {
+    pub(super) async fn avito_refresh(&self, refresh_token: &str) -> Answer {
         self.avito_exchange("refresh_token", "refresh_token", refresh_token).await
     }
 
-    async fn avito_grant(&self) -> Answer {
+    pub(super) async fn avito_grant(&self) -> Answer {
         let code = self.consent("/oauth", &QUERY, "allow").await.callback_param("code");
         self.avito_exchange("authorization_code", "code", &code).await
     }

@@ -60,18 +60,18 @@ impl World {
         self.divar_post(&with(&CODE, "code", Some(code))).await
     }
 
-    async fn divar_grant(&self) -> Answer {
+    pub(super) async fn divar_grant(&self) -> Answer {
         let code = self.divar_code(&QUERY).await;
         self.divar_redeem(&code).await
     }
 
-    async fn divar_refresh(&self, (access, refresh): &(String, String)) -> Answer {
+    pub(super) async fn divar_refresh(&self, (access, refresh): &(String, String)) -> Answer {
         let form = with(&CODE, "grant_type", Some("refresh_token"));
         let form = with(&form, "code", Some(access));
         self.divar_post(&with(&form, "refresh_token", Some(refresh))).await
     }
 
-    async fn divar_user(&self, token: &str) -> Answer {
+    pub(super) async fn divar_user(&self, token: &str) -> Answer {
         let request = self.request(Method::GET, "127.0.0.1", "/v1/open-platform/users");
         send(request.bearer_auth(token).header("x-api-key", "simulated-divar-api-key")).await
     }
