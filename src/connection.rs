@@ -295,6 +295,13 @@ impl Record {
     pub fn generation(&self) -> i64 {
         self.grant.as_ref().map_or(0, |grant| grant.generation)
     }
+
+    /// Whether an attempt from this generation ended without a word, as far as is known before the
+    /// next one is claimed.
+    #[must_use]
+    pub fn has_crashed(&self) -> bool {
+        self.crashes > 0 || self.claimed_at.is_some()
+    }
 }
 
 /// The shortest token life that is refreshed ahead of time; shorter ones on demand only.

@@ -174,8 +174,10 @@ struct Held {
 /// What a refusal is worth.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Weight {
-    /// It is a verdict.
+    /// It is a verdict, unless it proves to be one of many.
     Believed,
+    /// It is a verdict for good: there was time for second thoughts.
+    Final,
     /// One of many: no verdict for now.
     Held,
     /// The one by which they became many: verdicts of the last [`Refusals::WINDOW`] are taken back.
@@ -241,10 +243,10 @@ impl Refusals {
     pub fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
         self.note(Judged { at: now, id, refused: true });
         if self.doubted.contains(&id) {
-            return Weight::Believed;
+            return Weight::Final;
         }
         if let Some(held) = self.held {
-            return if held.since + Self::LONGEST < now { Weight::Believed } else { Weight::Held };
+            return if held.since + Self::LONGEST < now { Weight::Final } else { Weight::Held };
         }
         let refused: BTreeSet<_> =
             self.recent.iter().filter(|judged| judged.refused).map(|judged| judged.id).collect();
@@ -397,7 +399,7 @@ mod tests {
             refusals.refused(*id, at(0));
         }
         assert!(refusals.granted(ids[0], at(300)));
-        assert_eq!(refusals.refused(ids[1], at(301)), Weight::Believed);
+        assert_eq!(refusals.refused(ids[1], at(301)), Weight::Final);
         // Who was granted is trusted again, and begins anew.
         assert!(!refusals.doubted.contains(&ids[0]));
     }
@@ -409,6 +411,6 @@ mod tests {
             refusals.refused(ConnectionId::new(), at(0));
         }
         assert_eq!(refusals.refused(ConnectionId::new(), at(86_399)), Weight::Held);
-        assert_eq!(refusals.refused(ConnectionId::new(), at(86_401)), Weight::Believed);
+        assert_eq!(refusals.refused(ConnectionId::new(), at(86_401)), Weight::Final);
     }
 }

@@ -201,6 +201,11 @@ impl Gate {
         weight
     }
 
+    /// Whether verdicts are held: the provider refuses too many to be believed.
+    pub(super) fn doubts(&self) -> bool {
+        self.state().refusals.are_held()
+    }
+
     /// What is not as it should be, one sentence each, for people.
     pub(super) fn notes(&self) -> Vec<String> {
         let state = self.state();

@@ -125,8 +125,17 @@ impl Broker {
             _ => backoff(failures, u16::from_be_bytes(seed)),
         };
         let now = self.clock.now();
-        let (state, reason) = match state_after(&error.verdict, record) {
-            (State::NeedsConsent, _) if self.is_doubted(client, record, why).await => {
+        let verdict = state_after(&error.verdict, record);
+        let weight = match verdict {
+            // An operator who asks while verdicts are held gets one; and our own crash explains a
+            // refusal better than a mistake of the provider's does.
+            (State::NeedsConsent, _) if why != Why::Operator && !record.has_crashed() => {
+                self.weigh(client, record).await
+            }
+            _ => Weight::Final,
+        };
+        let (state, reason) = match verdict {
+            (State::NeedsConsent, _) if matches!(weight, Weight::Held | Weight::FirstHeld) => {
                 (State::Suspect, Some("mass_refusal".to_owned()))
             }
             (State::NeedsConsent, _) if self.take_from_escrow(record).await => {
@@ -136,7 +145,7 @@ impl Broker {
                     retry_after: Duration::from_secs(1),
                 });
             }
-            after => after,
+            verdict => verdict,
         };
         let pause = if state == State::Suspect { DOUBT_PAUSE } else { pause };
         let last_error = LastError {
@@ -163,6 +172,10 @@ impl Broker {
             failures,
         };
         let recorded = until_stored(|| self.store.record_failure(&failure)).await;
+        if weight == Weight::Believed && self.gate(client).doubts() {
+            // Many were refused in the time that it took to write this verdict down.
+            self.take_back_verdicts(client).await;
+        }
         let after = self.reload(connection.id).await?;
         if !recorded && after.generation() > from {
             // A consent brought a newer grant meanwhile: the failure is of no interest any more.
@@ -177,23 +190,26 @@ impl Broker {
         })
     }
 
-    /// Whether a refusal is one of too many to be a verdict. The first that is takes those before
-    /// it back. An operator who asks for a refresh during that time gets the verdict.
-    async fn is_doubted(&self, client: &Client, record: &Record, why: Why) -> bool {
+    /// What a refusal is worth. The first that is one of too many takes those before it back.
+    async fn weigh(&self, client: &Client, record: &Record) -> Weight {
         let weight = self.gate(client).weigh(record.connection.id);
         if weight == Weight::FirstHeld {
-            let provider = &client.profile.name;
-            let clients = self.clients.values().filter(|client| client.profile.name == *provider);
-            let clients: Vec<_> = clients.map(|client| &client.name).collect();
-            let until = self.clock.now() + DOUBT_PAUSE;
-            let taken_back = until_stored(|| {
-                let clients = clients.iter().copied();
-                self.store.take_back_verdicts(clients, Refusals::WINDOW, until)
-            })
-            .await;
-            tracing::warn!(taken_back, %provider, "verdicts were taken back");
+            self.take_back_verdicts(client).await;
         }
-        weight != Weight::Believed && why != Why::Operator
+        weight
+    }
+
+    async fn take_back_verdicts(&self, client: &Client) {
+        let provider = &client.profile.name;
+        let clients = self.clients.values().filter(|client| client.profile.name == *provider);
+        let clients: Vec<_> = clients.map(|client| &client.name).collect();
+        let until = self.clock.now() + DOUBT_PAUSE;
+        let taken_back = until_stored(|| {
+            let clients = clients.iter().copied();
+            self.store.take_back_verdicts(clients, Refusals::WINDOW, until)
+        })
+        .await;
+        tracing::warn!(taken_back, %provider, "verdicts were taken back");
     }
 
     /// The held access token with a new refresh token.

@@ -63,6 +63,10 @@ impl Core {
         faults.extend(std::iter::repeat_n(fault, times).cloned());
     }
 
+    pub(super) fn clear_faults(&self) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     pub(super) fn next_fault(&self) -> Option<Fault> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }

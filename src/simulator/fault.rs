@@ -55,6 +55,13 @@ pub enum Fault {
         /// On which side of the state change.
         processed: bool,
     },
+    /// 429 with this `Retry-After`: a number, a date, nonsense.
+    Busy {
+        /// What the header says.
+        retry_after: String,
+    },
+    /// 400 `invalid_grant` (RFC 6749 section 5.2) for a grant that lives: the provider is mistaken.
+    Refused,
     /// Hydra's 400 `invalid_request` for a refresh that met another one: not processed, try again.
     Contended,
     /// The first half of the JSON, in an answer that is complete for HTTP.
@@ -95,7 +102,7 @@ impl Fault {
             | Self::Drop { processed }
             | Self::Reset { processed }
             | Self::Hold { processed } => !processed,
-            Self::Contended => true,
+            Self::Busy { .. } | Self::Refused | Self::Contended => true,
             Self::CutJson
             | Self::CutBody { .. }
             | Self::Stall { .. }
@@ -122,6 +129,14 @@ impl Fault {
             Self::Drop { .. } => HangUp::Close.into_response(),
             Self::Reset { .. } => HangUp::Reset.into_response(),
             Self::Hold { .. } => future::pending().await,
+            Self::Busy { retry_after } => {
+                let header = [(header::RETRY_AFTER, retry_after)];
+                (StatusCode::TOO_MANY_REQUESTS, header).into_response()
+            }
+            Self::Refused => {
+                let body = axum::Json(json!({"error": "invalid_grant"}));
+                (StatusCode::BAD_REQUEST, body).into_response()
+            }
             Self::Contended => divar::contended(),
             Self::CutJson => change(answer, |body| Body::from(body.slice(..body.len() / 2))).await,
             Self::CutBody { at } => change(answer, |body| begin(&body, at, hang_up())).await,

@@ -139,6 +139,11 @@ impl Simulator {
     pub fn fault(&self, fault: &Fault, times: usize) {
         self.core.order(fault, times);
     }
+
+    /// Takes back the faults that were ordered and have not come yet.
+    pub fn clear_faults(&self) {
+        self.core.clear_faults();
+    }
 }
 
 /// All simulators. Dropping this stops them.

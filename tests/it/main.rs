@@ -13,6 +13,7 @@ mod journeys;
 mod limits;
 mod lost_answers;
 mod neighbours;
+mod outages;
 mod pages;
 mod provider_answers;
 mod simulator;

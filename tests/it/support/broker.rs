@@ -36,7 +36,7 @@ pub(crate) struct TestBroker {
     pub(crate) http: Client,
     database: TestDatabase,
     settings: toml::Table,
-    state_dir: TempDir,
+    _state_dir: TempDir,
 }
 
 /// The part that ends and starts anew.
@@ -135,7 +135,7 @@ impl TestBroker {
             http,
             database,
             settings,
-            state_dir,
+            _state_dir: state_dir,
         };
         this.service_key = this.service("reader", json!(["*"]), json!(["token"])).await;
         this

@@ -1,0 +1,299 @@
+//! Providers that are down, ask for time, refuse our registration or refuse everybody: what lives is
+//! served, nobody is condemned, and when they come back everything mends by itself.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use token_broker::simulator::{Endpoint, Fault, Kind, Simulated, SimulatorSettings};
+
+use crate::support::{
+    broker::TestBroker,
+    database::{TestDatabase, on_both_engines},
+};
+
+on_both_engines! {
+    a_provider_that_is_down_is_left_alone_but_for_a_probe,
+    a_provider_that_asks_for_time_gets_it,
+    a_refused_registration_touches_no_connection,
+    many_refusals_condemn_nobody,
+    few_refusals_are_believed,
+    the_pace_of_a_profile_is_kept,
+    a_connection_that_kills_is_left_alone,
+    a_refresh_token_does_not_die_of_disuse,
+}
+
+/// Connections by client credentials, all due at once while their tokens live.
+async fn due_at_once(broker: &TestBroker, which: Simulated, count: usize) -> Vec<String> {
+    let names: Vec<_> = (0..count).map(|number| format!("{which}-{number}")).collect();
+    for name in &names {
+        broker.create(name, which.as_str()).await;
+    }
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    names
+}
+
+fn posts(broker: &TestBroker, which: Simulated) -> u64 {
+    let requests = broker.simulator(which).oracle().requests;
+    requests.get(&Endpoint::Token).copied().unwrap_or_default()
+}
+
+async fn all_served(broker: &TestBroker, names: &[String]) {
+    for name in names {
+        assert_eq!(broker.token(name).await.status, StatusCode::OK, "{name}");
+    }
+}
+
+async fn notes(broker: &TestBroker) -> String {
+    broker.ask("", Method::GET, "/health", None).await.json()["notes"].to_string()
+}
+
+async fn a_provider_that_is_down_is_left_alone_but_for_a_probe(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let names = due_at_once(&broker, Simulated::Avito, 12).await;
+    let before = posts(&broker, Simulated::Avito);
+    broker.simulator(Simulated::Avito).fault(&Fault::ServerError { processed: false }, 100);
+    for _ in 0..5 {
+        broker.refresh_due().await;
+    }
+    let begun = posts(&broker, Simulated::Avito) - before;
+    // Five in a row open the breaker; seven more may have been under way by then.
+    assert!((5..=12).contains(&begun), "{begun}");
+    all_served(&broker, &names).await;
+    assert!(notes(&broker).await.contains("Avito does not answer"));
+
+    // Ten minutes of it: a probe now and then, and no more.
+    let before = posts(&broker, Simulated::Avito);
+    for _ in 0..40 {
+        broker.advance(Duration::from_secs(15)).await;
+        broker.refresh_due().await;
+    }
+    let probes = posts(&broker, Simulated::Avito) - before;
+    assert!((9..=14).contains(&probes), "{probes} in ten minutes");
+    all_served(&broker, &names).await;
+
+    // The provider is back: the next probe finds out, and the rest follows.
+    broker.simulator(Simulated::Avito).clear_faults();
+    broker.advance(Duration::from_mins(6)).await;
+    for _ in 0..3 {
+        broker.refresh_due().await;
+        broker.advance(Duration::from_mins(5)).await;
+    }
+    for name in &names {
+        let view = broker.view(name).await;
+        assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(2)), "{view}");
+    }
+    assert!(!notes(&broker).await.contains("Avito"));
+    broker.stop().await;
+}
+
+async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for (wait, least) in [
+        ("120", 120),
+        ("0", 1),
+        ("-5", 0),
+        ("315360000", 900),
+        ("Sun, 21 Oct 2125 07:28:00 GMT", 900),
+        ("soon", 0),
+    ] {
+        let name = format!("avito-{}", wait.len());
+        broker.create(&name, "avito").await;
+        let other = format!("avito-other-{}", wait.len());
+        broker.create(&other, "avito").await;
+        let busy = Fault::Busy { retry_after: wait.to_owned() };
+        broker.simulator(Simulated::Avito).fault(&busy, 1);
+        let refused =
+            broker.operator(Method::POST, &format!("/v1/connections/{name}/refresh"), None).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{wait}: {refused:?}");
+        let before = posts(&broker, Simulated::Avito);
+        broker.execute("UPDATE connections SET refresh_at = created_at").await;
+        if least > 1 {
+            broker.advance(Duration::from_secs(least - 1)).await;
+            broker.refresh_due().await;
+            assert_eq!(posts(&broker, Simulated::Avito), before, "{wait}: the others wait as well");
+        }
+        broker.advance(Duration::from_secs(16)).await;
+        broker.refresh_due().await;
+        assert!(posts(&broker, Simulated::Avito) > before, "{wait}");
+        assert_eq!(broker.token(&other).await.status, StatusCode::OK);
+        broker.advance(Duration::from_mins(6)).await;
+        broker.refresh_due().await;
+    }
+    broker.stop().await;
+}
+
+async fn a_refused_registration_touches_no_connection(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    let names = due_at_once(&broker, Simulated::Avito, 20).await;
+    let before = posts(&broker, Simulated::Avito);
+    let mut right = None;
+    broker
+        .restart(|settings| {
+            let client = settings["clients"]["avito"].as_table_mut().unwrap();
+            right = client.insert("client_secret".into(), "wrong".into());
+        })
+        .await;
+    for _ in 0..5 {
+        broker.refresh_due().await;
+    }
+    let begun = posts(&broker, Simulated::Avito) - before;
+    assert!((3..=11).contains(&begun), "{begun} of 20 before it was understood");
+    for name in &names {
+        let view = broker.view(name).await;
+        assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(1)), "{view}");
+    }
+    all_served(&broker, &names).await;
+    assert!(notes(&broker).await.contains("refuses the registration of client avito"));
+    // Once a minute one of them asks whether that is mended.
+    let before = posts(&broker, Simulated::Avito);
+    for _ in 0..4 {
+        broker.advance(Duration::from_secs(61)).await;
+        broker.refresh_due().await;
+    }
+    assert_eq!(posts(&broker, Simulated::Avito) - before, 4);
+    broker.restart(|settings| settings["clients"]["avito"]["client_secret"] = right.unwrap()).await;
+    broker.advance(Duration::from_secs(61)).await;
+    broker.refresh_due().await;
+    for name in &names {
+        assert_eq!(broker.view(name).await["generation"], 2, "{name}");
+    }
+    broker.stop().await;
+}
+
+/// Connections of accounts that consented, all due at once while their tokens live.
+async fn consented(broker: &TestBroker, count: usize) -> Vec<String> {
+    let names: Vec<_> = (0..count).map(|number| format!("avito-{number}")).collect();
+    for name in &names {
+        broker.connect(name, Simulated::Avito).await;
+    }
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    names
+}
+
+async fn states(broker: &TestBroker, names: &[String]) -> Vec<Value> {
+    let mut states = Vec::new();
+    for name in names {
+        states.push(broker.view(name).await["state"].clone());
+    }
+    states
+}
+
+async fn many_refusals_condemn_nobody(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let names = consented(&broker, 12).await;
+    broker.simulator(Simulated::Avito).fault(&Fault::Refused, 100);
+    for _ in 0..3 {
+        broker.refresh_due().await;
+    }
+    let states = states(&broker, &names).await;
+    assert!(!states.contains(&json!("needs_consent")), "{states:?}");
+    assert!(states.contains(&json!("suspect")), "{states:?}");
+    all_served(&broker, &names).await;
+    assert!(notes(&broker).await.contains("Avito refuses many grants at once"));
+    // Quarter of an hour of it: a probe in five minutes, and nobody is condemned.
+    let before = posts(&broker, Simulated::Avito);
+    for _ in 0..15 {
+        broker.advance(Duration::from_mins(1)).await;
+        broker.refresh_due().await;
+    }
+    assert!((2..=4).contains(&(posts(&broker, Simulated::Avito) - before)));
+    broker.simulator(Simulated::Avito).clear_faults();
+    for _ in 0..4 {
+        broker.advance(Duration::from_mins(6)).await;
+        broker.refresh_due().await;
+    }
+    for name in &names {
+        let view = broker.view(name).await;
+        assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(2)), "{view}");
+    }
+    broker.stop().await;
+}
+
+async fn few_refusals_are_believed(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let names = consented(&broker, 6).await;
+    broker.simulator(Simulated::Avito).fault(&Fault::Refused, 2);
+    broker.refresh_due().await;
+    let states = states(&broker, &names).await;
+    let condemned = states.iter().filter(|state| **state == "needs_consent").count();
+    assert_eq!(condemned, 2, "{states:?}");
+    assert_eq!(broker.presented(Simulated::Avito, Kind::Refresh), (6, 1));
+    // What a person must mend is asked for once, and not presented again.
+    broker.advance(Duration::from_hours(1)).await;
+    broker.refresh_due().await;
+    assert_eq!(broker.presented(Simulated::Avito, Kind::Refresh).1, 1);
+    broker.stop().await;
+}
+
+async fn the_pace_of_a_profile_is_kept(database: TestDatabase) {
+    let pace = "[providers.profiles.avito.pace]\nper_second = 1000\nburst = 3\nin_flight = 2\n";
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
+    due_at_once(&broker, Simulated::Avito, 6).await;
+    let avito = broker.simulator(Simulated::Avito);
+    avito.fault(&Fault::Slow { milliseconds: 300 }, 6);
+    let before = posts(&broker, Simulated::Avito);
+    assert_eq!(broker.broker().start_due(10).await.unwrap(), 6);
+    while posts(&broker, Simulated::Avito) - before < 2 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(posts(&broker, Simulated::Avito) - before, 2, "no more than two under way");
+    broker.idle().await;
+    assert_eq!(posts(&broker, Simulated::Avito) - before, 6);
+    broker.stop().await;
+}
+
+async fn a_connection_that_kills_is_left_alone(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
+    broker.create("admitad-own", "admitad").await;
+    let store = broker.broker().store().clone();
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    let before = posts(&broker, Simulated::Avito);
+    // Three processes claim it and are never heard of again.
+    for attempt in ["one", "two", "three"] {
+        let seen = store.record("avito-own").await.unwrap().unwrap();
+        let claimed = store.claim(&seen, attempt, None, Duration::from_mins(1)).await.unwrap();
+        assert!(claimed.is_some(), "{attempt}");
+        broker.advance(Duration::from_secs(61)).await;
+    }
+    broker.refresh_due().await;
+    let view = broker.view("avito-own").await;
+    assert_eq!((&view["state"], &view["reason"]), (&json!("suspect"), &json!("crashes")), "{view}");
+    assert_eq!(posts(&broker, Simulated::Avito), before);
+    assert_eq!(broker.view("admitad-own").await["generation"], 2, "others go on");
+    assert_eq!(broker.token("avito-own").await.status, StatusCode::OK);
+    // An hour later it has another chance.
+    broker.advance(Duration::from_mins(59)).await;
+    broker.refresh_due().await;
+    assert_eq!(posts(&broker, Simulated::Avito), before);
+    broker.advance(Duration::from_mins(2)).await;
+    broker.refresh_due().await;
+    let view = broker.view("avito-own").await;
+    assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(2)), "{view}");
+    broker.stop().await;
+}
+
+async fn a_refresh_token_does_not_die_of_disuse(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    // Tokens of a minute are refreshed for their readers alone, and nobody reads.
+    for (which, days) in [(Simulated::Amocrm, 90), (Simulated::Divar, 30), (Simulated::Avito, 365)]
+    {
+        let name = format!("{which}-shop");
+        broker.simulator(which).fault(&Fault::ExpiresIn { value: json!(60) }, 1_000);
+        broker.connect(&name, which).await;
+        let mut refreshes = 0;
+        for day in 0..400 {
+            broker.advance(Duration::from_hours(24)).await;
+            refreshes += broker.refresh_due().await;
+            let state = broker.view(&name).await["state"].clone();
+            assert_eq!(state, "active", "{name} on day {day}");
+        }
+        assert!((400 / days..=60).contains(&refreshes), "{name}: {refreshes} in 400 days");
+        let token = broker.token(&name).await;
+        assert_eq!(token.status, StatusCode::OK, "{name}: {token:?}");
+        broker.operator(Method::DELETE, &format!("/v1/connections/{name}"), None).await;
+    }
+    broker.stop().await;
+}
