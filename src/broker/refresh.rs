@@ -375,6 +375,7 @@ impl Broker {
         request: OutboundRequest,
     ) -> Result<Grant, ProviderError> {
         let reply = self.outbound.send(&client.profile, request).await?;
+        self.failpoints.reach(Point::Received).await;
         read_grant(&client.profile, &reply)
     }
 
