@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    clock::Stopwatch,
+    clock::SinceBoot,
     connection::{ConnectionId, GrantType, Record},
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Verdict, read_grant,
@@ -194,7 +194,7 @@ impl Broker {
             return self.wait_for_other(id, generation, lease).await;
         };
         let sent_at = self.clock.now();
-        let mut reply = self.ask(&client, request.outbound).await;
+        let mut reply = self.ask(&client, request.outbound, Some(attempt.send_before)).await;
         if let Err(error) = &reply
             && matches!(error.verdict, Verdict::Refused { .. })
             && record.connection.grant_type == GrantType::ClientCredentials
@@ -207,7 +207,7 @@ impl Broker {
             }
             attempt.refused = true;
             let anew = client_credentials(&client, &record)?;
-            reply = self.ask(&client, anew).await;
+            reply = self.ask(&client, anew, None).await;
         }
         let grant = match reply {
             Ok(grant) => grant,
@@ -261,30 +261,32 @@ impl Broker {
                 retry_after: Duration::from_secs(10),
             }
         })?;
-        let clock = Stopwatch::start();
+        let send_before = self.clock.since_boot() + SEND_WINDOW;
         let connection = record.connection.id;
         let claimed =
             self.store.claim(connection, &id, record.generation(), spent.as_ref(), lease).await?;
         if claimed.is_none() {
             return Ok(None);
         }
-        if clock.elapsed() > SEND_WINDOW {
+        if self.clock.since_boot() >= send_before {
             self.store.release(connection, &id).await?;
             return Err(BrokerError::Unavailable {
                 reason: "the claim took too long to be safe to use".to_owned(),
                 retry_after: Duration::from_secs(1),
             });
         }
-        Ok(Some(Attempt { id, slot, spent, refused: false }))
+        Ok(Some(Attempt { id, slot, spent, refused: false, send_before }))
     }
 
-    /// One request to the token endpoint and its answer, read.
+    /// One request to the token endpoint, as [`Outbound::send`](crate::provider::Outbound::send), and
+    /// its answer, read.
     pub(super) async fn ask(
         &self,
         client: &Client,
         request: OutboundRequest,
+        send_before: Option<SinceBoot>,
     ) -> Result<Grant, ProviderError> {
-        let reply = self.outbound.send(&client.profile, request).await?;
+        let reply = self.outbound.send(&client.profile, request, send_before).await?;
         read_grant(&client.profile, &reply)
     }
 
@@ -348,7 +350,7 @@ impl Broker {
         from: i64,
         at_most: Duration,
     ) -> Result<(), BrokerError> {
-        let waited = Stopwatch::start();
+        let waited = self.clock.stopwatch();
         while waited.elapsed() < at_most {
             sleep(Duration::from_millis(250)).await;
             let record = self.reload(id).await?;

@@ -9,6 +9,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
     client::Client,
+    clock::SinceBoot,
     connection::{
         Connection, ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff,
         refresh_at,
@@ -31,6 +32,8 @@ pub(super) struct Attempt {
     pub(super) spent: Option<Digest>,
     /// The provider has refused that token.
     pub(super) refused: bool,
+    /// The claim is no ground for sending any more after this.
+    pub(super) send_before: SinceBoot,
 }
 
 /// Takes a step of the store, for as long as it takes: what was learned from a provider exists
