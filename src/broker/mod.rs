@@ -48,12 +48,12 @@ pub use self::{
 };
 use self::{
     gate::Gate,
-    memory::{Live, Memory, OpenGrant},
+    memory::{End, Live, Memory, OpenGrant},
     refresh::Flight,
 };
 use crate::{
     client::Client,
-    clock::Clock,
+    clock::{Clock, SinceBoot},
     connection::{ConnectionId, HeldGrant, Record, State},
     failpoint::Failpoints,
     provider::{
@@ -116,9 +116,11 @@ pub struct Broker {
     exchange_tries: DashMap<uuid::Uuid, u32>,
     flights: DashMap<ConnectionId, Flight>,
     /// When a reader's report last forced a refresh.
-    forced_at: DashMap<ConnectionId, Timestamp>,
+    forced_at: DashMap<ConnectionId, SinceBoot>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.
     changes_mark: AtomicI64,
+    /// How many milliseconds the wall clock is ahead of the database's; zero while they agree.
+    clocks_apart: AtomicI64,
     tasks: TaskTracker,
 }
 
@@ -164,6 +166,7 @@ impl Broker {
             flights: DashMap::new(),
             forced_at: DashMap::new(),
             changes_mark: AtomicI64::new(0),
+            clocks_apart: AtomicI64::new(0),
             tasks: TaskTracker::new(),
         });
         broker.sync().await?;
@@ -179,6 +182,7 @@ impl Broker {
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
         let changes = self.store.changed_since(mark).await?;
+        self.compare_clocks();
         for record in changes.records {
             self.adopt(record).await;
         }
@@ -187,7 +191,7 @@ impl Broker {
         }
         self.load_keys().await?;
         self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
-        self.memory.mark_synced(self.clock.now());
+        self.memory.mark_synced(self.clock.since_boot());
         Ok(())
     }
 
@@ -275,6 +279,7 @@ impl Broker {
             scopes: grant.scopes.clone(),
             received_at: grant.received_at,
             expires_at: grant.expires_at,
+            end: End::of_stored(grant, self.clock.moment()),
             access,
         })
     }
@@ -300,11 +305,11 @@ impl Broker {
         self.memory.connection(name).ok_or_else(|| BrokerError::no_connection(name))
     }
 
-    /// Seals a grant's tokens for their generation.
+    /// Seals a grant's tokens for their generation, and notes when the access token ends.
     fn seal_grant(&self, id: ConnectionId, generation: i64, grant: ReceivedGrant<'_>) -> HeldGrant {
-        let id = id.to_string();
-        let place = |field| Place { record: &id, field, generation };
-        HeldGrant {
+        let record = id.to_string();
+        let place = |field| Place { record: &record, field, generation };
+        let held = HeldGrant {
             generation,
             access: self.keyring.seal(place("access"), grant.access),
             refresh: grant.refresh.map(|token| self.keyring.seal(place("refresh"), token)),
@@ -312,7 +317,10 @@ impl Broker {
             received_at: grant.received_at,
             expires_at: grant.expires_at,
             origin: grant.origin,
-        }
+        };
+        let token = (Digest::of(grant.access).fingerprint(), held.expires_at);
+        self.memory.note_received(id, token, End::of_received(&held, self.clock.moment()));
+        held
     }
 
     /// Providers that are reached on loopback only: simulators, most likely.

@@ -127,7 +127,7 @@ async fn providers(config: &Config) -> Vec<Line> {
         let Some(probe) = probe(profile) else { continue };
         let host = probe.url.host_str().unwrap_or_default().to_owned();
         // Any answer will do: what is asked is whether one comes.
-        let found = match outbound.send(profile, probe).await {
+        let found = match outbound.send(profile, probe, None).await {
             Ok(_) => Ok(format!("{host} answers")),
             Err(error) => Err(format!("{host}: {}", error.message)),
         };

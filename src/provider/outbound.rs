@@ -1,8 +1,16 @@
 //! The only place that calls a provider: one request, bounded in time and size, never repeated
 //! and never redirected.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    iter,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use hyper::body::{Body, Bytes, Frame, SizeHint};
 use reqwest::{
     Certificate,
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
@@ -17,7 +25,7 @@ use super::{
     request::OutboundRequest,
     response::{Reply, read_retry_after},
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, SinceBoot};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 128 * 1024;
@@ -73,7 +81,9 @@ impl Outbound {
         self.roots
     }
 
-    /// Sends a request once and reads the answer, whatever its status.
+    /// Sends a request once and reads the answer, whatever its status. A request with a body
+    /// leaves before `send_before` or not at all, even if this process is stopped on the way to
+    /// sending it.
     ///
     /// # Errors
     ///
@@ -83,6 +93,7 @@ impl Outbound {
         &self,
         profile: &Profile,
         request: OutboundRequest,
+        send_before: Option<SinceBoot>,
     ) -> Result<Reply, ProviderError> {
         profile.network.check(&request.url).map_err(|why| {
             let message = format!("Nothing was sent: {why}.");
@@ -96,13 +107,17 @@ impl Outbound {
                 client(private, self.roots).map_err(|_| not_sent("tls", "TLS does not start."))?
             }
         };
+        let guard = Guard { clock: self.clock.clone(), send_before };
+        guard.check().map_err(|_| send_window_over())?;
         let mut builder =
             client.request(request.method, request.url).timeout(profile.token.timeout);
         for (name, value) in request.headers {
             builder = builder.header(name, sensitive(&value)?);
         }
         if let Some((content_type, body)) = request.body.encode() {
-            builder = builder.header(CONTENT_TYPE, content_type).body(expose(&body).to_owned());
+            let content = Some(Bytes::from(expose(&body).to_owned()));
+            let body = reqwest::Body::wrap(Guarded { content, guard });
+            builder = builder.header(CONTENT_TYPE, content_type).body(body);
         }
         let response = builder.send().await.map_err(|error| failure(&error))?;
         self.read(response).await
@@ -154,6 +169,56 @@ impl Outbound {
     }
 }
 
+/// The last moment at which a request may leave.
+struct Guard {
+    clock: Clock,
+    send_before: Option<SinceBoot>,
+}
+
+/// That moment has passed.
+#[derive(Debug, thiserror::Error)]
+#[error("the time to send it is over")]
+struct TooLate;
+
+impl Guard {
+    fn check(&self) -> Result<(), TooLate> {
+        match self.send_before {
+            Some(end) if self.clock.since_boot() >= end => Err(TooLate),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a request carries, to be had in one piece while the guard lets it pass.
+///
+/// It is asked for once the connection stands. The head waits for it, to be written with it, so
+/// that nothing at all reaches the provider when it is refused.
+struct Guarded {
+    content: Option<Bytes>,
+    guard: Guard,
+}
+
+impl Body for Guarded {
+    type Data = Bytes;
+    type Error = TooLate;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        let content = self.content.take();
+        Poll::Ready(content.map(|content| self.guard.check().map(|()| Frame::data(content))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.content.as_ref().map_or(0, |content| content.len() as u64))
+    }
+}
+
 /// A client for one network.
 #[expect(clippy::disallowed_methods, reason = "the only client for calls to providers")]
 fn client(network: &Network, roots: Roots) -> Result<reqwest::Client, reqwest::Error> {
@@ -197,10 +262,18 @@ fn not_sent(code: &str, message: &str) -> ProviderError {
     ProviderError::new(Verdict::NotSent, None, code, message)
 }
 
+fn send_window_over() -> ProviderError {
+    not_sent("send_window_over", "The request was held up for too long to be safe to send.")
+}
+
 /// What a failed exchange means: before the connection stands nothing was sent, after it all may
 /// have been.
 fn failure(error: &reqwest::Error) -> ProviderError {
-    if error.is_connect() {
+    let first: &(dyn Error + 'static) = error;
+    let mut causes = iter::successors(Some(first), |&cause| cause.source());
+    if causes.any(<dyn Error>::is::<TooLate>) {
+        send_window_over()
+    } else if error.is_connect() {
         let (code, message) = if error.is_timeout() {
             ("connect_timeout", "The provider could not be reached in time.")
         } else {

@@ -4,6 +4,7 @@
 
 mod api;
 mod browser_journeys;
+mod clock;
 mod command_line;
 mod consents;
 mod crashes;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use token_broker::{
-    clock::{Clock, Stopwatch},
+    clock::Clock,
     connection::{
         Account, Connection, ConnectionId, GrantType, HeldGrant, PendingGrant, State, Vars,
     },
@@ -174,7 +174,7 @@ async fn a_locked_row_on_postgres_does_not_hold_up_the_store() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
     let held = db.hold("UPDATE connections SET failures = 1").await;
-    let started = Stopwatch::start();
+    let started = db.clock.stopwatch();
     let error = db.store.set_state(id, State::Suspect, None).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
     assert!(

@@ -1,12 +1,15 @@
 //! The one place that sends, against servers on this machine that misbehave.
 
 use std::{
+    future::ready,
     net::SocketAddr,
+    pin::pin,
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use jiff::SignedDuration;
 use reqwest::Method;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -121,14 +124,17 @@ fn profile(network: Network) -> Profile {
     profile
 }
 
-async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
-    let request = OutboundRequest {
+fn post(url: &str) -> OutboundRequest {
+    OutboundRequest {
         method: Method::POST,
         url: Url::parse(url).unwrap(),
         headers: Vec::new(),
         body: Body::Form(vec![("refresh_token".to_owned(), "r t".into())]),
-    };
-    Outbound::new(Clock::system()).unwrap().send(profile, request).await
+    }
+}
+
+async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
+    Outbound::new(Clock::system()).unwrap().send(profile, post(url), None).await
 }
 
 #[tokio::test]
@@ -196,8 +202,8 @@ async fn every_request_has_a_connection_of_its_own() {
         body: Body::Empty,
     };
     let profile = profile(Network::Loopback);
-    outbound.send(&profile, request()).await.unwrap();
-    outbound.send(&profile, request()).await.unwrap();
+    outbound.send(&profile, request(), None).await.unwrap();
+    outbound.send(&profile, request(), None).await.unwrap();
     let [(first, _), (second, _)] = server.seen().try_into().unwrap();
     assert_ne!(first, second);
 }
@@ -275,6 +281,45 @@ async fn what_never_connects_was_not_sent() {
     let server = Server::greeting("").await;
     let error = send(&format!("https://{server}/"), &profile(Network::Loopback)).await.unwrap_err();
     assert_eq!((error.verdict, &*error.code), (Verdict::NotSent, "connect_timeout"));
+}
+
+#[tokio::test]
+async fn a_request_that_is_held_up_past_its_time_never_leaves() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let clock = Clock::system();
+    let outbound = Outbound::new(clock.clone()).unwrap();
+    let profile = profile(Network::Loopback);
+    let window = Duration::from_mins(1);
+    let before = clock.since_boot() + window;
+    let mut sending = pin!(outbound.send(&profile, post(&url), Some(before)));
+    tokio::select! {
+        biased;
+        sent = &mut sending => panic!("it cannot have connected yet: {sent:?}"),
+        () = ready(()) => {}
+    }
+    clock.advance(window);
+    let error = sending.await.unwrap_err();
+    assert_eq!((error.verdict, &*error.code), (Verdict::NotSent, "send_window_over"));
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut arrived = Vec::new();
+    stream.read_to_end(&mut arrived).await.unwrap();
+    assert!(arrived.is_empty(), "{}", String::from_utf8_lossy(&arrived));
+
+    // Whose time is over already does not even dial.
+    drop(listener);
+    let error = outbound.send(&profile, post(&url), Some(before)).await.unwrap_err();
+    assert_eq!((error.verdict, &*error.code), (Verdict::NotSent, "send_window_over"));
+    // Setting the wall clock back gives it no more time, and whoever is in time is let through.
+    clock.step_wall(SignedDuration::from_hours(-1));
+    assert_eq!(
+        outbound.send(&profile, post(&url), Some(before)).await.unwrap_err().code,
+        "send_window_over"
+    );
+    let server = Server::start(ok("{}"), Then::Close).await;
+    let url = format!("http://{}/", server.address);
+    let before = clock.since_boot() + window;
+    assert_eq!(outbound.send(&profile, post(&url), Some(before)).await.unwrap().status, 200);
 }
 
 #[tokio::test]
