@@ -6,11 +6,18 @@ use sqlx::{
 use super::{Store, StoreError, engine::Engine};
 
 /// The migrations, oldest first: the words for people, the text for PostgreSQL and for SQLite.
-const MIGRATIONS: &[(&str, &str, &str)] = &[(
-    "init",
-    include_str!("../../migrations/postgres/0001_init.sql"),
-    include_str!("../../migrations/sqlite/0001_init.sql"),
-)];
+const MIGRATIONS: &[(&str, &str, &str)] = &[
+    (
+        "init",
+        include_str!("../../migrations/postgres/0001_init.sql"),
+        include_str!("../../migrations/sqlite/0001_init.sql"),
+    ),
+    (
+        "identity",
+        include_str!("../../migrations/postgres/0003_identity.sql"),
+        include_str!("../../migrations/sqlite/0003_identity.sql"),
+    ),
+];
 
 /// How the database's schema compares with what this program knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
