@@ -214,6 +214,7 @@ impl Broker {
             Err(error) => return self.record_failure(&client, &record, attempt, error).await,
         };
         let after = self.store_refreshed(&client, &record, attempt, &grant, sent_at).await?;
+        self.raise_watermark();
         if after.connection.account.is_none() {
             let (broker, access) = (Arc::clone(self), grant.access);
             let learn = async move { broker.learn_account(&client, &after, &access).await };
