@@ -237,7 +237,9 @@ fn concern(state: State) -> Option<&'static str> {
         State::IntegrityError => Some("the stored tokens do not open"),
         State::NeedsConsent => Some("a person must consent again"),
         State::PendingConfirm => Some("the account that consented waits to be confirmed"),
-        State::Quarantined => Some("the database looks restored or copied"),
+        State::Quarantined => {
+            Some("the database looks restored or copied; see `token-broker release --plan`")
+        }
         State::Suspect => Some("the evidence contradicts itself"),
         State::Uncertain => Some("the outcome of the last refresh is unknown"),
     }

@@ -143,6 +143,7 @@ impl Broker {
                 own_browser: false,
             };
             let outcome = broker.exchange(&client, record, exchange).await;
+            broker.raise_watermark();
             match outcome {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {

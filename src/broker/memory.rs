@@ -206,6 +206,11 @@ impl Memory {
         self.received.remove(&id);
     }
 
+    /// Forgets every connection: the store went back behind what is held.
+    pub(crate) fn clear(&self) {
+        self.connections.clear();
+    }
+
     pub(crate) fn keys(&self) -> Arc<Keys> {
         Arc::clone(&self.keys.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }

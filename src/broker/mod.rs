@@ -17,6 +17,7 @@ mod keep;
 mod key_exchange;
 mod links;
 mod memory;
+mod quarantine;
 mod refresh;
 mod settle;
 mod token;
@@ -43,6 +44,7 @@ pub use self::{
     key_exchange::KeyExchangeRequest,
     links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
+    quarantine::LastSeen,
     refresh::Why,
     token::{IssuedToken, TokenRequest},
 };
@@ -81,6 +83,8 @@ pub struct Parts {
     pub spool: Spool,
     /// The name of this replica, the same after every restart.
     pub replica: String,
+    /// What this replica last saw of the store.
+    pub watermark: LastSeen,
     /// The time.
     pub clock: Clock,
     /// Our registrations.
@@ -101,6 +105,8 @@ pub struct Broker {
     outbound: Outbound,
     spool: Spool,
     replica: String,
+    /// Locked for as long as it is compared, so that it is never compared with an older answer.
+    watermark: tokio::sync::Mutex<LastSeen>,
     clock: Clock,
     clients: BTreeMap<Slug, Arc<Client>>,
     public_url: Url,
@@ -137,6 +143,7 @@ impl Broker {
             outbound,
             spool,
             replica,
+            watermark,
             clock,
             clients,
             public_url,
@@ -153,6 +160,7 @@ impl Broker {
             outbound,
             spool,
             replica,
+            watermark: tokio::sync::Mutex::new(watermark),
             clock,
             clients,
             public_url,
@@ -179,6 +187,7 @@ impl Broker {
     ///
     /// When the store cannot be read; memory keeps what it has.
     pub async fn sync(&self) -> Result<(), StoreError> {
+        self.check_database().await?;
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
         let changes = self.store.changed_since(mark).await?;

@@ -271,6 +271,7 @@ impl Broker {
         };
         let after =
             self.store_refreshed(&client, &record, attempt, &grant, sent_at, served).await?;
+        self.raise_watermark();
         if after.connection.account.is_none() {
             let (broker, access) = (Arc::clone(self), grant.access);
             let learn = async move { broker.learn_account(&client, &after, &access).await };

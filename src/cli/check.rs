@@ -9,6 +9,7 @@ use crate::{
     app::{connect_store, read_keyring},
     clock::Clock,
     config::{Config, Database},
+    failpoint::Failpoints,
     provider::{Body, Outbound, OutboundRequest, Profile},
     store::{SchemaStatus, Store, StoreError},
 };
@@ -115,7 +116,7 @@ async fn inspect(config: &Config, store: &Store) -> Result<Vec<Line>, StoreError
 }
 
 async fn providers(config: &Config) -> Vec<Line> {
-    let outbound = match Outbound::new(Clock::system()) {
+    let outbound = match Outbound::new(Clock::system(), Failpoints::default()) {
         Ok(outbound) => outbound,
         Err(error) => return vec![line("providers", Err(error.to_string()))],
     };

@@ -3,13 +3,14 @@
 
 use std::{
     error::Error,
-    iter,
+    future, iter,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use reqwest::{
     Certificate,
@@ -17,6 +18,7 @@ use reqwest::{
     redirect, retry,
 };
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
+use tokio::sync::oneshot;
 
 use super::{
     error::{ProviderError, Verdict},
@@ -25,7 +27,10 @@ use super::{
     request::OutboundRequest,
     response::{Reply, read_retry_after},
 };
-use crate::clock::{Clock, SinceBoot};
+use crate::{
+    clock::{Clock, SinceBoot},
+    failpoint::{Failpoints, Point},
+};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 128 * 1024;
@@ -41,6 +46,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Outbound {
     clock: Clock,
+    failpoints: Failpoints,
     roots: Roots,
     public: reqwest::Client,
     loopback: reqwest::Client,
@@ -66,13 +72,13 @@ impl Outbound {
     /// # Errors
     ///
     /// If TLS does not start.
-    pub fn new(clock: Clock) -> Result<Self, TlsError> {
+    pub fn new(clock: Clock, failpoints: Failpoints) -> Result<Self, TlsError> {
         let (roots, public) = match client(&Network::Public, Roots::Platform) {
             Ok(client) => (Roots::Platform, client),
             Err(_) => (Roots::BuiltIn, client(&Network::Public, Roots::BuiltIn).map_err(TlsError)?),
         };
         let loopback = client(&Network::Loopback, roots).map_err(TlsError)?;
-        Ok(Self { clock, roots, public, loopback })
+        Ok(Self { clock, failpoints, roots, public, loopback })
     }
 
     /// Whose word for certificates is taken; to be said at start.
@@ -114,12 +120,27 @@ impl Outbound {
         for (name, value) in request.headers {
             builder = builder.header(name, sensitive(&value)?);
         }
+        let (body_is_gone, written) = oneshot::channel();
         if let Some((content_type, body)) = request.body.encode() {
             let content = Some(Bytes::from(expose(&body).to_owned()));
-            let body = reqwest::Body::wrap(Guarded { content, guard });
+            let failpoints = self.failpoints.clone();
+            let connected = async move { failpoints.reach(Point::Connected).await }.boxed();
+            let body = Guarded { connected, content, guard, _gone: body_is_gone };
+            let body = reqwest::Body::wrap(body);
             builder = builder.header(CONTENT_TYPE, content_type).body(body);
         }
-        let response = builder.send().await.map_err(|error| failure(&error))?;
+        let held_when_written = async {
+            let _ = written.await;
+            self.failpoints.reach(Point::Written).await;
+            future::pending().await
+        };
+        let response = tokio::select! {
+            biased;
+            response = builder.send() => response,
+            never = held_when_written => never,
+        };
+        let response = response.map_err(|error| failure(&error))?;
+        self.failpoints.reach(Point::Answered).await;
         self.read(response).await
     }
 
@@ -146,6 +167,7 @@ impl Outbound {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_BODY => {
                     body.extend_from_slice(&chunk);
+                    self.failpoints.reach(Point::PartlyRead).await;
                 }
                 Ok(Some(_)) => {
                     break Err(ambiguous(
@@ -194,8 +216,12 @@ impl Guard {
 /// It is asked for once the connection stands. The head waits for it, to be written with it, so
 /// that nothing at all reaches the provider when it is refused.
 struct Guarded {
+    /// Ready at once but in tests, which hold a request here.
+    connected: BoxFuture<'static, ()>,
     content: Option<Bytes>,
     guard: Guard,
+    /// Dropped with the rest: that tells that the request is written.
+    _gone: oneshot::Sender<()>,
 }
 
 impl Body for Guarded {
@@ -204,8 +230,11 @@ impl Body for Guarded {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if self.content.is_some() {
+            ready!(self.connected.poll_unpin(context));
+        }
         let content = self.content.take();
         Poll::Ready(content.map(|content| self.guard.check().map(|()| Frame::data(content))))
     }

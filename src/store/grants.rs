@@ -6,6 +6,7 @@ use super::{
     Store, StoreError,
     connections::{record, select_records},
     engine::{in_transaction, on},
+    identity::{COUNT_GRANT, STILL_THE_SAME},
     json, millis, now, optional_millis,
 };
 use crate::{
@@ -66,8 +67,8 @@ pub struct Failure<'a> {
 impl Store {
     /// Claims the right to refresh a connection for `lease`, and records the intent before anything
     /// is sent. None when somebody else holds the lease, or has refreshed or tried to since the
-    /// caller saw the record, the connection's state forbids it, or the refresh token was spent or
-    /// refused before.
+    /// caller saw the record, the connection's state forbids it, the refresh token was spent or
+    /// refused before, or the database is not the one that [`Store::expect`] names.
     ///
     /// # Errors
     ///
@@ -96,7 +97,17 @@ impl Store {
         );
         let read = select_records!("WHERE c.id = $1");
         let id = seen.connection.id.to_string();
+        let expected = self.expected();
         in_transaction!(self, |tx| {
+            if let Some(last_seen) = &expected {
+                let same = sqlx::query(STILL_THE_SAME)
+                    .bind(&last_seen.deployment)
+                    .bind(last_seen.position.quarantines)
+                    .bind(last_seen.position.seq);
+                if same.fetch_optional(&mut *tx).await?.is_none() {
+                    return Ok(None);
+                }
+            }
             let claimed = sqlx::query(claim)
                 .bind(self.ahead())
                 .bind(&id)
@@ -222,6 +233,7 @@ impl Store {
                     return Ok(false);
                 }
             }
+            sqlx::query(COUNT_GRANT).execute(&mut *tx).await?;
         });
         Ok(true)
     }

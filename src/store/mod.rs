@@ -13,7 +13,7 @@
 //! # Why is there no deadlock?
 //!
 //! A step that writes a connection together with what it owns writes the row in `connections`
-//! first; that row is the lock. A claim touches `grants` alone.
+//! first; that row is the lock. A claim touches `grants` alone. The one row of `identity` comes last.
 
 mod callers;
 mod connections;
@@ -23,6 +23,7 @@ mod error;
 mod escrow;
 mod exchanges;
 mod grants;
+mod identity;
 mod meta;
 mod pending;
 mod purge;
@@ -53,6 +54,7 @@ pub use schema::SchemaStatus;
 pub struct Store {
     engine: Engine,
     clock: Clock,
+    fence: identity::Fence,
 }
 
 impl Store {
@@ -65,7 +67,8 @@ impl Store {
     ///
     /// When the URL makes no sense or the database cannot be reached.
     pub async fn connect(url: &SecretString, clock: Clock) -> Result<Self, StoreError> {
-        Ok(Self { engine: Engine::connect(url).await?, clock })
+        let engine = Engine::connect(url).await?;
+        Ok(Self { engine, clock, fence: identity::Fence::default() })
     }
 
     /// Which engine it is.

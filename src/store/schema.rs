@@ -17,6 +17,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0002_siblings_and_escrow.sql"),
         include_str!("../../migrations/sqlite/0002_siblings_and_escrow.sql"),
     ),
+    (
+        "identity",
+        include_str!("../../migrations/postgres/0003_identity.sql"),
+        include_str!("../../migrations/sqlite/0003_identity.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

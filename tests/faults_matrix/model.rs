@@ -242,7 +242,7 @@ async fn start(world: &World, number: usize, spool: &TempDir, failpoints: Failpo
     Broker::start(Parts {
         store: world.database.store.clone(),
         keyring: world.keyring(),
-        outbound: Outbound::new(clock.clone()).unwrap(),
+        outbound: Outbound::new(clock.clone(), Failpoints::default()).unwrap(),
         spool: Spool::open(spool.path()).unwrap(),
         replica: format!("replica-{number}"),
         clock,

@@ -20,6 +20,7 @@ use url::Url;
 
 use crate::{
     clock::Clock,
+    failpoint::Failpoints,
     provider::{
         Body, MAX_BODY, Network, Outbound, OutboundRequest, Profile, ProviderError, Reply, Roots,
         Verdict, read_grant, test_support,
@@ -134,7 +135,7 @@ fn post(url: &str) -> OutboundRequest {
 }
 
 async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
-    Outbound::new(Clock::system()).unwrap().send(profile, post(url), None).await
+    Outbound::new(Clock::system(), Failpoints::default()).unwrap().send(profile, post(url), None).await
 }
 
 #[tokio::test]
@@ -194,7 +195,7 @@ async fn a_request_that_was_read_is_never_sent_again() {
 #[tokio::test]
 async fn every_request_has_a_connection_of_its_own() {
     let server = Server::start(ok("{}"), Then::KeepAlive).await;
-    let outbound = Outbound::new(Clock::system()).unwrap();
+    let outbound = Outbound::new(Clock::system(), Failpoints::default()).unwrap();
     let request = || OutboundRequest {
         method: Method::GET,
         url: Url::parse(&format!("http://{}/", server.address)).unwrap(),
@@ -288,7 +289,7 @@ async fn a_request_that_is_held_up_past_its_time_never_leaves() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let clock = Clock::system();
-    let outbound = Outbound::new(clock.clone()).unwrap();
+    let outbound = Outbound::new(clock.clone(), Failpoints::default()).unwrap();
     let profile = profile(Network::Loopback);
     let window = Duration::from_mins(1);
     let before = clock.since_boot() + window;
@@ -383,6 +384,6 @@ async fn a_proxy_named_by_the_environment_is_not_used() {
 fn a_machine_without_certificates_gets_the_built_in_ones() {
     let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
     if with_environment("a_machine_without_certificates_gets_the_built_in_ones", &none) {
-        assert_eq!(Outbound::new(Clock::system()).unwrap().roots(), Roots::BuiltIn);
+        assert_eq!(Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(), Roots::BuiltIn);
     }
 }

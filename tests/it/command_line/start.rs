@@ -87,7 +87,8 @@ async fn a_newer_schema_stops_the_start_and_changes_nothing(mut machine: Machine
     start_once(&mut machine).await;
     let newer = "INSERT INTO _sqlx_migrations
         (version, description, installed_on, success, checksum, execution_time)
-        SELECT 99, 'newer', installed_on, success, checksum, execution_time FROM _sqlx_migrations";
+        SELECT 99, 'newer', installed_on, success, checksum, execution_time FROM _sqlx_migrations
+        WHERE version = 1";
     match &machine.postgres {
         Some(database) => database.execute(newer).await,
         None => execute(&machine, newer).await,
@@ -95,10 +96,9 @@ async fn a_newer_schema_stops_the_start_and_changes_nothing(mut machine: Machine
     let before = stored(&machine).await;
     for command in [&["serve"][..], &["migrate"], &["operators", "create", "anna"]] {
         let line = machine.refused(USAGE, command).await;
-        assert_eq!(
-            line,
-            "the database has schema version 99, but this program knows only 1: run a newer token-broker"
-        );
+        let expected = "the database has schema version 99, but this program knows only ";
+        assert!(line.starts_with(expected), "{line}");
+        assert!(line.ends_with(": run a newer token-broker"), "{line}");
     }
     assert_eq!(stored(&machine).await, before);
     let checked = machine.run(&["check"]).await;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +22,11 @@ use token_broker::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{database::TestDatabase, http::client};
+use super::{
+    database::TestDatabase,
+    http::client,
+    process::{Ended, Program},
+};
 
 /// A running broker; its background refresher is stepped by hand, its clock moved by hand.
 pub(crate) struct TestBroker {
@@ -153,6 +158,24 @@ impl TestBroker {
         change(&mut self.settings);
         let listeners = bind(&self.public_url[7..], &self.internal_url[7..]).await;
         self.running = Running::start(&self.settings, listeners, self.clock.clone()).await;
+    }
+
+    /// Ends the broker as a signal would; [`TestBroker::restart`] starts it again.
+    pub(crate) async fn halt(&self) {
+        self.running.stop().await;
+    }
+
+    /// Runs the real binary on this broker's database and state directory.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> Ended {
+        let config = self.state("broker.toml");
+        std::fs::write(&config, self.settings.to_string()).unwrap();
+        let arguments = [&["--config", config.to_str().unwrap()], arguments].concat();
+        Program::run(&arguments, &[]).await
+    }
+
+    /// A file in the state directory.
+    pub(crate) fn state(&self, name: &str) -> PathBuf {
+        self.state_dir.path().join(name)
     }
 
     /// Makes a service and returns its key.
