@@ -5,7 +5,7 @@ use std::{
     error::Error,
     future, iter,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -124,7 +124,8 @@ impl Outbound {
         if let Some((content_type, body)) = request.body.encode() {
             let content = Some(Bytes::from(expose(&body).to_owned()));
             let failpoints = self.failpoints.clone();
-            let connected = async move { failpoints.reach(Point::Connected).await }.boxed();
+            let connected = async move { failpoints.reach(Point::Connected).await };
+            let connected = Mutex::new(connected.boxed());
             let body = Guarded { connected, content, guard, _gone: body_is_gone };
             let body = reqwest::Body::wrap(body);
             builder = builder.header(CONTENT_TYPE, content_type).body(body);
@@ -216,8 +217,8 @@ impl Guard {
 /// It is asked for once the connection stands. The head waits for it, to be written with it, so
 /// that nothing at all reaches the provider when it is refused.
 struct Guarded {
-    /// Ready at once but in tests, which hold a request here.
-    connected: BoxFuture<'static, ()>,
+    /// Ready at once but in tests, which hold a request here. Never locked: a body must be `Sync`.
+    connected: Mutex<BoxFuture<'static, ()>>,
     content: Option<Bytes>,
     guard: Guard,
     /// Dropped with the rest: that tells that the request is written.
@@ -233,7 +234,8 @@ impl Body for Guarded {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
         if self.content.is_some() {
-            ready!(self.connected.poll_unpin(context));
+            let connected = self.connected.get_mut().unwrap_or_else(PoisonError::into_inner);
+            ready!(connected.poll_unpin(context));
         }
         let content = self.content.take();
         Poll::Ready(content.map(|content| self.guard.check().map(|()| Frame::data(content))))

@@ -135,7 +135,10 @@ fn post(url: &str) -> OutboundRequest {
 }
 
 async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
-    Outbound::new(Clock::system(), Failpoints::default()).unwrap().send(profile, post(url), None).await
+    Outbound::new(Clock::system(), Failpoints::default())
+        .unwrap()
+        .send(profile, post(url), None)
+        .await
 }
 
 #[tokio::test]
@@ -384,6 +387,9 @@ async fn a_proxy_named_by_the_environment_is_not_used() {
 fn a_machine_without_certificates_gets_the_built_in_ones() {
     let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
     if with_environment("a_machine_without_certificates_gets_the_built_in_ones", &none) {
-        assert_eq!(Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(), Roots::BuiltIn);
+        assert_eq!(
+            Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(),
+            Roots::BuiltIn
+        );
     }
 }

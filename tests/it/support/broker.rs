@@ -41,7 +41,7 @@ pub(crate) struct TestBroker {
     pub(crate) http: Client,
     database: TestDatabase,
     settings: toml::Table,
-    _state_dir: TempDir,
+    state_dir: TempDir,
 }
 
 /// The part that ends and starts anew.
@@ -140,7 +140,7 @@ impl TestBroker {
             http,
             database,
             settings,
-            _state_dir: state_dir,
+            state_dir,
         };
         this.service_key = this.service("reader", json!(["*"]), json!(["token"])).await;
         this

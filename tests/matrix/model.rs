@@ -4,7 +4,7 @@
 //! knows what lives.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -13,8 +13,9 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
-    broker::{Broker, Parts},
+    broker::{Broker, LastSeen, Parts},
     client::Client,
+    clock::Clock,
     config::Config,
     connection::{Account, Connection, ConnectionId, GrantType, HeldGrant, Record, State, Vars},
     failpoint::{Failpoints, Point},
@@ -24,16 +25,18 @@ use token_broker::{
     simulator::{Fault, Kind, Simulated, SimulatorSettings, Simulators, settings::RotationClass},
     slug::Slug,
     spool::Spool,
+    state_dir::WatermarkFile,
     store::Commit,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
+use tokio_util::task::TaskTracker;
 
 use crate::{
-    row::Row,
     support::{broker::Person, database::TestDatabase, http::client},
+    table::{self, Row},
 };
 
 /// Where the order of two replicas matters.
@@ -69,7 +72,9 @@ struct World {
     database: TestDatabase,
     simulators: Simulators,
     keyring_file: TempDir,
+    outbound: Outbound,
     clients: BTreeMap<Slug, Arc<Client>>,
+    tasks: TaskTracker,
 }
 
 impl World {
@@ -89,8 +94,16 @@ impl World {
         avito.insert("pace".to_owned(), pace.into());
         let state_dir = keyring_file.path().to_str().unwrap();
         settings.insert("state_dir".to_owned(), state_dir.into());
-        let config = Config::load_over(None, Default::default(), &settings).unwrap();
-        Self { database, simulators, keyring_file, clients: config.clients }
+        let config = Config::load_over(None, HashMap::new(), &settings).unwrap();
+        let outbound = Outbound::new(database.clock.clone(), Failpoints::default()).unwrap();
+        Self {
+            database,
+            simulators,
+            keyring_file,
+            outbound,
+            clients: config.clients,
+            tasks: TaskTracker::new(),
+        }
     }
 
     fn keyring(&self) -> Keyring {
@@ -165,8 +178,7 @@ impl World {
         let page = format!(
             "http://localhost:{port}/oauth?response_type=code&client_id={id}&scope=user:read&state=s"
         );
-        let callback: url::Url =
-            Person::alone().decide(&page, "allow").await.parse().unwrap();
+        let callback: url::Url = Person::alone().decide(&page, "allow").await.parse().unwrap();
         let code = callback.query_pairs().find(|(name, _)| name == "code").unwrap().1.into_owned();
         let form = [
             ("grant_type", "authorization_code"),
@@ -237,13 +249,19 @@ struct Walk<'w> {
     known: BTreeSet<String>,
 }
 
-async fn start(world: &World, number: usize, spool: &TempDir, failpoints: Failpoints) -> Arc<Broker> {
+async fn start(
+    world: &World,
+    number: usize,
+    spool: &TempDir,
+    failpoints: Failpoints,
+) -> Arc<Broker> {
     let clock = world.database.clock.clone();
     Broker::start(Parts {
         store: world.database.store.clone(),
         keyring: world.keyring(),
-        outbound: Outbound::new(clock.clone(), Failpoints::default()).unwrap(),
+        outbound: world.outbound.clone(),
         spool: Spool::open(spool.path()).unwrap(),
+        watermark: LastSeen::read(WatermarkFile::of(spool.path())).unwrap(),
         replica: format!("replica-{number}"),
         clock,
         clients: world.clients.clone(),
@@ -357,7 +375,8 @@ impl<'w> Walk<'w> {
             let replica = &mut self.replicas[number];
             replica.claims -= 1;
             let broker = Arc::clone(&replica.broker);
-            replica.run = Some(tokio::task::spawn(async move { broker.refresh_due(1).await.unwrap() }));
+            let run = async move { broker.refresh_due(1).await.unwrap() };
+            replica.run = Some(self.world.tasks.spawn(run));
         }
         let run = self.replicas[number].run.as_mut().unwrap();
         tokio::select! {
@@ -390,12 +409,15 @@ impl<'w> Walk<'w> {
         }
     }
 
+    fn clock(&self) -> &Clock {
+        &self.world.database.clock
+    }
+
     async fn wait_until_due(&self) {
         let due = self.world.record(self.id).await.connection.refresh_at;
-        let clock = &self.world.database.clock;
-        if let Some(left) = due.and_then(|due| Duration::try_from(due.duration_since(clock.now())).ok())
-        {
-            clock.advance(left);
+        let now = self.clock().now();
+        if let Some(left) = due.and_then(|due| Duration::try_from(due.duration_since(now)).ok()) {
+            self.clock().advance(left);
         }
     }
 
@@ -409,22 +431,32 @@ impl<'w> Walk<'w> {
         }
         let mut brokers = Vec::new();
         for (number, replica) in self.replicas.iter().enumerate() {
-            brokers.push(match replica.dead {
-                false => Arc::clone(&replica.broker),
-                true => {
-                    let failpoints = Failpoints::default();
-                    let broker = start(self.world, number, &replica.spool, failpoints).await;
-                    broker.recover().await.unwrap();
-                    broker
-                }
-            });
+            if replica.dead {
+                let failpoints = Failpoints::default();
+                let again = start(self.world, number, &replica.spool, failpoints).await;
+                again.recover().await.unwrap();
+                brokers.push(again);
+            } else {
+                brokers.push(Arc::clone(&replica.broker));
+            }
         }
         self.reached.close();
         let family = class == RotationClass::SingleUseFamily;
         for round in 0..8 {
+            let settled = self.world.record(self.id).await;
+            let waits = settled
+                .connection
+                .refresh_at
+                .is_some_and(|at| at > self.clock().now() + LEASE_AND_MORE);
+            if settled.claimed_at.is_none()
+                && (waits || !settled.connection.state.refreshes())
+                && (settled.open_attempts == 0 || !settled.connection.state.refreshes())
+            {
+                break;
+            }
             let patient = family && round == 4;
             let pause = if patient { Duration::from_hours(25) } else { LEASE_AND_MORE };
-            self.world.database.clock.advance(pause);
+            self.clock().advance(pause);
             for broker in &brokers {
                 broker.refresh_due(10).await.unwrap();
             }
@@ -500,20 +532,21 @@ const CLASSES: [RotationClass; 6] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_order_of_two_replicas_loses_what_could_be_saved() {
-    let all = crate::row::is_long();
-    for (what, crashes, lost_packets, everywhere) in [
-        ("lease ends", 0, 0, true),
-        ("+ crash", 1, 0, all),
-        ("+ lost packet", 0, 1, all),
-        ("+ both", 1, 1, false),
-    ] {
+    let telling = [RotationClass::GraceNewestLives, RotationClass::SingleUse];
+    for (crashes, lost_packets) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
         for class in CLASSES {
-            let telling = [RotationClass::SingleUse, RotationClass::GraceNewestLives];
-            if !everywhere && !(all || lost_packets + crashes < 2) && !telling.contains(&class) {
+            // Two mishaps at once make many orders; the short version leaves them out.
+            let few = crashes + lost_packets == 0
+                || crashes + lost_packets == 1 && telling.contains(&class);
+            if !few && !table::is_long() {
                 continue;
             }
-            let (walks, lost) = walk_all(class, Mishaps { crashes, lost_packets }).await;
-            Row::new(format!("model, {what}, {class:?}")).runs(walks).lost(lost).print();
+            let (runs, lost) = walk_all(class, Mishaps { crashes, lost_packets }).await;
+            let fault = format!(
+                "model: lease ends, {crashes} crash, {lost_packets} lost packet, {class:?}"
+            );
+            // What is lost, no client could have saved: each walk holds the oracle to it.
+            Row { runs, lost, unrecoverable: lost, ..Row::default() }.report(&fault);
         }
     }
 }
