@@ -172,8 +172,7 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     let store = broker.broker().store();
     let claim = async |attempt: &str| {
         let record = store.record("amocrm-shop").await.unwrap().unwrap();
-        let (id, seen) = (record.connection.id, record.generation());
-        store.claim(id, attempt, seen, None, Duration::ZERO).await.unwrap()
+        store.claim(&record, attempt, None, Duration::ZERO).await.unwrap()
     };
     assert!(claim("before").await.is_some());
     broker.execute(RESTORE).await;
