@@ -172,7 +172,7 @@ impl Store {
         );
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             sqlx::query(activate)
                 .bind(self.ahead())
                 .bind(&id)
@@ -256,7 +256,7 @@ impl Store {
             WHERE connection_id = $1 AND generation = $2 AND attempt_id = $3";
         let release = if failure.state == State::Uncertain { keep } else { end };
         let id = failure.connection.to_string();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)
@@ -299,7 +299,7 @@ impl Store {
         let sql = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
                 attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
             WHERE connection_id = $1 AND attempt_id = $2";
-        on!(self, |pool| {
+        on!(self.for_commits(), |pool| {
             sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
         });
         Ok(())

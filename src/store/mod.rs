@@ -22,8 +22,10 @@ mod engine;
 mod error;
 mod exchanges;
 mod grants;
+mod hints;
 mod meta;
 mod pending;
+mod postgres;
 mod purge;
 mod row;
 mod schedule;
@@ -86,6 +88,11 @@ impl Store {
     /// Waits for running steps and closes the connections. Later steps fail.
     pub async fn close(&self) {
         engine::on!(self, |pool| pool.close().await);
+    }
+
+    /// The same store for what ends a claim: it gets through when all other steps wait for something.
+    fn for_commits(&self) -> Self {
+        Self { engine: self.engine.for_commits(), clock: self.clock.clone() }
     }
 
     /// What to bind as `$1` of a statement that needs the time.

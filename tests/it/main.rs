@@ -15,6 +15,7 @@ mod lost_answers;
 mod neighbours;
 mod pages;
 mod provider_answers;
+mod replicas;
 mod simulator;
 mod slow_clients;
 mod stock_clients;

@@ -108,9 +108,9 @@ async fn a_fresh_database_is_migrated_once(db: TestDatabase) {
 }
 
 async fn an_older_schema_is_told(db: TestDatabase) {
-    db.execute("UPDATE _sqlx_migrations SET version = 0").await;
+    db.execute("UPDATE _sqlx_migrations SET version = -version").await;
     let status = db.store.schema_status().await.unwrap();
-    assert_eq!(status, SchemaStatus::Older { found: 0, known: 1 });
+    assert!(matches!(status, SchemaStatus::Older { found: -1, .. }), "{status:?}");
 }
 
 async fn a_newer_schema_is_refused(db: TestDatabase) {
@@ -120,9 +120,9 @@ async fn a_newer_schema_is_refused(db: TestDatabase) {
     )
     .await;
     let status = db.store.schema_status().await.unwrap();
-    assert_eq!(status, SchemaStatus::Newer { found: 99, known: 1 });
+    assert!(matches!(status, SchemaStatus::Newer { found: 99, .. }), "{status:?}");
     let error = db.store.migrate().await.unwrap_err();
-    assert!(matches!(error, StoreError::NewerSchema { found: 99, known: 1 }), "{error:?}");
+    assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error:?}");
     assert!(!error.to_string().contains('\n'), "{error}");
 }
 
