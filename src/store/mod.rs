@@ -90,7 +90,7 @@ impl Store {
         engine::on!(self, |pool| pool.close().await);
     }
 
-    /// The same store for what ends a claim: it gets through when all other steps wait for something.
+    /// The same store for what a provider answered: it gets through when all other steps wait.
     fn for_commits(&self) -> Self {
         Self { engine: self.engine.for_commits(), clock: self.clock.clone() }
     }

@@ -42,7 +42,7 @@ const BEGIN_IN_TURN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
 /// How many steps run at once.
 const STEPS: u32 = 10;
 
-/// How many more may end a claim meanwhile, with a grant or without.
+/// How many more store what a provider answered meanwhile.
 const COMMITS: u32 = 2;
 
 /// Connections to a server.
@@ -74,7 +74,7 @@ impl Postgres {
         Ok(Self { steps: pool(STEPS), commits: pool(COMMITS) })
     }
 
-    /// The same server over the connections that are kept for ending claims.
+    /// The same server over the connections that are kept for what a provider answered.
     pub(super) fn for_commits(&self) -> Self {
         Self { steps: self.commits.clone(), commits: self.commits.clone() }
     }

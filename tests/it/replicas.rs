@@ -6,10 +6,11 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
 use token_broker::{
     clock::Clock,
     refresher::keep_in_step,
+    secret,
     simulator::{Fault, Kind, Simulated},
     store::{SchemaStatus, Store},
 };
@@ -22,6 +23,8 @@ use crate::support::{
 
 /// Long enough for no tick to come twice in a test.
 const NO_TICK: Duration = Duration::from_hours(1);
+
+const REFRESH: &str = "/v1/connections/amocrm-shop/refresh";
 
 async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
     let wait = async {
@@ -170,8 +173,7 @@ async fn without_hints_polling_finds_every_change() {
 }
 
 async fn refresh(broker: &TestBroker) {
-    let path = "/v1/connections/amocrm-shop/refresh";
-    let refreshed = broker.operator(Method::POST, path, None).await;
+    let refreshed = broker.operator(Method::POST, REFRESH, None).await;
     assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
 }
 
@@ -253,4 +255,43 @@ async fn sent(broker: &TestBroker, times: u64) {
         broker.presented(Simulated::Amocrm, Kind::Refresh).0 == times
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_sent_while_the_server_takes_no_writes() {
+    let mut database = TestDatabase::postgres().await;
+    let mut admin = session(&database.url).await;
+    let role = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
+    let role = format!("test_{role}");
+    let run = async |admin: &mut PgConnection, sql: String| {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(admin).await.unwrap();
+    };
+    run(&mut admin, format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{role}'")).await;
+    database.url = as_role(&database.url, &role);
+    // As in a failover: the old sessions end, the new ones are told.
+    let turn = async |admin: &mut PgConnection, how: &str| {
+        run(admin, format!("ALTER ROLE {role} SET default_transaction_read_only = {how}")).await;
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename";
+        run(admin, format!("{end} = '{role}'")).await;
+    };
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    turn(&mut admin, "on").await;
+    let refused = broker.operator(Method::POST, REFRESH, None).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+    assert_eq!(broker.token("amocrm-shop").await.json()["generation"], 1);
+    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (0, 0));
+    turn(&mut admin, "off").await;
+    refresh(&broker).await;
+    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (1, 1));
+    broker.stop().await;
+    run(&mut admin, format!("DROP ROLE {role}")).await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+fn as_role(url: &SecretString, role: &str) -> SecretString {
+    let mut url: url::Url = url.expose_secret().parse().unwrap();
+    url.set_username(role).unwrap();
+    url.set_password(Some(role)).unwrap();
+    url.to_string().into()
 }
