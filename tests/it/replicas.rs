@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -71,10 +71,10 @@ async fn a_whole_journey_goes_through_a_pooler() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_behind_a_pooler_refresh_each_due_connection_once() {
+    let name = |number| format!("admitad-{number}");
     let broker = TestBroker::start(TestDatabase::behind_pooler().await).await;
-    for number in 0..200 {
-        broker.create(&format!("admitad-{number}"), "admitad").await;
-    }
+    let create = async |number| drop(broker.create(&name(number), "admitad").await);
+    stream::iter(0..200).for_each_concurrent(8, create).await;
     let replica = broker.replica().await;
     broker.advance(Duration::from_hours(24 * 8)).await;
     let ours = async { while broker.refresh_due().await > 0 {} };
@@ -83,7 +83,7 @@ async fn two_replicas_behind_a_pooler_refresh_each_due_connection_once() {
     assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (200, 1));
     replica.broker().sync().await.unwrap();
     for number in 0..200 {
-        let token = replica.token(&format!("admitad-{number}")).await;
+        let token = replica.token(&name(number)).await;
         assert_eq!(token.json()["generation"], 2, "{token:?}");
     }
     replica.stop().await;
