@@ -1,4 +1,5 @@
-//! The folder `state_dir`: this replica's own, locked for as long as the process lives.
+//! What is this process's own: the folder `state_dir` and, in the embedded case, the database. Both
+//! are locked for as long as the process lives.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -7,41 +8,44 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{app::StartError, config::Config, guard::Watermark, secret};
+use crate::{
+    app::StartError,
+    config::{Config, Database},
+    guard::Watermark,
+    secret,
+};
 
 /// A folder of this process alone, for as long as it lives.
 #[derive(Debug)]
 pub struct StateDir {
     _lock: File,
+    _database: Option<File>,
     /// The name of this replica, the same after every restart.
     pub replica: String,
 }
 
 impl StateDir {
-    /// Makes the folder if need be, and locks it.
+    /// Makes the folder if need be, and locks it, and with it the database if that is a file.
     ///
     /// # Errors
     ///
-    /// When it cannot be made or written, or another process holds it.
+    /// When it cannot be made or written, or another process holds either.
     pub fn open(config: &Config) -> Result<Self, StartError> {
         make_state_dir(config)?;
         let problem = |what: String| state_dir_problem(config, &what);
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(config.state_dir.join("lock"))
-            .map_err(|error| {
-                StartError::Settings(problem(format!("cannot be written: {error}")))
-            })?;
+        let lock = lock_file(&config.state_dir.join("lock")).map_err(|error| {
+            StartError::Settings(problem(format!("cannot be written: {error}")))
+        })?;
         match lock.try_lock() {
             Ok(()) => {
                 let replica = replica(&lock).map_err(|error| {
                     StartError::Settings(problem(format!("cannot be used: {error}")))
                 })?;
-                Ok(Self { _lock: lock, replica })
+                let database = match &config.database {
+                    Database::Embedded(path) => Some(lock_database(path)?),
+                    Database::Server(_) => None,
+                };
+                Ok(Self { _lock: lock, _database: database, replica })
             }
             // As with a port in use: it may be free in a moment.
             Err(TryLockError::WouldBlock) => Err(StartError::Unavailable(problem(
@@ -100,6 +104,33 @@ impl WatermarkFile {
     fn path(&self) -> PathBuf {
         self.folder.join("watermark")
     }
+}
+
+/// Locks an SQLite database, by a file beside it, against a second process that serves from it;
+/// commands that only look or write are welcome.
+fn lock_database(path: &Path) -> Result<File, StartError> {
+    // However it is called: the same file has the same lock.
+    let mut beside = path.canonicalize().unwrap_or_else(|_| path.to_owned()).into_os_string();
+    beside.push(".lock");
+    let beside = Path::new(&beside);
+    let problem = |what: String| {
+        StartError::Unavailable(format!("setting `database.url`: {} {what}", path.display()))
+    };
+    let lock = lock_file(beside)
+        .map_err(|error| problem(format!("has no lock: {}: {error}", beside.display())))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(problem(
+            "is in use by another token-broker; SQLite serves one, PostgreSQL several".to_owned(),
+        )),
+        Err(TryLockError::Error(error)) => Err(problem(format!("cannot be locked: {error}"))),
+    }
+}
+
+/// Opens a file to be locked, and makes it if need be.
+fn lock_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// The name of this replica, which lies in the lock file for as long as the folder does: by it a

@@ -187,7 +187,7 @@ impl Store {
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             sqlx::query(activate)
                 .bind(self.ahead())
                 .bind(&id)
@@ -281,7 +281,7 @@ impl Store {
             _ => end,
         };
         let id = failure.connection.to_string();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)
@@ -324,7 +324,7 @@ impl Store {
         let sql = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
                 attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
             WHERE connection_id = $1 AND attempt_id = $2";
-        on!(self, |pool| {
+        on!(self.for_commits(), |pool| {
             sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
         });
         Ok(())

@@ -1,12 +1,11 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
-use sqlx::PgPool;
-
 use super::{
     Store, StoreError,
     engine::{Engine, in_transaction, on},
     grants::refreshing,
     now,
+    postgres::Postgres,
     row::Cells as _,
 };
 use crate::{
@@ -147,7 +146,7 @@ impl Store {
 /// The cluster's system identifier and timeline, as far as this role may know them and the server,
 /// which may be a managed one or a standby, can tell. Asked for only where that is allowed: every
 /// refusal is an error in the server's log.
-async fn cluster(pool: &PgPool) -> Result<(Option<String>, Option<String>), StoreError> {
+async fn cluster(pool: &Postgres) -> Result<(Option<String>, Option<String>), StoreError> {
     let allowed = sqlx::query(
         "SELECT (SELECT count(*) FROM pg_proc WHERE has_function_privilege(oid, 'EXECUTE')
                 AND oid = to_regprocedure('pg_catalog.pg_control_system()')) AS system,
@@ -167,7 +166,7 @@ async fn cluster(pool: &PgPool) -> Result<(Option<String>, Option<String>), Stor
 }
 
 /// The value `known` of the only row, if there is one and the server does not refuse to tell.
-async fn told(pool: &PgPool, sql: &'static str) -> Result<Option<String>, StoreError> {
+async fn told(pool: &Postgres, sql: &'static str) -> Result<Option<String>, StoreError> {
     match sqlx::query(sql).fetch_optional(pool).await.map_err(StoreError::from) {
         Ok(row) => Ok(row.map(|row| row.text("known")).transpose()?),
         Err(StoreError::Database(_)) => Ok(None),

@@ -23,9 +23,11 @@ mod error;
 mod escrow;
 mod exchanges;
 mod grants;
+mod hints;
 mod identity;
 mod meta;
 mod pending;
+mod postgres;
 mod purge;
 mod row;
 mod schedule;
@@ -92,6 +94,11 @@ impl Store {
     /// Waits for running steps and closes the connections. Later steps fail.
     pub async fn close(&self) {
         engine::on!(self, |pool| pool.close().await);
+    }
+
+    /// The same store for what a provider answered: it gets through when all other steps wait.
+    fn for_commits(&self) -> Self {
+        Self { engine: self.engine.for_commits(), ..self.clone() }
     }
 
     /// What to bind as `$1` of a statement that needs the time.

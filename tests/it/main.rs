@@ -17,6 +17,7 @@ mod neighbours;
 mod outages;
 mod pages;
 mod provider_answers;
+mod replicas;
 mod restore;
 mod simulator;
 mod slow_clients;

@@ -109,9 +109,9 @@ async fn a_fresh_database_is_migrated_once(db: TestDatabase) {
 }
 
 async fn an_older_schema_is_told(db: TestDatabase) {
-    db.execute("DELETE FROM _sqlx_migrations WHERE version > 1").await;
+    db.execute("UPDATE _sqlx_migrations SET version = -version").await;
     let status = db.store.schema_status().await.unwrap();
-    assert!(matches!(status, SchemaStatus::Older { found: 1, .. }), "{status:?}");
+    assert!(matches!(status, SchemaStatus::Older { found: -1, .. }), "{status:?}");
 }
 
 async fn a_newer_schema_is_refused(db: TestDatabase) {

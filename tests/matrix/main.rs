@@ -4,7 +4,12 @@
 #![cfg(test)]
 
 mod model;
-#[expect(dead_code, unused_imports, unused_macros, reason = "shared with the integration tests, which use it all")]
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "shared with the integration tests, which use it all"
+)]
 #[path = "../it/support/mod.rs"]
 mod support;
 mod table;

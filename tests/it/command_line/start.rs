@@ -178,6 +178,36 @@ async fn a_state_dir_belongs_to_one_broker() {
 }
 
 #[tokio::test]
+async fn an_sqlite_database_serves_one_broker() {
+    let mut machine = Machine::new();
+    let (program, _) = machine.serve().await;
+    let file = machine.path("state/token-broker.sqlite");
+    let mut other = Machine::new();
+    let link = other.path("link.sqlite");
+    symlink(&file, &link).unwrap();
+    for path in [&file, &link] {
+        let path = path.display();
+        other.set("TOKEN_BROKER__DATABASE__URL", &format!("sqlite:{path}"));
+        let line = other.refused(UNAVAILABLE, &["serve"]).await;
+        assert_eq!(
+            line,
+            format!(
+                "setting `database.url`: {path} is in use by another token-broker; SQLite serves \
+                 one, PostgreSQL several"
+            )
+        );
+        // What only looks or writes is welcome.
+        let name = if path.to_string().ends_with("link.sqlite") { "bob" } else { "carol" };
+        other.output(&["operators", "create", name]).await;
+        other.output(&["migrate"]).await;
+    }
+    program.signal("TERM");
+    program.end().await;
+    other.set("TOKEN_BROKER__SEALING__KEY_FILE", machine.key_file().to_str().unwrap());
+    start_once(&mut other).await;
+}
+
+#[tokio::test]
 async fn a_database_that_cannot_be_reached_stops_the_start_within_seconds() {
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

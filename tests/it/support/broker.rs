@@ -10,6 +10,7 @@ use std::{
 use reqwest::{Client, Method, StatusCode, header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 use tempfile::TempDir;
 use token_broker::{
     app::{App, Listeners},
@@ -75,6 +76,44 @@ fn load(settings: &toml::Table) -> Config {
 
 async fn bind(public: &str, internal: &str) -> Listeners {
     Listeners::bind(public.parse().unwrap(), internal.parse().unwrap()).await.unwrap()
+}
+
+/// One more process on the same database and with the same providers, as far as they can tell.
+pub(crate) struct Replica {
+    running: Running,
+    internal_url: String,
+    service_key: String,
+    http: Client,
+    _state_dir: TempDir,
+}
+
+impl Replica {
+    /// The use cases, without a socket between.
+    pub(crate) fn broker(&self) -> &Arc<Broker> {
+        &self.running.broker
+    }
+
+    /// Fetches a token with the service's key.
+    pub(crate) async fn token(&self, connection: &str) -> Answer {
+        self.token_for(connection, &self.service_key).await
+    }
+
+    /// Fetches a token with this key.
+    pub(crate) async fn token_for(&self, connection: &str, key: &str) -> Answer {
+        let url = format!("{}/v1/connections/{connection}/token", self.internal_url);
+        read(self.http.get(url).bearer_auth(key).send().await.unwrap()).await
+    }
+
+    /// One step of the background refresher.
+    pub(crate) async fn refresh_due(&self) -> usize {
+        self.broker().sync().await.unwrap();
+        self.broker().refresh_due(100).await.unwrap()
+    }
+
+    /// Ends it as a signal would, and waits for it.
+    pub(crate) async fn stop(self) {
+        self.running.stop().await;
+    }
 }
 
 /// An answer, read whole.
@@ -176,6 +215,21 @@ impl TestBroker {
     /// A file in the state directory.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.state_dir.path().join(name)
+    }
+
+    /// Starts another replica, with a state directory and listeners of its own. It shares the clock.
+    pub(crate) async fn replica(&self) -> Replica {
+        let listeners = bind("127.0.0.1:0", "127.0.0.1:0").await;
+        let internal_url = format!("http://{}", listeners.internal.local_addr().unwrap());
+        let state_dir = tempfile::tempdir().unwrap();
+        let key_file = load(&self.settings).key_file.display().to_string();
+        let mut settings = self.settings.clone();
+        settings.insert("internal_url".into(), internal_url.clone().into());
+        settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
+        settings.insert("sealing".into(), toml::toml! { key_file = key_file }.into());
+        let running = Running::start(&settings, listeners, self.clock.clone()).await;
+        let (service_key, http) = (self.service_key.clone(), self.http.clone());
+        Replica { running, internal_url, service_key, http, _state_dir: state_dir }
     }
 
     /// Makes a service and returns its key.
@@ -284,6 +338,11 @@ impl TestBroker {
         let store = self.broker().store();
         let id = store.record(connection).await.unwrap().unwrap().connection.id;
         store.escrowed(id).await.unwrap().is_some()
+    }
+
+    /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
+    pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
+        self.database.hold(sql).await
     }
 
     /// Waits until nothing is under way in the background.
