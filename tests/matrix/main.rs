@@ -3,8 +3,19 @@
 
 #![cfg(test)]
 
+mod class;
+mod kills;
 mod model;
-#[expect(dead_code, unused_imports, unused_macros, reason = "shared with the integration tests, which use it all")]
+mod pauses;
+mod random;
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "shared with the integration tests, which use it all"
+)]
 #[path = "../it/support/mod.rs"]
 mod support;
 mod table;
+mod takeover;
+mod world;
