@@ -3,7 +3,11 @@
 
 #![cfg(test)]
 
+mod class;
+mod kills;
 mod model;
+mod pauses;
+mod random;
 #[expect(
     dead_code,
     unused_imports,
@@ -13,3 +17,5 @@ mod model;
 #[path = "../it/support/mod.rs"]
 mod support;
 mod table;
+mod takeover;
+mod world;
