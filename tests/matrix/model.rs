@@ -245,6 +245,8 @@ struct Walk<'w> {
     lease_ended: bool,
     /// Who holds the claim, as far as time has not ended it.
     holder: Option<usize>,
+    /// The refresh token that it begins with.
+    first: String,
     /// The refresh tokens that reached the disk of any of us.
     known: BTreeSet<String>,
 }
@@ -280,8 +282,9 @@ fn holds(number: usize, reached: mpsc::UnboundedSender<Reached>) -> Failpoints {
         Box::pin(async move {
             if STEPS.contains(&point) {
                 let (go, wait) = oneshot::channel();
-                let _ = reached.send((number, point, go));
-                if wait.await.is_err() {
+                // At the end of a walk nobody listens, and nobody is held.
+                let held = reached.send((number, point, go)).is_ok();
+                if held && wait.await.is_err() {
                     std::future::pending::<()>().await;
                 }
             }
@@ -307,9 +310,10 @@ impl<'w> Walk<'w> {
                 heard: None,
             });
         }
-        let known = world.refresh_tokens().into_iter().map(|(token, _)| token).collect();
+        let (first, _) = world.refresh_tokens().pop().unwrap();
+        let known = BTreeSet::new();
         let Ok(replicas) = replicas.try_into() else { unreachable!("there are two") };
-        Self { world, id, replicas, reached, left, lease_ended: false, holder: None, known }
+        Self { world, id, replicas, reached, left, lease_ended: false, holder: None, first, known }
     }
 
     /// What can happen next, in a fixed order.
@@ -417,7 +421,8 @@ impl<'w> Walk<'w> {
         let due = self.world.record(self.id).await.connection.refresh_at;
         let now = self.clock().now();
         if let Some(left) = due.and_then(|due| Duration::try_from(due.duration_since(now)).ok()) {
-            self.clock().advance(left);
+            // The clocks of two engines agree to the millisecond at best.
+            self.clock().advance(left + Duration::from_millis(100));
         }
     }
 
@@ -441,46 +446,63 @@ impl<'w> Walk<'w> {
             }
         }
         self.reached.close();
-        let family = class == RotationClass::SingleUseFamily;
-        for round in 0..8 {
-            let settled = self.world.record(self.id).await;
-            let waits = settled
-                .connection
-                .refresh_at
-                .is_some_and(|at| at > self.clock().now() + LEASE_AND_MORE);
-            if settled.claimed_at.is_none()
-                && (waits || !settled.connection.state.refreshes())
-                && (settled.open_attempts == 0 || !settled.connection.state.refreshes())
-            {
-                break;
-            }
-            let patient = family && round == 4;
-            let pause = if patient { Duration::from_hours(25) } else { LEASE_AND_MORE };
-            self.clock().advance(pause);
-            for broker in &brokers {
-                broker.refresh_due(10).await.unwrap();
-            }
-        }
+        self.settle(&brokers).await;
+        let could_save = self.could_save().await;
+        // What is stored may be dead, and only its use tells.
+        brokers[0].sync().await.unwrap();
+        let _ = brokers[0].refresh_now("avito-shop").await;
+        self.settle(&brokers).await;
         let record = self.world.record(self.id).await;
-        let state = record.connection.state;
-        let living: BTreeSet<_> =
-            self.world.refresh_tokens().into_iter().filter(|(_, lives)| *lives).collect();
-        let living: BTreeSet<_> = living.into_iter().map(|(token, _)| token).collect();
-        let lost = state == State::NeedsConsent || !living.contains(&self.world.stored(&record));
-        let about = || format!("{class:?}: {order:?}: {state}, {:?}", record.connection.reason);
+        let (state, reason) = (record.connection.state, record.connection.reason.as_deref());
+        let about = || format!("{class:?}: {order:?}: {state}, {reason:?}");
+        let lost = state == State::NeedsConsent;
         if lost {
-            assert_eq!(state, State::NeedsConsent, "a loss is noticed: {}", about());
-            let reason = record.connection.reason.as_deref();
-            assert_eq!(reason, Some("lost_in_rotation"), "{}", about());
-            if !family {
-                let could_save: Vec<_> = living.intersection(&self.known).collect();
-                assert!(could_save.is_empty(), "avoidable: {}", about());
-            }
+            // A second presentation kills what the first one brought: there nobody could save it.
+            let family = class == RotationClass::SingleUseFamily;
+            assert!(family || could_save.is_empty(), "avoidable: {}", about());
+            // A lease that ended under a live holder may have hidden who presented what.
+            let told = reason == Some("lost_in_rotation") || self.lease_ended && reason.is_some();
+            assert!(told, "{}", about());
         } else {
             assert_eq!(state, State::Active, "{}", about());
+            let stored = self.world.stored(&record);
+            assert!(self.living().contains(&stored), "dead and not noticed: {}", about());
         }
         self.world.database.store.delete(self.id).await.unwrap();
         lost
+    }
+
+    /// Lets time pass until nothing is open any more.
+    async fn settle(&self, brokers: &[Arc<Broker>]) {
+        for round in 0..8 {
+            let record = self.world.record(self.id).await;
+            let open = record.claimed_at.is_some() || record.open_attempts > 0;
+            let soon = self.clock().now() + LEASE_AND_MORE;
+            let due = record.connection.refresh_at.is_some_and(|at| at < soon);
+            if !record.connection.state.refreshes() || !open && !due {
+                return;
+            }
+            // Where a second presentation is dangerous, it waits for the access token's end.
+            let pause = if round == 4 { Duration::from_hours(25) } else { LEASE_AND_MORE };
+            self.clock().advance(pause);
+            for broker in brokers {
+                broker.refresh_due(10).await.unwrap();
+            }
+        }
+    }
+
+    /// The refresh tokens that live and that one of us knows: the first one until it is spent, and
+    /// all that reached a disk.
+    async fn could_save(&self) -> BTreeSet<String> {
+        let unspent = self.world.record(self.id).await.generation() == 1;
+        let known = self.known.iter().chain(unspent.then_some(&self.first));
+        let known: BTreeSet<_> = known.cloned().collect();
+        self.living().intersection(&known).cloned().collect()
+    }
+
+    fn living(&self) -> BTreeSet<String> {
+        let tokens = self.world.refresh_tokens().into_iter();
+        tokens.filter(|(_, lives)| *lives).map(|(token, _)| token).collect()
     }
 }
 
@@ -532,12 +554,14 @@ const CLASSES: [RotationClass; 6] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_order_of_two_replicas_loses_what_could_be_saved() {
-    let telling = [RotationClass::GraceNewestLives, RotationClass::SingleUse];
     for (crashes, lost_packets) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
         for class in CLASSES {
-            // Two mishaps at once make many orders; the short version leaves them out.
-            let few = crashes + lost_packets == 0
-                || crashes + lost_packets == 1 && telling.contains(&class);
+            // The short version leaves out most of what makes many orders.
+            let few = match crashes + lost_packets {
+                0 => true,
+                1 => crashes == 1 && class == RotationClass::SingleUse,
+                _ => false,
+            };
             if !few && !table::is_long() {
                 continue;
             }
