@@ -1,0 +1,69 @@
+//! The table that `tests/faults` prints: a row for each fault that was tried.
+
+use std::{
+    env,
+    fs::OpenOptions,
+    io::{self, Write as _},
+    time::Duration,
+};
+
+/// The file that collects the rows; they go to standard output where it is not set.
+const TABLE: &str = "FAULTS_TABLE";
+
+/// Set for the long version.
+const LONG: &str = "FAULTS_LONG";
+
+/// What came of one fault.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    /// How many refreshes it hit.
+    pub(crate) runs: usize,
+    /// How many connections are not usable without a person any more.
+    pub(crate) lost: usize,
+    /// How many of them no client could have saved, as the provider's oracle knows.
+    pub(crate) unrecoverable: usize,
+    /// How many further presentations of a refresh token followed a first one.
+    pub(crate) replays: u64,
+    /// How long each connection took to be settled again.
+    pub(crate) recovery: Vec<Duration>,
+}
+
+impl Row {
+    /// Adds the row to the table: its cells, with a tab between each two.
+    pub(crate) fn report(mut self, fault: &str) {
+        self.recovery.sort_unstable();
+        let recovery = match self.recovery.len() {
+            0 => "-".to_owned(),
+            _ => format!("{} / {}", self.percentile(50), self.percentile(99)),
+        };
+        let Self { runs, lost, unrecoverable, replays, .. } = self;
+        let line = format!("{fault}\t{runs}\t{lost}\t{unrecoverable}\t{replays}\t{recovery}\n");
+        let written = match env::var_os(TABLE) {
+            // One write: rows of tests that run side by side stay whole.
+            Some(file) => OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(file)
+                .unwrap()
+                .write_all(line.as_bytes()),
+            None => io::stdout().write_all(line.as_bytes()),
+        };
+        written.unwrap();
+    }
+
+    /// The smallest time that `percent` of all do not exceed, in seconds.
+    fn percentile(&self, percent: usize) -> String {
+        let at = (self.recovery.len() * percent).div_ceil(100).max(1) - 1;
+        format!("{:.2} s", self.recovery[at].as_secs_f64())
+    }
+}
+
+/// Whether the long version runs.
+pub(crate) fn is_long() -> bool {
+    env::var_os(LONG).is_some()
+}
+
+/// One number for the short version and another for the long one.
+pub(crate) fn short_or_long(short: usize, long: usize) -> usize {
+    if is_long() { long } else { short }
+}
