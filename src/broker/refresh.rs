@@ -21,7 +21,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::sleep};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, keep::until_stored};
+use super::{Broker, BrokerError, keep::until_stored, places::Urgency};
 use crate::{
     client::Client,
     clock::Stopwatch,
@@ -221,7 +221,7 @@ impl Broker {
             Ok(client) => Arc::clone(client),
             Err(error) => return self.leave_for_later(id, error).await,
         };
-        let turn = self.gate(&client).enter(&client.name, why);
+        let turn = self.gate(&client).enter(&client.name, why, Urgency::of(&record));
         let Some(turn) = self.closing.run_until_cancelled(turn).await else {
             return Err(BrokerError::Unavailable {
                 reason: "the broker is being stopped".to_owned(),
