@@ -353,7 +353,14 @@ impl Broker {
         self.failpoints.reach(Point::Unclaimed).await;
         let clock = Stopwatch::start();
         let connection = record.connection.id;
-        let claimed = self.store.claim(record, &id, spent.as_ref(), lease).await?;
+        let claimed = match self.store.claim(record, &id, spent.as_ref(), lease).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                // It may stand all the same. Nothing was sent, and nobody else will ever know.
+                let _ = self.store.release(connection, &id).await;
+                return Err(error.into());
+            }
+        };
         let Some(asked_at) = claimed.and_then(|claimed| claimed.claimed_at) else {
             return Ok(None);
         };
