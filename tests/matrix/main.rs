@@ -3,7 +3,13 @@
 
 #![cfg(test)]
 
-#[expect(dead_code, unused_imports, reason = "shared with the integration tests, which use it all")]
+mod cut_commits;
+mod database_down;
+mod many_due;
+mod scene;
+mod shutdown;
+mod state_directory;
+#[expect(dead_code, reason = "shared with the integration tests, which use it all")]
 #[path = "../it/support/mod.rs"]
 mod support;
 mod table;
