@@ -72,6 +72,7 @@ start_postgres() {
             -c fsync=off -c synchronous_commit=off -c full_page_writes=off >"$log" 2>&1 &
         postgres_pid=$!
         if answers "$port"; then
+            export TEST_POSTGRES_BIN=$postgres_bin
             export TEST_DATABASE_URL="postgres://tests:$password@127.0.0.1:$port/postgres"
             return
         fi

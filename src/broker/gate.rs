@@ -3,16 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
-};
+use tokio::time::sleep;
 
-use super::{BrokerError, refresh::Why};
+use super::{
+    BrokerError,
+    places::{Place, Places, Urgency},
+    refresh::Why,
+};
 use crate::{
     clock::Clock,
     connection::ConnectionId,
@@ -46,7 +47,7 @@ const BUSY: Duration = Duration::from_secs(5);
 pub(super) struct Gate {
     title: String,
     /// Places for background refreshes.
-    places: Arc<Semaphore>,
+    places: Places,
     clock: Clock,
     state: Mutex<State>,
 }
@@ -92,7 +93,7 @@ impl Gate {
         let places = usize::try_from(pace.in_flight.get()).unwrap_or(usize::MAX);
         Self {
             title: profile.title.clone(),
-            places: Arc::new(Semaphore::new(places)),
+            places: Places::new(places),
             clock,
             state: Mutex::new(State {
                 rate: Rate::new(pace.per_second.get(), pace.burst.get()),
@@ -110,15 +111,16 @@ impl Gate {
         self.state().shut(client, now).is_none()
     }
 
-    /// Waits for a turn. The background waits for a place among the refreshes under way; everybody
-    /// keeps the pace. An operator who asks is let through whatever failed before.
+    /// Waits for a turn. The background waits for a place among the refreshes under way, the most
+    /// urgent first; everybody keeps the pace. An operator who asks is let through whatever failed before.
     pub(super) async fn enter(
         &self,
         client: &Slug,
         why: Why,
-    ) -> Result<Option<OwnedSemaphorePermit>, Shut> {
+        urgency: Urgency,
+    ) -> Result<Option<Place>, Shut> {
         let place = match why {
-            Why::Due => Arc::clone(&self.places).acquire_owned().await.ok(),
+            Why::Due => Some(self.places.take(urgency).await),
             _ => None,
         };
         let wait = {

@@ -17,6 +17,7 @@ mod keep;
 mod key_exchange;
 mod links;
 mod memory;
+mod places;
 mod quarantine;
 mod refresh;
 mod settle;

@@ -21,7 +21,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::sleep};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, keep::until_stored};
+use super::{Broker, BrokerError, keep::until_stored, places::Urgency};
 use crate::{
     client::Client,
     clock::SinceBoot,
@@ -223,7 +223,7 @@ impl Broker {
             Ok(client) => Arc::clone(client),
             Err(error) => return self.leave_for_later(id, error).await,
         };
-        let turn = self.gate(&client).enter(&client.name, why);
+        let turn = self.gate(&client).enter(&client.name, why, Urgency::of(&record));
         let Some(turn) = self.closing.run_until_cancelled(turn).await else {
             return Err(BrokerError::Unavailable {
                 reason: "the broker is being stopped".to_owned(),
@@ -356,7 +356,14 @@ impl Broker {
         self.failpoints.reach(Point::Unclaimed).await;
         let send_before = self.clock.since_boot() + SEND_WINDOW;
         let connection = record.connection.id;
-        let claimed = self.store.claim(record, &id, spent.as_ref(), lease).await?;
+        let claimed = match self.store.claim(record, &id, spent.as_ref(), lease).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                // It may stand all the same. Nothing was sent, and nobody else will ever know.
+                let _ = self.store.release(connection, &id).await;
+                return Err(error.into());
+            }
+        };
         let Some(asked_at) = claimed.and_then(|claimed| claimed.claimed_at) else {
             return Ok(None);
         };

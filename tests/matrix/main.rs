@@ -4,10 +4,16 @@
 #![cfg(test)]
 
 mod class;
+mod cut_commits;
+mod database_down;
 mod kills;
+mod many_due;
 mod model;
 mod pauses;
 mod random;
+mod scene;
+mod shutdown;
+mod state_directory;
 #[expect(
     dead_code,
     unused_imports,

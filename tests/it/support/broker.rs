@@ -41,40 +41,58 @@ pub(crate) struct TestBroker {
     pub(crate) simulators: Simulators,
     pub(crate) http: Client,
     database: TestDatabase,
-    settings: toml::Table,
+    pub(crate) settings: toml::Table,
+    manner: Manner,
     state_dir: TempDir,
 }
 
+/// How a broker is run, besides its settings.
+#[derive(Clone, Default)]
+pub(crate) struct Manner {
+    /// Where its refreshes are held.
+    pub(crate) failpoints: Failpoints,
+    /// Whether it refreshes by itself.
+    pub(crate) background: bool,
+}
+
 /// The part that ends and starts anew.
-struct Running {
-    broker: Arc<Broker>,
+pub(crate) struct Running {
+    pub(crate) broker: Arc<Broker>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Running {
-    async fn start(settings: &toml::Table, listeners: Listeners, clock: Clock) -> Self {
-        let app =
-            App::start(load(settings), listeners, clock, Failpoints::default()).await.unwrap();
+    pub(crate) async fn start(
+        settings: &toml::Table,
+        listeners: Listeners,
+        clock: Clock,
+        manner: Manner,
+    ) -> Self {
+        let app = App::start(load(settings), listeners, clock, manner.failpoints).await.unwrap();
         let broker = Arc::clone(app.broker());
         let shutdown = app.shutdown();
         let tasks = TaskTracker::new();
-        tasks.spawn(app.run_without_refresher());
+        if manner.background {
+            tasks.spawn(app.run());
+        } else {
+            tasks.spawn(app.run_without_refresher());
+        }
         tasks.close();
         Self { broker, shutdown, tasks }
     }
 
-    async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.shutdown.cancel();
         self.tasks.wait().await;
     }
 }
 
-fn load(settings: &toml::Table) -> Config {
+pub(crate) fn load(settings: &toml::Table) -> Config {
     Config::load_over(None, HashMap::new(), settings).unwrap()
 }
 
-async fn bind(public: &str, internal: &str) -> Listeners {
+pub(crate) async fn bind(public: &str, internal: &str) -> Listeners {
     Listeners::bind(public.parse().unwrap(), internal.parse().unwrap()).await.unwrap()
 }
 
@@ -143,6 +161,16 @@ impl TestBroker {
     /// A broker with simulators of one's own and further settings, as TOML.
     pub(crate) async fn start_with(
         database: TestDatabase,
+        simulated: SimulatorSettings,
+        settings: &str,
+    ) -> Self {
+        Self::start_so(Manner::default(), database, simulated, settings).await
+    }
+
+    /// As [`TestBroker::start_with`], run in this manner.
+    pub(crate) async fn start_so(
+        manner: Manner,
+        database: TestDatabase,
         mut simulated: SimulatorSettings,
         settings: &str,
     ) -> Self {
@@ -163,7 +191,7 @@ impl TestBroker {
         settings.insert("database".into(), toml::toml! { url = url }.into());
         let key_file = load(&settings).key_file;
         Keyring::generate().write_new(&key_file).unwrap();
-        let running = Running::start(&settings, listeners, clock.clone()).await;
+        let running = Running::start(&settings, listeners, clock.clone(), manner.clone()).await;
         let operator_key = running.broker.create_operator("tester".parse().unwrap()).await.unwrap();
         #[expect(clippy::disallowed_methods, reason = "the test shows the key to the broker")]
         let operator_key = operator_key.expose_secret().to_owned();
@@ -179,6 +207,7 @@ impl TestBroker {
             http,
             database,
             settings,
+            manner,
             state_dir,
         };
         this.service_key = this.service("reader", json!(["*"]), json!(["token"])).await;
@@ -196,7 +225,8 @@ impl TestBroker {
         self.running.stop().await;
         change(&mut self.settings);
         let listeners = bind(&self.public_url[7..], &self.internal_url[7..]).await;
-        self.running = Running::start(&self.settings, listeners, self.clock.clone()).await;
+        let (clock, manner) = (self.clock.clone(), self.manner.clone());
+        self.running = Running::start(&self.settings, listeners, clock, manner).await;
     }
 
     /// Ends the broker as a signal would; [`TestBroker::restart`] starts it again.
@@ -227,7 +257,8 @@ impl TestBroker {
         settings.insert("internal_url".into(), internal_url.clone().into());
         settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
         settings.insert("sealing".into(), toml::toml! { key_file = key_file }.into());
-        let running = Running::start(&settings, listeners, self.clock.clone()).await;
+        let (clock, manner) = (self.clock.clone(), self.manner.clone());
+        let running = Running::start(&settings, listeners, clock, manner).await;
         let (service_key, http) = (self.service_key.clone(), self.http.clone());
         Replica { running, internal_url, service_key, http, _state_dir: state_dir }
     }

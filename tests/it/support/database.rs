@@ -44,6 +44,11 @@ impl TestDatabase {
                 "{TEST_DATABASE_URL} is not set: run `tests/run`, which brings a PostgreSQL server"
             )
         });
+        Self::postgres_at(admin_url).await
+    }
+
+    /// A schema of its own on this server.
+    pub(crate) async fn postgres_at(admin_url: String) -> Self {
         let random = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
         let name = format!("test_{random}");
         execute_on_postgres(&admin_url, format!("CREATE SCHEMA {name}")).await;

@@ -42,9 +42,15 @@ pub(crate) struct Ended {
 impl Program {
     /// Starts the binary with these arguments and variables.
     pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_by(&[], arguments, variables)
+    }
+
+    /// As [`Program::start`], by way of a command that becomes the program it is told to run.
+    pub(crate) fn start_by(by: &[&str], arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_token-broker"))
-            .args(arguments)
+        let mut words = by.iter().chain([&env!("CARGO_BIN_EXE_token-broker")]).chain(arguments);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .current_dir(home.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -97,18 +103,23 @@ impl Program {
         while !self.complaint().await.contains(words) {}
     }
 
+    /// The number of its process.
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// Sends a signal by its name, such as `TERM` or `INT`.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid();
         let sent = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
         assert!(sent.success(), "kill -s {name} {pid}: {sent}");
     }
 
     /// Waits for its end, whatever it may still say.
-    pub(crate) async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) -> ExitStatus {
         let all = async { (rest(&mut self.stdout).await, rest(&mut self.stderr).await) };
         assert!(timeout(PATIENCE, all).await.is_ok(), "it still runs after {PATIENCE:?}");
-        self.child.wait().unwrap();
+        self.child.wait().unwrap()
     }
 
     /// Waits for its end.

@@ -1,0 +1,141 @@
+//! Places among the refreshes under way: the next that becomes free is for whoever needs it most,
+//! not for whoever came first.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use crate::connection::Record;
+
+/// How urgent a refresh is; the least goes first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct Urgency {
+    /// Those come first whose last attempt has no known outcome: its answer may soon be past asking
+    /// for.
+    is_known: bool,
+    /// Then those whose token ends first.
+    ends: Option<Timestamp>,
+}
+
+impl Urgency {
+    /// That of a connection.
+    pub(super) fn of(record: &Record) -> Self {
+        let ends = record.grant.as_ref().map(|grant| grant.expires_at);
+        Self { is_known: record.open_attempts == 0, ends }
+    }
+}
+
+/// A number of places.
+#[derive(Debug)]
+pub(super) struct Places(Arc<Mutex<Queue>>);
+
+#[derive(Debug)]
+struct Queue {
+    free: usize,
+    /// How many have ever waited: of two equally urgent, the first to come is the first to go.
+    waited: u64,
+    waiting: BTreeMap<(Urgency, u64), oneshot::Sender<Place>>,
+}
+
+/// A place that is taken. Dropping it frees it.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Mutex<Queue>>);
+
+impl Places {
+    pub(super) fn new(free: usize) -> Self {
+        Self(Arc::new(Mutex::new(Queue { free, waited: 0, waiting: BTreeMap::new() })))
+    }
+
+    /// Waits for a place.
+    pub(super) async fn take(&self, urgency: Urgency) -> Place {
+        let given = {
+            let mut queue = lock(&self.0);
+            if let Some(free) = queue.free.checked_sub(1) {
+                queue.free = free;
+                return Place(Arc::clone(&self.0));
+            }
+            let (give, given) = oneshot::channel();
+            queue.waited += 1;
+            let turn = (urgency, queue.waited);
+            queue.waiting.insert(turn, give);
+            given
+        };
+        given.await.expect("nobody is taken out of the queue but to be given a place")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let next = {
+            let mut queue = lock(&self.0);
+            let next = loop {
+                match queue.waiting.pop_first() {
+                    Some((_, next)) if next.is_closed() => {}
+                    next => break next,
+                }
+            };
+            if next.is_none() {
+                queue.free += 1;
+            }
+            next
+        };
+        if let Some((_, next)) = next {
+            // Who has gone in the meantime gives it on by dropping it.
+            drop(next.send(Self(Arc::clone(&self.0))));
+        }
+    }
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn ends(second: i64) -> Urgency {
+        Urgency { is_known: true, ends: Some(Timestamp::from_second(second).unwrap()) }
+    }
+
+    #[test]
+    fn the_most_urgent_goes_first() {
+        let places = Places::new(1);
+        let taken = places.take(ends(9)).now_or_never().unwrap();
+        let (mut late, mut soon) = (Box::pin(places.take(ends(3))), Box::pin(places.take(ends(2))));
+        let unsure = Urgency { is_known: false, ends: None };
+        let mut unsure = Box::pin(places.take(unsure));
+        assert!((&mut late).now_or_never().is_none());
+        assert!((&mut soon).now_or_never().is_none());
+        assert!((&mut unsure).now_or_never().is_none());
+        drop(taken);
+        assert!((&mut soon).now_or_never().is_none());
+        drop((&mut unsure).now_or_never().unwrap());
+        drop((&mut soon).now_or_never().unwrap());
+        drop((&mut late).now_or_never().unwrap());
+        assert!(places.take(ends(1)).now_or_never().is_some());
+    }
+
+    #[test]
+    fn who_goes_away_keeps_no_place() {
+        let places = Places::new(1);
+        let taken = places.take(ends(9)).now_or_never().unwrap();
+        let (mut gone, mut given) =
+            (Box::pin(places.take(ends(1))), Box::pin(places.take(ends(2))));
+        let mut last = Box::pin(places.take(ends(3)));
+        assert!((&mut gone).now_or_never().is_none());
+        assert!((&mut given).now_or_never().is_none());
+        assert!((&mut last).now_or_never().is_none());
+        drop(gone);
+        drop(taken);
+        // It was given the place, and never looked.
+        drop(given);
+        assert!((&mut last).now_or_never().is_some());
+    }
+}

@@ -1,0 +1,141 @@
+//! What the faults of databases, replicas and state directories are tried on.
+
+mod fleet;
+mod holds;
+mod line;
+mod load;
+mod outage;
+mod server;
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use tempfile::TempDir;
+use token_broker::{
+    broker::Broker,
+    simulator::{Endpoint, Kind, Simulated},
+};
+use tokio::time::{interval, timeout};
+
+pub(crate) use self::{
+    fleet::Fleet,
+    holds::Holds,
+    line::{Line, Then},
+    load::{Load, Target},
+    outage::Outage,
+    server::Server,
+};
+use crate::support::broker::{Manner, Running, TestBroker, bind, load};
+
+/// Makes all connections due.
+pub(crate) const ALL_DUE: &str = "UPDATE connections SET refresh_at = created_at";
+
+/// A pace that holds up nobody.
+pub(crate) const UNPACED: &str = "[providers.profiles.avito.pace]
+per_second = 100000
+burst = 100000
+in_flight = 2000
+";
+
+/// How long anything is waited for before the test fails.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Looks again and again until it has happened.
+pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        let mut looks = interval(Duration::from_millis(10));
+        while !happened().await {
+            looks.tick().await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
+}
+
+/// Connections of accounts that consented at Avito, whose refresh tokens work once.
+pub(crate) async fn consented(broker: &TestBroker, count: usize) -> Vec<String> {
+    let names: Vec<_> = (0..count).map(|number| format!("avito-{number}")).collect();
+    for name in &names {
+        broker.connect(name, Simulated::Avito).await;
+    }
+    names
+}
+
+/// How many token requests have arrived at Avito.
+pub(crate) fn posts(broker: &TestBroker) -> u64 {
+    let requests = broker.simulator(Simulated::Avito).oracle().requests;
+    requests.get(&Endpoint::Token).copied().unwrap_or_default()
+}
+
+/// How many presentations of a refresh token followed a first one.
+pub(crate) fn replays(broker: &TestBroker) -> u64 {
+    let known = broker.simulator(Simulated::Avito).oracle().known;
+    let refresh = known.iter().filter(|known| known.kind == Kind::Refresh);
+    refresh.map(|known| known.presented.values().sum::<u64>().saturating_sub(1)).sum()
+}
+
+/// How many of the connections hold no refresh token that works: each is refreshed once more.
+pub(crate) async fn lost(broker: &TestBroker, names: &[String]) -> usize {
+    let mut lost = 0;
+    broker.broker().sync().await.unwrap();
+    for name in names {
+        let before = generation(broker.broker(), name).await;
+        let path = format!("/v1/connections/{name}/refresh");
+        broker.operator(Method::POST, &path, None).await;
+        lost += usize::from(generation(broker.broker(), name).await != before + 1);
+    }
+    lost
+}
+
+/// How many grants the connection has held, as the database knows.
+pub(crate) async fn generation(broker: &Broker, name: &str) -> i64 {
+    broker.store().record(name).await.unwrap().unwrap().generation()
+}
+
+/// The same text, open.
+#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+pub(crate) fn open(url: &SecretString) -> &str {
+    url.expose_secret()
+}
+
+/// One more process on the same database and with the same providers, as far as they can tell.
+pub(crate) struct Replica {
+    running: Running,
+    pub(crate) internal_url: String,
+    _state_dir: TempDir,
+}
+
+impl Replica {
+    /// Starts one beside a broker, whose clock it shares.
+    pub(crate) async fn beside(broker: &TestBroker) -> Self {
+        let listeners = bind("127.0.0.1:0", "127.0.0.1:0").await;
+        let internal_url = format!("http://{}", listeners.internal.local_addr().unwrap());
+        let state_dir = tempfile::tempdir().unwrap();
+        let key_file = load(&broker.settings).key_file.display().to_string();
+        let mut settings = broker.settings.clone();
+        settings.insert("internal_url".into(), internal_url.clone().into());
+        settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
+        settings.insert("sealing".into(), toml::toml! { key_file = key_file }.into());
+        let clock = broker.clock.clone();
+        let running = Running::start(&settings, listeners, clock, Manner::default()).await;
+        Self { running, internal_url, _state_dir: state_dir }
+    }
+
+    /// The use cases, without a socket between.
+    pub(crate) fn broker(&self) -> &Arc<Broker> {
+        &self.running.broker
+    }
+
+    /// Ends it as a signal would, and waits for it.
+    pub(crate) async fn stop(self) {
+        self.running.stop().await;
+    }
+}
+
+/// Asserts that each connection serves a live token.
+pub(crate) async fn all_served(broker: &TestBroker, names: &[String]) {
+    for name in names {
+        let token = broker.token(name).await;
+        assert_eq!(token.status, StatusCode::OK, "{name}: {token:?}");
+    }
+}

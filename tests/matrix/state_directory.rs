@@ -1,0 +1,154 @@
+//! Grants cannot be kept on the disk: none is asked for, what lives is served, and when there is room
+//! again the rest follows.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use reqwest::{Method, StatusCode};
+use token_broker::{
+    clock::Clock,
+    simulator::{Fault, Simulated, SimulatorSettings},
+};
+
+use crate::{
+    scene::{
+        ALL_DUE, Fleet, UNPACED, all_served, consented, generation, lost, posts, replays, until,
+    },
+    support::{
+        broker::TestBroker,
+        database::{TestDatabase, on_both_engines},
+    },
+    table::{Row, short_or_long},
+};
+
+on_both_engines! {
+    nothing_is_asked_for_that_cannot_be_kept,
+    a_spool_that_is_lost_under_way_is_not_relied_on,
+}
+
+fn state_dir(broker: &TestBroker) -> PathBuf {
+    PathBuf::from(broker.settings["state_dir"].as_str().unwrap())
+}
+
+/// The folder is gone.
+fn lose(spool: &Path) {
+    fs::remove_dir_all(spool).unwrap();
+}
+
+/// It is a folder where nobody may write, not even root.
+fn forbid(spool: &Path) {
+    lose(spool);
+    symlink("/proc", spool).unwrap();
+}
+
+/// It is no folder.
+fn replace(spool: &Path) {
+    lose(spool);
+    fs::write(spool, "").unwrap();
+}
+
+fn mend(spool: &Path) {
+    drop(fs::remove_file(spool));
+    fs::create_dir(spool).unwrap();
+}
+
+async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
+    let names = consented(&broker, short_or_long(10, 100)).await;
+    let spool = state_dir(&broker).join("spool");
+    for (round, way) in ["lost", "read-only", "not a folder"].into_iter().enumerate() {
+        match way {
+            "lost" => lose(&spool),
+            "read-only" => forbid(&spool),
+            _ => replace(&spool),
+        }
+        broker.execute(ALL_DUE).await;
+        let before = posts(&broker);
+        for _ in 0..3 {
+            assert_eq!(broker.refresh_due().await, names.len(), "{way}");
+        }
+        let path = format!("/v1/connections/{}/refresh", names[0]);
+        let refused = broker.operator(Method::POST, &path, None).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{way}: {refused:?}");
+        assert_eq!(posts(&broker), before, "{way}: nothing is sent");
+        for name in &names {
+            let record = broker.broker().store().record(name).await.unwrap().unwrap();
+            assert_eq!((record.claimed_at, record.open_attempts), (None, 0), "{way}: {name}");
+        }
+        all_served(&broker, &names).await;
+        mend(&spool);
+        let back = Clock::system().stopwatch();
+        assert_eq!(broker.refresh_due().await, names.len(), "{way}");
+        let recovery = vec![back.elapsed()];
+        let next = i64::try_from(round).unwrap() + 2;
+        for name in &names {
+            assert_eq!(generation(broker.broker(), name).await, next, "{way}: {name}");
+        }
+        let replays = replays(&broker);
+        assert_eq!(replays, 0, "{way}");
+        Row { runs: names.len(), replays, recovery, ..Row::default() }
+            .report(&format!("state directory {way}"));
+    }
+    assert_eq!(lost(&broker, &names).await, 0);
+    broker.stop().await;
+}
+
+async fn a_spool_that_is_lost_under_way_is_not_relied_on(database: TestDatabase) {
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
+    let names = consented(&broker, 10).await;
+    let before = posts(&broker);
+    broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 500 }, 10);
+    broker.execute(ALL_DUE).await;
+    broker.broker().start_due(100).await.unwrap();
+    until("all are sent", async || posts(&broker) - before == 10).await;
+    lose(&state_dir(&broker).join("spool"));
+    broker.idle().await;
+    for name in &names {
+        assert_eq!(generation(broker.broker(), name).await, 2, "{name}");
+    }
+    mend(&state_dir(&broker).join("spool"));
+    let lost = lost(&broker, &names).await;
+    assert_eq!(lost, 0);
+    let replays = replays(&broker);
+    assert_eq!(replays, 0);
+    Row { runs: names.len(), lost, replays, ..Row::default() }
+        .report("state directory lost under way");
+    broker.stop().await;
+}
+
+/// How large a file of that process may become, as the disk of a full machine would say.
+fn limit_files(pid: &str, bytes: &str) {
+    let limit = format!("--fsize={bytes}:");
+    let limited = Command::new("prlimit").args(["--pid", pid, &limit]).status().unwrap();
+    assert!(limited.success(), "{limited}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_asked_for_while_the_disk_is_full() {
+    let mut fleet = Fleet::start(TestDatabase::postgres().await, 1, UNPACED).await;
+    let names = fleet.consented(short_or_long(10, 100)).await;
+    let pid = fleet.ships[0].program.pid();
+    limit_files(&pid, "32768");
+    let before = fleet.posts();
+    fleet.database.execute(ALL_DUE).await;
+    for _ in 0..=names.len() {
+        // Every one of them, and one of them again.
+        fleet.ships[0].program.hear("the state directory cannot be written").await;
+    }
+    assert_eq!(fleet.posts(), before, "nothing is sent");
+    assert_eq!(fleet.settled_at(&names, 1).await, names.len(), "nothing is claimed");
+    for name in &names {
+        assert_eq!(fleet.token(name).await, StatusCode::OK, "{name}");
+    }
+    assert_eq!(fleet.ships[0].spool_files(), 0);
+    limit_files(&pid, "unlimited");
+    let back = Clock::system().stopwatch();
+    until("all are refreshed", async || fleet.settled_at(&names, 2).await == names.len()).await;
+    let recovery = vec![back.elapsed()];
+    assert_eq!(fleet.posts() - before, names.len() as u64);
+    Row { runs: names.len(), recovery, ..Row::default() }.report("state directory full");
+}
