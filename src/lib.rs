@@ -21,12 +21,14 @@
 //! | [`guard`] | whether the database is the one last seen, and no older; pure |
 //! | [`client`] | our registration at a provider |
 //! | [`provider`] | profiles as data, requests and answers as pure functions, the way out |
+//! | [`throttle`], [`rotation`] | pure rules of the refresh: when a provider is left alone, which of two grants stays |
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
 //! | [`spool`] | received grants on disk, on their way into the store |
 //! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
 //! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
 //! | [`simulator`] | strict imitations of the built-in providers |
 //! | [`clock`], [`slug`], [`telemetry`] | time, names, logging |
+//! | [`failpoint`] | named points at which tests hold a refresh |
 //!
 //! # Fetch
 //!
@@ -44,7 +46,9 @@
 //! ([`Outbound::send`](provider::Outbound::send)), reads the answer leniently
 //! ([`provider::read_grant`]), puts the grant on disk ([`spool`]), stores it by compare-and-set on
 //! the generation ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it
-//! to memory. What a crash leaves behind is taken up at the next start
+//! to memory. Where another grant was stored first, [`rotation::keep`] decides between the two, and
+//! the other one waits in [escrow](store::Escrowed). Before all that stands the provider's gate: its
+//! pace, and the breakers of [`throttle`]. What a crash leaves behind is taken up at the next start
 //! ([`Broker::recover`](broker::Broker::recover)).
 //! [`refresher::run`] comes through the same door with what is due.
 //!

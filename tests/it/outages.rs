@@ -21,6 +21,7 @@ on_both_engines! {
     the_pace_of_a_profile_is_kept,
     a_connection_that_kills_is_left_alone,
     a_refresh_token_does_not_die_of_disuse,
+    a_capped_token_is_used_to_its_end,
 }
 
 /// Connections by client credentials, all due at once while their tokens live.
@@ -295,5 +296,29 @@ async fn a_refresh_token_does_not_die_of_disuse(database: TestDatabase) {
         assert_eq!(token.status, StatusCode::OK, "{name}: {token:?}");
         broker.operator(Method::DELETE, &format!("/v1/connections/{name}"), None).await;
     }
+    broker.stop().await;
+}
+
+async fn a_capped_token_is_used_to_its_end(database: TestDatabase) {
+    let mut simulated = SimulatorSettings::default();
+    simulated.admitad.token_cap = 1;
+    let broker = TestBroker::start_with(database, simulated, "").await;
+    broker.create("admitad-own", "admitad").await;
+    let first = broker.token("admitad-own").await.json();
+    // Due while its token lives, and the provider gives no second one (its error code 6).
+    let path = "/v1/connections/admitad-own/refresh";
+    let capped = broker.operator(Method::POST, path, None).await;
+    assert_eq!(capped.status, StatusCode::SERVICE_UNAVAILABLE, "{capped:?}");
+    for _ in 0..6 {
+        broker.advance(Duration::from_hours(24)).await;
+        broker.refresh_due().await;
+        let token = broker.token("admitad-own").await;
+        assert_eq!(token.json()["access_token"], first["access_token"], "{token:?}");
+    }
+    broker.advance(Duration::from_hours(30)).await;
+    broker.refresh_due().await;
+    let next = broker.token("admitad-own").await;
+    assert_eq!(next.status, StatusCode::OK, "{next:?}");
+    assert_ne!(next.json()["access_token"], first["access_token"]);
     broker.stop().await;
 }

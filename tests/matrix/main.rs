@@ -14,12 +14,8 @@ mod random;
 mod scene;
 mod shutdown;
 mod state_directory;
-#[expect(
-    dead_code,
-    unused_imports,
-    unused_macros,
-    reason = "shared with the integration tests, which use it all"
-)]
+mod storms;
+#[expect(dead_code, reason = "shared with the integration tests, which use it all")]
 #[path = "../it/support/mod.rs"]
 mod support;
 mod table;

@@ -1,0 +1,107 @@
+//! A provider that fails for ten minutes and then refuses everybody, and one that refuses us: what
+//! lives is served all the while, nobody is condemned, and nobody is lost.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde_json::json;
+use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
+
+use crate::{
+    support::{broker::TestBroker, database::TestDatabase},
+    table::{Row, short_or_long},
+};
+
+const PACE: &str = "[providers.profiles.avito.pace]\nper_second = 100000\nburst = 100000\n";
+
+struct Storm {
+    broker: TestBroker,
+    names: Vec<String>,
+}
+
+impl Storm {
+    /// Connections that are due while their tokens live.
+    async fn over(count: usize) -> Self {
+        let database = TestDatabase::sqlite().await;
+        let broker = TestBroker::start_with(database, SimulatorSettings::default(), PACE).await;
+        let names: Vec<_> = (0..count).map(|number| format!("avito-{number}")).collect();
+        for name in &names {
+            broker.connect(name, Simulated::Avito).await;
+        }
+        broker.execute("UPDATE connections SET refresh_at = created_at").await;
+        Self { broker, names }
+    }
+
+    /// Lets the background work for some minutes; every token is read in each of them.
+    async fn last(&self, minutes: u32) {
+        for _ in 0..minutes {
+            for _ in 0..3 {
+                self.broker.advance(Duration::from_secs(20)).await;
+                self.broker.broker().refresh_due(1_000).await.unwrap();
+            }
+            for name in &self.names {
+                assert_eq!(self.broker.token(name).await.status, StatusCode::OK, "{name}");
+            }
+        }
+    }
+
+    async fn nobody_is_condemned(&self) {
+        for name in &self.names {
+            let state = self.broker.view(name).await["state"].clone();
+            assert_ne!(state, "needs_consent", "{name}");
+        }
+    }
+
+    /// The provider is itself again: everybody is refreshed.
+    async fn end(self, fault: &str) {
+        self.broker.simulator(Simulated::Avito).clear_faults();
+        self.last(20).await;
+        let replays = self.broker.simulator(Simulated::Avito).oracle().most_presentations() - 1;
+        for name in &self.names {
+            let view = self.broker.view(name).await;
+            assert_eq!(view["state"], "active", "{view}");
+            assert_ne!(view["generation"], json!(1), "{view}");
+        }
+        let runs = self.names.len();
+        Row { runs, replays, ..Row::default() }.report(fault);
+        self.broker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_and_then_refusals_of_everybody() {
+    let storm = Storm::over(short_or_long(20, 500)).await;
+    let avito = storm.broker.simulator(Simulated::Avito);
+    avito.fault(&Fault::ServerError { processed: false }, 100_000);
+    storm.last(10).await;
+    avito.clear_faults();
+    avito.fault(&Fault::Refused, 100_000);
+    storm.last(15).await;
+    storm.nobody_is_condemned().await;
+    storm
+        .end("5xx for 10 min, then false invalid_grant for 15 min (replays: the most of one token)")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_our_own_credentials() {
+    let mut storm = Storm::over(short_or_long(20, 500)).await;
+    let mut right = None;
+    storm
+        .broker
+        .restart(|settings| {
+            let client = settings["clients"]["avito"].as_table_mut().unwrap();
+            right = client.insert("client_secret".into(), "wrong".into());
+        })
+        .await;
+    storm.last(5).await;
+    for name in &storm.names {
+        let view = storm.broker.view(name).await;
+        assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(1)), "{view}");
+    }
+    storm
+        .broker
+        .restart(|settings| settings["clients"]["avito"]["client_secret"] = right.unwrap())
+        .await;
+    storm.end("invalid_client on our own credentials for 5 min").await;
+}
