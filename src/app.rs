@@ -7,7 +7,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Broker, Parts},
+    broker::{Broker, LastSeen, Parts},
     clock::Clock,
     config::{Config, Database},
     failpoint::Failpoints,
@@ -19,7 +19,7 @@ use crate::{
     refresher,
     seal::{KeyFileError, Keyring, Place, Sealed},
     spool::Spool,
-    state_dir::StateDir,
+    state_dir::{StateDir, WatermarkFile},
     store::{SchemaStatus, Store, StoreError},
 };
 
@@ -239,7 +239,7 @@ impl App {
         let state_dir = StateDir::open(&config)?;
         let store = connect_store(&config, clock.clone()).await?;
         let keyring = open_keyring(&config, &store).await?;
-        let outbound = Outbound::new(clock.clone())
+        let outbound = Outbound::new(clock.clone(), failpoints.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
         if let Database::Embedded(path) = &config.database {
             tracing::info!("database: SQLite in {} (one process only)", path.display());
@@ -251,6 +251,14 @@ impl App {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/spool: {error}"))
         })?;
+        let watermark = LastSeen::read(WatermarkFile::of(&config.state_dir)).map_err(|error| {
+            let path = config.state_dir.display();
+            StartError::Settings(format!(
+                "setting `state_dir`: {path}/watermark cannot be read: {error}; without it a \
+                 restored database would go unnoticed, so put it back or, if you know that the \
+                 database is the newest, remove it"
+            ))
+        })?;
         let longest = config.clients.values().map(|client| client.profile.token.timeout).max();
         let drain = longest.unwrap_or_default() + COMMIT_GRACE;
         let broker = Broker::start(Parts {
@@ -259,6 +267,7 @@ impl App {
             outbound,
             spool,
             replica: state_dir.replica.clone(),
+            watermark,
             clock,
             clients: config.clients,
             public_url: config.public_url.clone(),
@@ -337,6 +346,9 @@ impl App {
         let ((), drained) = tokio::join!(ended, timeout(drain, broker.tasks().wait()));
         if drained.is_err() {
             tracing::error!("refreshes were still under way at the end of the drain");
+        }
+        if let Err(error) = broker.check_database().await {
+            tracing::warn!(%error, "the watermark stays a moment behind the database");
         }
         broker.store().close().await;
         if crashed { Err(Crashed) } else { Ok(()) }

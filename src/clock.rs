@@ -1,22 +1,87 @@
 //! Time as a value: every rule that needs "now" is handed one, and tests move it by hand.
+//!
+//! A [`Clock`] has three readings. [`Clock::now`] is the database's time, which all replicas
+//! share. [`Clock::since_boot`] measures what passes on this machine, suspend included, and no
+//! operator and no NTP moves it. [`Clock::wall`] is this machine's opinion of the time of day: a
+//! second witness to when a token ends, and all there is until the database was heard.
 
 use std::{
+    ops::Add,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
 
-/// The wall clock, plus an offset that is zero outside tests.
-///
-/// The same offset is bound into the SQL that compares times on the database's clock, so that a
-/// test that moves this clock moves leases and deadlines with it. Clones share the offset.
+/// The clock that counts suspend.
+#[cfg(not(target_os = "macos"))]
+const SINCE_BOOT: ClockId = ClockId::Boottime;
+#[cfg(target_os = "macos")]
+const SINCE_BOOT: ClockId = ClockId::Monotonic;
+
+/// The clocks of a machine, plus offsets that are zero outside tests. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
+    /// How far all readings run ahead of the machine's, in milliseconds.
     ahead_ms: Arc<AtomicI64>,
+    machine: Arc<Machine>,
+}
+
+#[derive(Debug, Default)]
+struct Machine {
+    /// How far the wall clock alone was moved, in milliseconds.
+    stepped_ms: AtomicI64,
+    /// What the database's clock showed when the machine started, in Unix milliseconds; unset until
+    /// the database was heard.
+    database_at_boot: OnceLock<AtomicI64>,
+}
+
+/// A moment by the clock that counts suspend and that nobody sets: milliseconds since the machine
+/// started. Means nothing on another machine or after a restart.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct SinceBoot(i64);
+
+impl SinceBoot {
+    /// How long after `earlier` this is; zero if it is before.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or_default())
+    }
+
+    /// As a plain number of milliseconds, to be kept in an atomic.
+    #[must_use]
+    pub fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// What [`SinceBoot::as_millis`] gave.
+    #[must_use]
+    pub fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+}
+
+impl Add<Duration> for SinceBoot {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(millis(duration)))
+    }
+}
+
+/// What a clock shows at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// [`Clock::since_boot`].
+    pub since_boot: SinceBoot,
+    /// [`Clock::wall`].
+    pub wall: Timestamp,
+    /// [`Clock::now`].
+    pub now: Timestamp,
 }
 
 impl Clock {
@@ -26,48 +91,150 @@ impl Clock {
         Self::default()
     }
 
-    /// The current time, to the millisecond, as the store keeps it.
+    /// The current time on the database's clock, to the millisecond, as the store keeps it. Once
+    /// the database was heard, its clock is carried on by ours since boot, so that setting this
+    /// machine's wall clock changes nothing; until then it is the wall clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.moment().now
+    }
+
+    /// The time that has passed since the machine started, suspend included.
+    #[must_use]
+    pub fn since_boot(&self) -> SinceBoot {
+        let read = clock_gettime(SINCE_BOOT);
+        SinceBoot(read.tv_sec * 1_000 + read.tv_nsec / 1_000_000 + self.ahead_ms())
+    }
+
+    /// What this machine believes the time to be, right or wrong.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-    pub fn now(&self) -> Timestamp {
-        let now = Timestamp::now().as_millisecond() + self.ahead_ms();
-        Timestamp::from_millisecond(now).unwrap_or(Timestamp::MAX)
+    pub fn wall(&self) -> Timestamp {
+        let stepped = self.machine.stepped_ms.load(Ordering::Relaxed);
+        timestamp(Timestamp::now().as_millisecond() + self.ahead_ms() + stepped)
     }
 
-    /// TEMPORARY until merge.
+    /// All readings.
     #[must_use]
-    pub fn uptime(&self) -> Duration {
-        Duration::from_millis(u64::try_from(self.now().as_millisecond()).unwrap_or_default())
+    pub fn moment(&self) -> Moment {
+        let (since_boot, wall) = (self.since_boot(), self.wall());
+        let at_boot = self.machine.database_at_boot.get();
+        let now = at_boot.map(|at_boot| timestamp(at_boot.load(Ordering::Relaxed) + since_boot.0));
+        Moment { since_boot, wall, now: now.unwrap_or(wall) }
     }
 
-    /// How far this clock runs ahead of the machine's, in milliseconds.
+    /// Starts measuring how long something takes, suspend included.
+    #[must_use]
+    pub fn stopwatch(&self) -> Stopwatch {
+        Stopwatch { clock: self.clone(), started: self.since_boot() }
+    }
+
+    /// The database showed this time at some moment between `asked` and now. What was known is
+    /// corrected only as far as that proves it wrong: a slow answer moves nothing.
+    pub(crate) fn hear_database(&self, asked: SinceBoot, shown: Timestamp) {
+        let (answered, shown) = (self.since_boot(), shown.as_millisecond());
+        let by_wall = || AtomicI64::new(self.wall().as_millisecond() - answered.0);
+        let at_boot = self.machine.database_at_boot.get_or_init(by_wall);
+        let known = at_boot.load(Ordering::Relaxed);
+        at_boot.store(known.clamp(shown - answered.0, shown + 1 - asked.0), Ordering::Relaxed);
+    }
+
+    /// How far this clock runs ahead of the machine's, in milliseconds. Bound into the SQL that
+    /// compares times on the database's clock, so that a test that moves this clock moves leases
+    /// and deadlines with it.
     #[must_use]
     pub fn ahead_ms(&self) -> i64 {
         self.ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// Moves the clock forward, for this clock and all its clones.
+    /// Lets time pass, for this clock, all its clones and the database.
     pub fn advance(&self, by: Duration) {
+        self.ahead_ms.fetch_add(millis(by), Ordering::Relaxed);
+    }
+
+    /// Sets the wall clock, as an operator or NTP does, for this clock and its clones. No time
+    /// passes, here or at the database.
+    pub fn step_wall(&self, by: SignedDuration) {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.ahead_ms.fetch_add(by, Ordering::Relaxed);
+        self.machine.stepped_ms.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// The clock of another process, which has a wall clock of its own and has heard no database
+    /// yet. Time passes for both.
+    #[must_use]
+    pub fn of_another_process(&self) -> Self {
+        Self { ahead_ms: Arc::clone(&self.ahead_ms), machine: Arc::default() }
     }
 }
 
 /// Measures how long something takes, whatever happens to the wall clock meanwhile.
-#[derive(Clone, Copy, Debug)]
-pub struct Stopwatch(std::time::Instant);
+#[derive(Clone, Debug)]
+pub struct Stopwatch {
+    clock: Clock,
+    started: SinceBoot,
+}
 
 impl Stopwatch {
-    /// Starts measuring.
-    #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
-    pub fn start() -> Self {
-        Self(std::time::Instant::now())
-    }
-
     /// How long ago it was started.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.0.elapsed()
+        self.clock.since_boot().since(self.started)
+    }
+}
+
+fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    #[test]
+    fn only_the_wall_clock_is_set_once_the_database_was_heard() {
+        let clock = Clock::system();
+        clock.step_wall(SignedDuration::from_hours(-1));
+        let wall = clock.wall();
+        assert!(clock.now().duration_since(wall) < SignedDuration::from_secs(5));
+
+        let database = wall + HOUR;
+        clock.hear_database(clock.since_boot(), database);
+        let (before, now) = (clock.since_boot(), clock.now());
+        assert!(now.duration_since(database).abs() < SignedDuration::from_secs(5), "{now}");
+        clock.step_wall(SignedDuration::from_hours(-24));
+        assert!(clock.now().duration_since(now).abs() < SignedDuration::from_secs(5));
+        assert!(clock.since_boot().since(before) < Duration::from_secs(5));
+        clock.advance(HOUR);
+        assert!(clock.now() >= now + HOUR && clock.since_boot() >= before + HOUR);
+    }
+
+    #[test]
+    fn a_slow_answer_of_the_database_moves_nothing() {
+        let clock = Clock::system();
+        clock.hear_database(clock.since_boot(), clock.wall());
+        let (asked, shown) = (clock.since_boot(), clock.now());
+        let at_boot = clock.now().as_millisecond() - clock.since_boot().0;
+        clock.advance(Duration::from_secs(8));
+        clock.hear_database(asked, shown + Duration::from_secs(3));
+        assert!((clock.now().as_millisecond() - clock.since_boot().0 - at_boot).abs() <= 1);
+        clock.hear_database(asked, shown - Duration::from_secs(3));
+        let back = clock.now().as_millisecond() - clock.since_boot().0 - at_boot;
+        assert!((-3_001..=-2_900).contains(&back), "no further than it must: {back}");
+    }
+
+    #[test]
+    fn a_stopwatch_goes_by_its_clock_and_not_by_the_wall() {
+        let clock = Clock::system();
+        let stopwatch = clock.stopwatch();
+        clock.step_wall(SignedDuration::from_hours(24));
+        assert!(stopwatch.elapsed() < HOUR);
+        clock.advance(HOUR);
+        assert!(stopwatch.elapsed() >= HOUR);
     }
 }

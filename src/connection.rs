@@ -343,11 +343,11 @@ pub fn life(received_at: Timestamp, expires_at: Timestamp) -> Duration {
     Duration::try_from(expires_at.duration_since(received_at)).unwrap_or_default()
 }
 
-/// How long an access token can still be used, with the skew margin taken off; zero when it cannot.
+/// How long an access token can still be used when this is left of its life, with the skew margin
+/// taken off; zero when it cannot.
 #[must_use]
-pub fn remaining(received_at: Timestamp, expires_at: Timestamp, now: Timestamp) -> Duration {
-    let left = Duration::try_from(expires_at.duration_since(now)).unwrap_or_default();
-    left.saturating_sub(skew_margin(life(received_at, expires_at)))
+pub fn remaining(life: Duration, left: Duration) -> Duration {
+    left.saturating_sub(skew_margin(life))
 }
 
 /// How long to wait after a passing failure: doubling from 2 s to 5 min, varied by `seed`.
@@ -405,12 +405,11 @@ mod tests {
 
     #[test]
     fn what_remains_leaves_room_for_skew() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let left = |life, now| remaining(at(0), at(life), at(now));
-        assert_eq!(left(3_600, 0), Duration::from_secs(3_570));
-        assert_eq!(left(3_600, 3_571), Duration::ZERO);
-        assert_eq!(left(30, 0), Duration::from_secs(27));
-        assert_eq!(left(30, 99), Duration::ZERO);
+        let of = |life, left| remaining(Duration::from_secs(life), Duration::from_secs(left));
+        assert_eq!(of(3_600, 3_600), Duration::from_secs(3_570));
+        assert_eq!(of(3_600, 29), Duration::ZERO);
+        assert_eq!(of(30, 30), Duration::from_secs(27));
+        assert_eq!(of(30, 0), Duration::ZERO);
     }
 
     #[test]

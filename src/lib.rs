@@ -18,12 +18,13 @@
 //! | [`broker`] | the use cases, one method each; memory; the refresh |
 //! | [`refresher`] | the background loop that claims what is due |
 //! | [`connection`], [`consent`], [`caller`] | the rules, pure: `now` is an argument |
+//! | [`guard`] | whether the database is the one last seen, and no older; pure |
 //! | [`client`] | our registration at a provider |
 //! | [`provider`] | profiles as data, requests and answers as pure functions, the way out |
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
 //! | [`spool`] | received grants on disk, on their way into the store |
 //! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
-//! | [`state_dir`] | this replica's own folder, its lock and its name |
+//! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
 //! | [`simulator`] | strict imitations of the built-in providers |
 //! | [`clock`], [`slug`], [`telemetry`] | time, names, logging |
 //!
@@ -68,6 +69,7 @@ pub mod config;
 pub mod connection;
 pub mod consent;
 pub mod failpoint;
+pub mod guard;
 pub mod http;
 pub mod provider;
 pub mod refresher;

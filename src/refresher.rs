@@ -3,13 +3,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::{
+    sync::Notify,
+    time::{Interval, MissedTickBehavior, interval, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
 
 /// How often to look for due connections and for changes made elsewhere.
 const TICK: Duration = Duration::from_secs(2);
+
+/// How long changes made elsewhere are gathered after a look at them.
+const BURST: Duration = Duration::from_millis(100);
 
 /// How often to forget what has ended.
 const PURGE_TICK: Duration = Duration::from_mins(1);
@@ -23,7 +29,7 @@ pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = refresh(&broker) => {}
-        () = sync(&broker) => {}
+        () = keep_in_step(&broker, TICK) => {}
         () = purge(&broker) => {}
     }
 }
@@ -38,13 +44,24 @@ async fn refresh(broker: &Arc<Broker>) {
     }
 }
 
-async fn sync(broker: &Broker) {
-    let mut ticks = every(TICK);
+/// Keeps memory in step with the store, for ever: looks whenever the store hints at a change, and at
+/// every tick, because a hint may be lost.
+pub async fn keep_in_step(broker: &Broker, tick: Duration) {
+    let hint = Notify::new();
+    tokio::join!(broker.store().listen(&hint), sync(broker, tick, &hint));
+}
+
+async fn sync(broker: &Broker, tick: Duration, hint: &Notify) {
+    let mut ticks = every(tick);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = hint.notified() => {}
+        }
         if let Err(error) = broker.sync().await {
             tracing::warn!(%error, "memory is not brought up to date");
         }
+        sleep(BURST).await;
     }
 }
 

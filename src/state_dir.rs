@@ -1,46 +1,51 @@
-//! The folder `state_dir`: this replica's own, locked for as long as the process lives.
+//! What is this process's own: the folder `state_dir` and, in the embedded case, the database. Both
+//! are locked for as long as the process lives.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
 };
 
-use crate::{app::StartError, config::Config, secret};
+use crate::{
+    app::StartError,
+    config::{Config, Database},
+    guard::Watermark,
+    secret,
+};
 
 /// A folder of this process alone, for as long as it lives.
 #[derive(Debug)]
 pub struct StateDir {
     _lock: File,
+    _database: Option<File>,
     /// The name of this replica, the same after every restart.
     pub replica: String,
 }
 
 impl StateDir {
-    /// Makes the folder if need be, and locks it.
+    /// Makes the folder if need be, and locks it, and with it the database if that is a file.
     ///
     /// # Errors
     ///
-    /// When it cannot be made or written, or another process holds it.
+    /// When it cannot be made or written, or another process holds either.
     pub fn open(config: &Config) -> Result<Self, StartError> {
         make_state_dir(config)?;
         let problem = |what: String| state_dir_problem(config, &what);
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(config.state_dir.join("lock"))
-            .map_err(|error| {
-                StartError::Settings(problem(format!("cannot be written: {error}")))
-            })?;
+        let lock = lock_file(&config.state_dir.join("lock")).map_err(|error| {
+            StartError::Settings(problem(format!("cannot be written: {error}")))
+        })?;
         match lock.try_lock() {
             Ok(()) => {
                 let replica = replica(&lock).map_err(|error| {
                     StartError::Settings(problem(format!("cannot be used: {error}")))
                 })?;
-                Ok(Self { _lock: lock, replica })
+                let database = match &config.database {
+                    Database::Embedded(path) => Some(lock_database(path)?),
+                    Database::Server(_) => None,
+                };
+                Ok(Self { _lock: lock, _database: database, replica })
             }
             // As with a port in use: it may be free in a moment.
             Err(TryLockError::WouldBlock) => Err(StartError::Unavailable(problem(
@@ -51,6 +56,81 @@ impl StateDir {
             }
         }
     }
+}
+
+/// The file `watermark`: what this replica last saw of its database. Clones share it.
+#[derive(Clone, Debug)]
+pub struct WatermarkFile {
+    folder: PathBuf,
+}
+
+impl WatermarkFile {
+    /// The file in this folder, whether it is there yet or not.
+    #[must_use]
+    pub fn of(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
+    /// What was last written; none in a new folder.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or understood. Who removes it then loses the only evidence that a
+    /// database was restored.
+    pub fn read(&self) -> io::Result<Option<Watermark>> {
+        match fs::read(self.path()) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces what was written, and waits until that is on the disk. A crash leaves the one or the
+    /// other.
+    ///
+    /// # Errors
+    ///
+    /// When the disk fails; what was written before stays.
+    pub fn write(&self, watermark: &Watermark) -> io::Result<()> {
+        let new = self.folder.join("watermark.new");
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(watermark)?)?;
+        file.sync_all()?;
+        fs::rename(&new, self.path())?;
+        File::open(&self.folder)?.sync_all()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join("watermark")
+    }
+}
+
+/// Locks an SQLite database, by a file beside it, against a second process that serves from it;
+/// commands that only look or write are welcome.
+fn lock_database(path: &Path) -> Result<File, StartError> {
+    // However it is called: the same file has the same lock.
+    let mut beside = path.canonicalize().unwrap_or_else(|_| path.to_owned()).into_os_string();
+    beside.push(".lock");
+    let beside = Path::new(&beside);
+    let problem = |what: String| {
+        StartError::Unavailable(format!("setting `database.url`: {} {what}", path.display()))
+    };
+    let lock = lock_file(beside)
+        .map_err(|error| problem(format!("has no lock: {}: {error}", beside.display())))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(problem(
+            "is in use by another token-broker; SQLite serves one, PostgreSQL several".to_owned(),
+        )),
+        Err(TryLockError::Error(error)) => Err(problem(format!("cannot be locked: {error}"))),
+    }
+}
+
+/// Opens a file to be locked, and makes it if need be.
+fn lock_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// The name of this replica, which lies in the lock file for as long as the folder does: by it a
@@ -83,4 +163,34 @@ pub fn make_state_dir(config: &Config) -> Result<(), StartError> {
 
 fn state_dir_problem(config: &Config, what: &str) -> String {
     format!("setting `state_dir`: {} {what}", config.state_dir.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::guard::Position;
+
+    #[test]
+    fn the_watermark_is_the_last_one_written_and_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = WatermarkFile::of(folder.path());
+        assert_eq!(file.read().unwrap(), None);
+        for seq in [1, 2] {
+            let watermark = Watermark {
+                deployment: "d".to_owned(),
+                system: None,
+                timeline: Some("00000001".to_owned()),
+                position: Position { quarantines: 0, seq },
+            };
+            file.write(&watermark).unwrap();
+            assert_eq!(file.read().unwrap(), Some(watermark));
+        }
+        let mode = fs::metadata(file.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        fs::write(file.path(), "{").unwrap();
+        assert!(file.read().is_err());
+    }
 }

@@ -45,7 +45,7 @@ impl Broker {
             message: error.to_string(),
             salvaged_refresh: None,
         })?;
-        let reply = self.outbound.send(&client.profile, request).await?;
+        let reply = self.outbound.send(&client.profile, request, None).await?;
         read_account(&client.profile, &reply).map(Some)
     }
 }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, keep::due_at};
+use super::{
+    Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, keep::due_at,
+    quarantine::refuse_in_quarantine,
+};
 use crate::{
     caller::Verb,
     seal::{Place, Sealed},
@@ -41,6 +44,7 @@ impl Broker {
                 "connection `{name}` has nothing to confirm"
             )));
         };
+        refuse_in_quarantine(&record.connection)?;
         let id = record.connection.id;
         if pending.account.is_none() && record.connection.account.is_some() {
             return Err(BrokerError::Conflict(
@@ -91,6 +95,7 @@ impl Broker {
             ));
         }
         tracing::info!(connection = %name, by = %caller.label(), "account confirmed");
+        self.raise_watermark();
         let record = self.reload(id).await?;
         self.view(&record.connection.name).await
     }

@@ -6,7 +6,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored};
+use super::{
+    Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored,
+    quarantine::refuse_in_quarantine,
+};
 use crate::{
     client::Client,
     consent::{CONSENT_LIFE, Consent, MAX_LIVE_CONSENTS, Outcome},
@@ -43,6 +46,7 @@ impl Broker {
             return Err(BrokerError::Gone(Gone::Used));
         }
         let LinkPage { link, connection, .. } = page;
+        refuse_in_quarantine(&connection)?;
         let browser = Digest::of(browser);
         if !self.store.bind_browser(link.id, &browser).await? {
             return Err(BrokerError::Gone(Gone::OtherBrowser));
@@ -131,6 +135,7 @@ impl Broker {
             });
             let spent = matches!(outcome, Outcome::Connected | Outcome::PendingConfirm);
             until_stored(|| broker.store.finish_link(consent.link, outcome, spent)).await;
+            broker.raise_watermark();
         });
         task.await.map_err(|_| BrokerError::Internal)?;
         Ok(self.link_url(&back))

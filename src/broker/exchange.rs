@@ -35,7 +35,7 @@ impl Broker {
         .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
         let sent_at = self.clock.now();
         let connection = &record.connection;
-        let grant = match self.ask(client, request).await {
+        let grant = match self.ask(client, request, None).await {
             Ok(grant) => grant,
             Err(error) => {
                 log_exchange_failure(connection, &error);

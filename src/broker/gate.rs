@@ -107,7 +107,7 @@ impl Gate {
 
     /// Whether a refresh for this client might pass.
     pub(super) fn is_open(&self, client: &Slug) -> bool {
-        let now = self.clock.uptime();
+        let now = self.now();
         self.state().shut(client, now).is_none()
     }
 
@@ -124,7 +124,7 @@ impl Gate {
             _ => None,
         };
         let wait = {
-            let now = self.clock.uptime();
+            let now = self.now();
             let mut state = self.state();
             if why != Why::Operator {
                 state.enter(client, now)?;
@@ -147,7 +147,7 @@ impl Gate {
             Err(error) if error.code == "send_window_over" => return,
             reply => reply.as_ref().map_err(|error| &error.verdict),
         };
-        let now = self.clock.uptime();
+        let now = self.now();
         let mut state = self.state();
         let State { outage, refusals, misconfiguration, busy_until, .. } = &mut *state;
         let registration = misconfiguration
@@ -192,7 +192,7 @@ impl Gate {
 
     /// What a refusal of a grant is worth.
     pub(super) fn weigh(&self, id: ConnectionId) -> Weight {
-        let weight = self.state().refusals.refused(id, self.clock.uptime());
+        let weight = self.state().refusals.refused(id, self.now());
         if weight == Weight::FirstHeld {
             tracing::error!(
                 "{} refuses the grants of many connections at once: nobody is asked to consent \
@@ -223,6 +223,11 @@ impl Gate {
             notes.push(format!("{title} refuses many grants at once; no verdict follows for now"));
         }
         notes
+    }
+
+    fn now(&self) -> Duration {
+        let since_boot = self.clock.since_boot().as_millis();
+        Duration::from_millis(u64::try_from(since_boot).unwrap_or_default())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,6 +1,6 @@
 //! Health, for people and monitors: no names of accounts, no secrets.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::{Broker, gate::Gate, memory::Live};
 use crate::{
+    clock::Moment,
     connection::{MIN_SCHEDULED_LIFE, State, words},
     store::EngineKind,
 };
@@ -71,18 +72,23 @@ pub struct ClientHealth {
     pub next_expiry: Option<Timestamp>,
 }
 
+/// By how many milliseconds our wall clock and the database's may differ.
+const MAX_APART: i64 = 30_000;
+
 /// A refresh that is later than this is worth a note.
 const LATE: Duration = Duration::from_mins(5);
 
 impl Broker {
     /// Looks at everything at once.
     pub async fn health(&self) -> Health {
-        let now = self.clock.now();
+        let at = self.clock.moment();
+        let now = at.now;
         let reachable = self.store.ping().await.is_ok();
         let mut notes = Vec::new();
         if !reachable {
             notes.push("the database does not answer; live tokens are served".to_owned());
         }
+        notes.extend(self.clock_note());
         let mut clients: BTreeMap<String, ClientHealth> = self
             .clients
             .values()
@@ -115,7 +121,7 @@ impl Broker {
                 lag = lag.max(Duration::try_from(now.duration_since(since)).unwrap_or_default());
             }
             strays += usize::from(!self.clients.contains_key(&connection.client));
-            without_token += usize::from(lacks_token(&live, now));
+            without_token += usize::from(lacks_token(&live, at));
             misconfigured += usize::from(is_misconfigured(&live));
         }
         notes.extend(states.into_iter().filter_map(|(state, count)| {
@@ -136,7 +142,7 @@ impl Broker {
         }
         notes.extend(self.gates.values().flat_map(Gate::notes));
         let status = match (reachable, notes.is_empty()) {
-            (false, _) if self.is_too_old(now) => HealthStatus::Down,
+            (false, _) if self.is_too_old() => HealthStatus::Down,
             (_, true) => HealthStatus::Ok,
             (_, false) => HealthStatus::Degraded,
         };
@@ -149,10 +155,39 @@ impl Broker {
         }
     }
 
+    /// Notes how far the wall clock is from the database's, and tells when that begins to matter.
+    pub(super) fn compare_clocks(&self) {
+        let at = self.clock.moment();
+        let apart = at.wall.as_millisecond() - at.now.as_millisecond();
+        let apart = if apart.abs() > MAX_APART { apart } else { 0 };
+        let before = self.clocks_apart.swap(apart, Ordering::Relaxed);
+        if before == 0
+            && let Some(note) = self.clock_note()
+        {
+            tracing::warn!("{note}");
+        } else if before != 0 && apart == 0 {
+            tracing::info!("this machine's clock agrees with the database's again");
+        }
+    }
+
+    fn clock_note(&self) -> Option<String> {
+        let apart = self.clocks_apart.load(Ordering::Relaxed);
+        let (ahead, behind) = match apart {
+            0 => return None,
+            1.. => ("this machine's clock", "the database's"),
+            _ => ("the database's clock", "this machine's"),
+        };
+        let apart = (apart.abs() + 500) / 1_000;
+        Some(format!(
+            "{ahead} is {apart} s ahead of {behind}; tokens are taken to end by the clock that is \
+             ahead; run NTP on both"
+        ))
+    }
+
     /// Whether the broker can take requests: its memory is confirmed, or not long unconfirmed.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.is_too_old(self.clock.now())
+        !self.is_too_old()
     }
 }
 
@@ -170,9 +205,9 @@ fn due_since(live: &Live) -> Option<Timestamp> {
 }
 
 /// Whether a reader who asks now has to wait for a refresh, or is turned away.
-fn lacks_token(live: &Live, now: Timestamp) -> bool {
+fn lacks_token(live: &Live, at: Moment) -> bool {
     let connection = &live.connection;
-    let lives = live.grant.as_ref().is_some_and(|grant| !grant.remaining(now).is_zero());
+    let lives = live.grant.as_ref().is_some_and(|grant| !grant.remaining(at).is_zero());
     connection.state.serves() && !lives && !is_on_demand(live)
 }
 
@@ -202,7 +237,9 @@ fn concern(state: State) -> Option<&'static str> {
         State::IntegrityError => Some("the stored tokens do not open"),
         State::NeedsConsent => Some("a person must consent again"),
         State::PendingConfirm => Some("the account that consented waits to be confirmed"),
-        State::Quarantined => Some("the database looks restored or copied"),
+        State::Quarantined => {
+            Some("the database looks restored or copied; see `token-broker release --plan`")
+        }
         State::Suspect => Some("the evidence contradicts itself"),
         State::Uncertain => Some("the outcome of the last refresh is unknown"),
     }

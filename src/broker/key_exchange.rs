@@ -79,7 +79,7 @@ impl Broker {
             expires_at: now + KEY_EXCHANGE_LIFE,
         };
         self.store.insert_exchange(&pending).await?;
-        let reply = self.outbound.send(&client.profile, outbound).await;
+        let reply = self.outbound.send(&client.profile, outbound, None).await;
         let accepted = reply.and_then(|reply| amocrm::read_key_exchange(&client.profile, &reply));
         if let Err(error) = accepted {
             if error.verdict != Verdict::Ambiguous {
@@ -143,6 +143,7 @@ impl Broker {
                 own_browser: false,
             };
             let outcome = broker.exchange(&client, record, exchange).await;
+            broker.raise_watermark();
             match outcome {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {

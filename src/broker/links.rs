@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, Caller, Gone, NewConnection};
+use super::{Broker, BrokerError, Caller, Gone, NewConnection, quarantine::refuse_in_quarantine};
 use crate::{
     caller::Verb,
     connection::{Account, Connection, GrantType, Record},
@@ -94,6 +94,7 @@ impl Broker {
                 "connection `{name}` obtains its tokens by client credentials; nobody has to consent"
             )));
         }
+        refuse_in_quarantine(connection)?;
         let client = self.client(&connection.client)?;
         if let Some(scopes) = &request.scopes {
             client

@@ -12,13 +12,14 @@ use std::{
     time::Duration,
 };
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
     caller::{Service, StoredKey},
-    connection::{self, Account, Connection, ConnectionId},
+    clock::{Moment, SinceBoot},
+    connection::{self, Account, Connection, ConnectionId, HeldGrant},
     slug::Slug,
 };
 
@@ -45,6 +46,7 @@ pub(crate) struct OpenGrant {
     pub(crate) scopes: Vec<String>,
     pub(crate) received_at: Timestamp,
     pub(crate) expires_at: Timestamp,
+    pub(crate) end: End,
     pub(crate) headers: BTreeMap<String, SecretString>,
     pub(crate) api_base_url: Option<String>,
 }
@@ -55,11 +57,61 @@ impl OpenGrant {
         connection::life(self.received_at, self.expires_at)
     }
 
-    /// How long the access token can still be used.
-    pub(crate) fn remaining(&self, now: Timestamp) -> Duration {
-        connection::remaining(self.received_at, self.expires_at, now)
+    fn token(&self) -> Token {
+        (self.fingerprint.clone(), self.expires_at)
+    }
+
+    /// How long the access token lives on.
+    pub(crate) fn left(&self, at: Moment) -> Duration {
+        self.end.left(at)
+    }
+
+    /// How long the access token can still be used: what is left, without the skew margin.
+    pub(crate) fn remaining(&self, at: Moment) -> Duration {
+        connection::remaining(self.life(), self.left(at))
     }
 }
+
+/// When an access token ends, by two clocks: it lives only while neither has come that far. One
+/// counts suspend and is never set; the other goes on where the whole machine was stopped.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct End {
+    since_boot: SinceBoot,
+    wall: Timestamp,
+}
+
+impl End {
+    /// Of a token that somebody else received, or this process before it was started anew: the
+    /// clock that is ahead, the database's or ours, decides how old it is.
+    pub(crate) fn of_stored(grant: &HeldGrant, at: Moment) -> Self {
+        Self::after(left(grant, at.now.max(at.wall)), at)
+    }
+
+    /// Of a token that this process received a moment ago: it need not ask its wall clock.
+    pub(crate) fn of_received(grant: &HeldGrant, at: Moment) -> Self {
+        Self::after(left(grant, at.now), at)
+    }
+
+    fn after(left: Duration, at: Moment) -> Self {
+        let wall = at.wall.checked_add(left).unwrap_or(Timestamp::MAX);
+        Self { since_boot: at.since_boot + left, wall }
+    }
+
+    fn left(self, at: Moment) -> Duration {
+        let by_wall = Duration::try_from(self.wall.duration_since(at.wall)).unwrap_or_default();
+        self.since_boot.since(at.since_boot).min(by_wall)
+    }
+}
+
+/// What is left of a token's life at this time; never more than the whole of it.
+fn left(grant: &HeldGrant, now: Timestamp) -> Duration {
+    let left = Duration::try_from(grant.expires_at.duration_since(now)).unwrap_or_default();
+    left.min(connection::life(grant.received_at, grant.expires_at))
+}
+
+/// What tells one access token of a connection from another. A provider may give the same one again,
+/// and a longer life with it.
+type Token = (String, Timestamp);
 
 /// Who showed a key.
 #[derive(Clone, Debug)]
@@ -92,8 +144,10 @@ pub(crate) struct KnownKey {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     connections: DashMap<Slug, Arc<Live>>,
+    /// Tokens that this process received and has not read from the store yet.
+    received: DashMap<ConnectionId, (Token, End)>,
     keys: RwLock<Arc<Keys>>,
-    /// Milliseconds of the clock when the store last confirmed all of this.
+    /// When the store last confirmed all of this, in milliseconds since the machine started.
     synced_at: AtomicI64,
 }
 
@@ -118,23 +172,43 @@ impl Memory {
 
     /// Takes a connection as the store has it. One that was read before the one we have is ignored:
     /// its generation is lower, or it is the same and the row has changed since.
-    pub(crate) fn put(&self, live: Live) {
-        let name = live.connection.name.clone();
-        let live = Arc::new(live);
-        self.connections
-            .entry(name)
-            .and_modify(|held| {
-                let same = held.connection.id == live.connection.id;
-                let version = |live: &Live| (live.generation, live.changed_at);
-                if !same || version(held) <= version(&live) {
-                    *held = Arc::clone(&live);
-                }
-            })
-            .or_insert(live);
+    ///
+    /// When its token ends stands as it was first found: reading it again makes no token live
+    /// longer, whatever the clocks say by then.
+    pub(crate) fn put(&self, mut live: Live) {
+        let id = live.connection.id;
+        let entry = self.connections.entry(live.connection.name.clone());
+        let held = match &entry {
+            Entry::Occupied(held) if held.get().connection.id == id => Some(held.get()),
+            _ => None,
+        };
+        let version = |live: &Live| (live.generation, live.changed_at);
+        if held.is_some_and(|held| version(held) > version(&live)) {
+            return;
+        }
+        if let Some(grant) = &mut live.grant {
+            let token = grant.token();
+            let held = held.and_then(|held| held.grant.as_ref());
+            let held = held.filter(|held| held.token() == token).map(|held| held.end);
+            let received = self.received.remove_if(&id, |_, (received, _)| *received == token);
+            grant.end = held.or(received.map(|(_, (_, end))| end)).unwrap_or(grant.end);
+        }
+        entry.insert(Arc::new(live));
+    }
+
+    /// Notes when a token ends that was received and is about to be stored.
+    pub(crate) fn note_received(&self, id: ConnectionId, token: Token, end: End) {
+        self.received.insert(id, (token, end));
     }
 
     pub(crate) fn forget(&self, name: &str, id: ConnectionId) {
         self.connections.remove_if(name, |_, live| live.connection.id == id);
+        self.received.remove(&id);
+    }
+
+    /// Forgets every connection: the store went back behind what is held.
+    pub(crate) fn clear(&self) {
+        self.connections.clear();
     }
 
     pub(crate) fn keys(&self) -> Arc<Keys> {
@@ -145,13 +219,12 @@ impl Memory {
         *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(keys);
     }
 
-    pub(crate) fn mark_synced(&self, now: Timestamp) {
-        self.synced_at.store(now.as_millisecond(), Ordering::Relaxed);
+    pub(crate) fn mark_synced(&self, now: SinceBoot) {
+        self.synced_at.store(now.as_millis(), Ordering::Relaxed);
     }
 
     /// How long ago the store last confirmed what is held.
-    pub(crate) fn age(&self, now: Timestamp) -> Duration {
-        let age = now.as_millisecond() - self.synced_at.load(Ordering::Relaxed);
-        Duration::from_millis(u64::try_from(age).unwrap_or_default())
+    pub(crate) fn age(&self, now: SinceBoot) -> Duration {
+        now.since(SinceBoot::from_millis(self.synced_at.load(Ordering::Relaxed)))
     }
 }

@@ -18,6 +18,7 @@ mod key_exchange;
 mod links;
 mod memory;
 mod places;
+mod quarantine;
 mod refresh;
 mod settle;
 mod token;
@@ -44,17 +45,18 @@ pub use self::{
     key_exchange::KeyExchangeRequest,
     links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
+    quarantine::LastSeen,
     refresh::Why,
     token::{IssuedToken, TokenRequest},
 };
 use self::{
     gate::Gate,
-    memory::{Live, Memory, OpenGrant},
+    memory::{End, Live, Memory, OpenGrant},
     refresh::Flight,
 };
 use crate::{
     client::Client,
-    clock::Clock,
+    clock::{Clock, SinceBoot},
     connection::{ConnectionId, HeldGrant, Record, State},
     failpoint::Failpoints,
     provider::{
@@ -82,6 +84,8 @@ pub struct Parts {
     pub spool: Spool,
     /// The name of this replica, the same after every restart.
     pub replica: String,
+    /// What this replica last saw of the store.
+    pub watermark: LastSeen,
     /// The time.
     pub clock: Clock,
     /// Our registrations.
@@ -102,6 +106,8 @@ pub struct Broker {
     outbound: Outbound,
     spool: Spool,
     replica: String,
+    /// Locked for as long as it is compared, so that it is never compared with an older answer.
+    watermark: tokio::sync::Mutex<LastSeen>,
     clock: Clock,
     clients: BTreeMap<Slug, Arc<Client>>,
     public_url: Url,
@@ -117,9 +123,11 @@ pub struct Broker {
     exchange_tries: DashMap<uuid::Uuid, u32>,
     flights: DashMap<ConnectionId, Flight>,
     /// When a reader's report last forced a refresh.
-    forced_at: DashMap<ConnectionId, Timestamp>,
+    forced_at: DashMap<ConnectionId, SinceBoot>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.
     changes_mark: AtomicI64,
+    /// How many milliseconds the wall clock is ahead of the database's; zero while they agree.
+    clocks_apart: AtomicI64,
     tasks: TaskTracker,
 }
 
@@ -136,6 +144,7 @@ impl Broker {
             outbound,
             spool,
             replica,
+            watermark,
             clock,
             clients,
             public_url,
@@ -152,6 +161,7 @@ impl Broker {
             outbound,
             spool,
             replica,
+            watermark: tokio::sync::Mutex::new(watermark),
             clock,
             clients,
             public_url,
@@ -165,6 +175,7 @@ impl Broker {
             flights: DashMap::new(),
             forced_at: DashMap::new(),
             changes_mark: AtomicI64::new(0),
+            clocks_apart: AtomicI64::new(0),
             tasks: TaskTracker::new(),
         });
         broker.sync().await?;
@@ -177,9 +188,11 @@ impl Broker {
     ///
     /// When the store cannot be read; memory keeps what it has.
     pub async fn sync(&self) -> Result<(), StoreError> {
+        self.check_database().await?;
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
         let changes = self.store.changed_since(mark).await?;
+        self.compare_clocks();
         for record in changes.records {
             self.adopt(record).await;
         }
@@ -188,7 +201,7 @@ impl Broker {
         }
         self.load_keys().await?;
         self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
-        self.memory.mark_synced(self.clock.now());
+        self.memory.mark_synced(self.clock.since_boot());
         Ok(())
     }
 
@@ -276,6 +289,7 @@ impl Broker {
             scopes: grant.scopes.clone(),
             received_at: grant.received_at,
             expires_at: grant.expires_at,
+            end: End::of_stored(grant, self.clock.moment()),
             access,
         })
     }
@@ -301,11 +315,11 @@ impl Broker {
         self.memory.connection(name).ok_or_else(|| BrokerError::no_connection(name))
     }
 
-    /// Seals a grant's tokens for their generation.
+    /// Seals a grant's tokens for their generation, and notes when the access token ends.
     fn seal_grant(&self, id: ConnectionId, generation: i64, grant: ReceivedGrant<'_>) -> HeldGrant {
-        let id = id.to_string();
-        let place = |field| Place { record: &id, field, generation };
-        HeldGrant {
+        let record = id.to_string();
+        let place = |field| Place { record: &record, field, generation };
+        let held = HeldGrant {
             generation,
             access: self.keyring.seal(place("access"), grant.access),
             refresh: grant.refresh.map(|token| self.keyring.seal(place("refresh"), token)),
@@ -313,7 +327,10 @@ impl Broker {
             received_at: grant.received_at,
             expires_at: grant.expires_at,
             origin: grant.origin,
-        }
+        };
+        let token = (Digest::of(grant.access).fingerprint(), held.expires_at);
+        self.memory.note_received(id, token, End::of_received(&held, self.clock.moment()));
+        held
     }
 
     /// Providers that are reached on loopback only: simulators, most likely.

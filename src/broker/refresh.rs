@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::{Broker, BrokerError, keep::until_stored, places::Urgency};
 use crate::{
     client::Client,
-    clock::Stopwatch,
+    clock::SinceBoot,
     connection::{ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
@@ -139,6 +139,8 @@ pub(super) struct Attempt {
     pub(super) refused: bool,
     /// When it was claimed, on the database's clock.
     pub(super) asked_at: Timestamp,
+    /// The claim is no ground for sending any more after this.
+    pub(super) send_before: SinceBoot,
     /// Who asked for it.
     pub(super) why: Why,
 }
@@ -247,7 +249,7 @@ impl Broker {
             };
         };
         let sent_at = self.clock.now();
-        let mut reply = self.ask(&client, request.outbound).await;
+        let mut reply = self.ask(&client, request.outbound, Some(attempt.send_before)).await;
         if let Err(error) = &reply
             && matches!(error.verdict, Verdict::Refused { .. })
             && record.connection.grant_type == GrantType::ClientCredentials
@@ -260,7 +262,7 @@ impl Broker {
             }
             attempt.refused = true;
             let anew = client_credentials(&client, &record)?;
-            reply = self.ask(&client, anew).await;
+            reply = self.ask(&client, anew, None).await;
         }
         self.gate(&client).learn(&client.name, id, &reply);
         let grant = match reply {
@@ -269,6 +271,7 @@ impl Broker {
         };
         let after =
             self.store_refreshed(&client, &record, attempt, &grant, sent_at, served).await?;
+        self.raise_watermark();
         if after.connection.account.is_none() {
             let (broker, access) = (Arc::clone(self), grant.access);
             let learn = async move { broker.learn_account(&client, &after, &access).await };
@@ -351,7 +354,7 @@ impl Broker {
             }
         })?;
         self.failpoints.reach(Point::Unclaimed).await;
-        let clock = Stopwatch::start();
+        let send_before = self.clock.since_boot() + SEND_WINDOW;
         let connection = record.connection.id;
         let claimed = match self.store.claim(record, &id, spent.as_ref(), lease).await {
             Ok(claimed) => claimed,
@@ -365,23 +368,26 @@ impl Broker {
             return Ok(None);
         };
         self.failpoints.reach(Point::Claimed).await;
-        if clock.elapsed() > SEND_WINDOW {
+        if self.clock.since_boot() >= send_before {
             self.store.release(connection, &id).await?;
             return Err(BrokerError::Unavailable {
                 reason: "the claim took too long to be safe to use".to_owned(),
                 retry_after: Duration::from_secs(1),
             });
         }
-        Ok(Some(Attempt { id, slot, spent, refused: false, asked_at, why }))
+        Ok(Some(Attempt { id, slot, spent, refused: false, asked_at, send_before, why }))
     }
 
-    /// One request to the token endpoint and its answer, read.
+    /// One request to the token endpoint, as [`Outbound::send`](crate::provider::Outbound::send), and
+    /// its answer, read.
     pub(super) async fn ask(
         &self,
         client: &Client,
         request: OutboundRequest,
+        send_before: Option<SinceBoot>,
     ) -> Result<Grant, ProviderError> {
-        let reply = self.outbound.send(&client.profile, request).await?;
+        let reply = self.outbound.send(&client.profile, request, send_before).await?;
+        self.failpoints.reach(Point::Received).await;
         read_grant(&client.profile, &reply)
     }
 
@@ -442,7 +448,7 @@ impl Broker {
         from: i64,
         at_most: Duration,
     ) -> Result<(), BrokerError> {
-        let waited = Stopwatch::start();
+        let waited = self.clock.stopwatch();
         while waited.elapsed() < at_most {
             sleep(Duration::from_millis(250)).await;
             let record = self.reload(id).await?;

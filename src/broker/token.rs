@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use dashmap::Entry;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::time::timeout;
@@ -13,6 +14,7 @@ use super::{
 };
 use crate::{
     caller::{Service, Verb},
+    clock::Moment,
     connection::{MIN_SCHEDULED_LIFE, State},
     slug::Slug,
 };
@@ -120,14 +122,14 @@ impl Broker {
         request: TokenRequest,
     ) -> Result<IssuedToken, BrokerError> {
         let live = self.live_for(service, name).await?;
-        let now = self.clock.now();
+        let at = self.clock.moment();
         let asked = match live.grant.as_ref() {
             Some(grant) => request.min_ttl.min(grant.life() / 2),
             None => Duration::ZERO,
         };
-        let remaining = live.grant.as_ref().map_or(Duration::ZERO, |grant| grant.remaining(now));
-        if remaining > Duration::ZERO && remaining >= asked {
-            if on_demand(&live, now) && refresh_is_allowed(&live, now).is_ok() {
+        let alive = is_alive(&live, at);
+        if alive && live.grant.as_ref().is_some_and(|grant| grant.left(at) >= asked) {
+            if on_demand(&live, at) && refresh_is_allowed(&live, at.now).is_ok() {
                 // The caller has a live token and does not wait for the next.
                 drop(self.refresh(live.connection.id, Some(live.generation), Why::Read));
             }
@@ -135,10 +137,10 @@ impl Broker {
         }
         let wait = match request.wait {
             Some(wait) => wait.min(MAX_WAIT),
-            None if remaining > Duration::ZERO => Duration::ZERO,
+            None if alive => Duration::ZERO,
             None => MAX_WAIT,
         };
-        let failed = match refresh_is_allowed(&live, now) {
+        let failed = match refresh_is_allowed(&live, at.now) {
             Ok(()) => {
                 let flight = self.refresh(live.connection.id, Some(live.generation), Why::Read);
                 timeout(wait, flight).await.unwrap_or_else(|_| {
@@ -151,10 +153,8 @@ impl Broker {
             refused => refused,
         };
         let live = self.live_for(service, name).await?;
-        let now = self.clock.now();
-        let alive = live.grant.as_ref().is_some_and(|grant| !grant.remaining(now).is_zero());
         match failed {
-            _ if alive => self.issue(live, asked),
+            _ if is_alive(&live, self.clock.moment()) => self.issue(live, asked),
             Err(error) => Err(error),
             Ok(()) => Err(BrokerError::Unavailable {
                 reason: "the provider's newest token has already ended".to_owned(),
@@ -177,11 +177,10 @@ impl Broker {
         request: TokenRequest,
     ) -> Result<IssuedToken, BrokerError> {
         let live = self.live_for(service, name).await?;
-        let now = self.clock.now();
         if let Some(grant) = live.grant.as_ref()
             && grant.fingerprint == fingerprint
-            && refresh_is_allowed(&live, now).is_ok()
-            && self.may_force(&live, now)
+            && refresh_is_allowed(&live, self.clock.now()).is_ok()
+            && self.may_force(&live)
         {
             let flight = self.refresh(live.connection.id, Some(live.generation), Why::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
@@ -192,22 +191,24 @@ impl Broker {
 
     /// A connection is forced to refresh once a minute at most, or once per half life of a token
     /// that lives for less than two.
-    fn may_force(&self, live: &Live, now: Timestamp) -> bool {
+    fn may_force(&self, live: &Live) -> bool {
         let life = live.grant.as_ref().map_or(Duration::ZERO, OpenGrant::life);
         let floor = Duration::from_mins(1).min(life / 2);
-        let mut forced_at = self.forced_at.entry(live.connection.id).or_insert(Timestamp::MIN);
-        let due = Duration::try_from(now.duration_since(*forced_at)).unwrap_or_default() >= floor;
-        if due {
-            *forced_at = now;
+        let now = self.clock.since_boot();
+        match self.forced_at.entry(live.connection.id) {
+            Entry::Occupied(forced_at) if now.since(*forced_at.get()) < floor => false,
+            entry => {
+                entry.insert(now);
+                true
+            }
         }
-        due
     }
 
     async fn live_for(&self, service: &Service, name: &str) -> Result<Arc<Live>, BrokerError> {
         if !service.may(Verb::Token, name) {
             return Err(BrokerError::no_connection(name));
         }
-        if self.is_too_old(self.clock.now()) {
+        if self.is_too_old() {
             return Err(BrokerError::Unavailable {
                 reason: "the database has not confirmed keys and connections for 15 minutes"
                     .to_owned(),
@@ -235,21 +236,21 @@ impl Broker {
     }
 
     /// Whether what memory holds has not been confirmed by the store for too long.
-    pub(super) fn is_too_old(&self, now: Timestamp) -> bool {
-        self.memory.age(now) > MAX_UNCONFIRMED
+    pub(super) fn is_too_old(&self) -> bool {
+        self.memory.age(self.clock.since_boot()) > MAX_UNCONFIRMED
     }
 
     fn issue(&self, live: Arc<Live>, asked: Duration) -> Result<IssuedToken, BrokerError> {
-        let now = self.clock.now();
+        let at = self.clock.moment();
         let grant = live.grant.as_ref().ok_or(BrokerError::NotConnected)?;
         let provider = self.client(&live.connection.client)?.profile.name.to_string();
-        let overdue = live.connection.refresh_at.is_some_and(|at| at < now)
+        let overdue = live.connection.refresh_at.is_some_and(|due| due < at.now)
             || live.connection.state != State::Active;
-        let expires_in = grant.expires_at.duration_since(now).as_secs();
+        let left = grant.left(at);
         Ok(IssuedToken {
             provider,
-            expires_in: u64::try_from(expires_in).unwrap_or_default(),
-            stale: overdue || grant.remaining(now) < asked,
+            expires_in: left.as_secs(),
+            stale: overdue || left < asked,
             live,
         })
     }
@@ -293,10 +294,15 @@ fn waiting_for_backoff(
     BrokerError::Unavailable { reason, retry_after }
 }
 
+/// Whether there is a token that can still be used.
+fn is_alive(live: &Live, at: Moment) -> bool {
+    live.grant.as_ref().is_some_and(|grant| !grant.remaining(at).is_zero())
+}
+
 /// A token that is too short-lived to be scheduled is refreshed by its readers, once per half
-/// life.
-fn on_demand(live: &Live, now: Timestamp) -> bool {
+/// life, which counts from when it was asked for.
+fn on_demand(live: &Live, at: Moment) -> bool {
     live.grant.as_ref().is_some_and(|grant| {
-        grant.life() < MIN_SCHEDULED_LIFE && grant.remaining(now) < grant.life() / 2
+        grant.life() < MIN_SCHEDULED_LIFE && grant.left(at) <= grant.life() / 2
     })
 }

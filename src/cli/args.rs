@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Keys(Keys),
     /// Bring the database's schema up to date.
     Migrate,
+    /// Let quarantined connections refresh again; says what that does before it does it.
+    Release(Release),
     /// Print the API's description (OpenAPI 3.1).
     Openapi,
     /// Exit with 0 if the broker on this machine is ready: for containers.
@@ -218,6 +220,19 @@ pub(crate) enum KeyAction {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+}
+
+#[derive(Arguments, Debug)]
+pub(crate) struct Release {
+    /// The connection's name.
+    #[arg(required_unless_present_any = ["all", "plan"])]
+    pub(crate) connection: Option<Slug>,
+    /// Every connection that is quarantined.
+    #[arg(long, conflicts_with = "connection")]
+    pub(crate) all: bool,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub(crate) plan: bool,
 }
 
 #[derive(Arguments, Debug)]

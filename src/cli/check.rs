@@ -9,6 +9,7 @@ use crate::{
     app::{connect_store, read_keyring},
     clock::Clock,
     config::{Config, Database},
+    failpoint::Failpoints,
     provider::{Body, Outbound, OutboundRequest, Profile},
     store::{SchemaStatus, Store, StoreError},
 };
@@ -115,7 +116,7 @@ async fn inspect(config: &Config, store: &Store) -> Result<Vec<Line>, StoreError
 }
 
 async fn providers(config: &Config) -> Vec<Line> {
-    let outbound = match Outbound::new(Clock::system()) {
+    let outbound = match Outbound::new(Clock::system(), Failpoints::default()) {
         Ok(outbound) => outbound,
         Err(error) => return vec![line("providers", Err(error.to_string()))],
     };
@@ -127,7 +128,7 @@ async fn providers(config: &Config) -> Vec<Line> {
         let Some(probe) = probe(profile) else { continue };
         let host = probe.url.host_str().unwrap_or_default().to_owned();
         // Any answer will do: what is asked is whether one comes.
-        let found = match outbound.send(profile, probe).await {
+        let found = match outbound.send(profile, probe, None).await {
             Ok(_) => Ok(format!("{host} answers")),
             Err(error) => Err(format!("{host}: {}", error.message)),
         };

@@ -9,6 +9,7 @@ mod healthcheck;
 mod keys;
 mod migrate;
 mod operators;
+mod release;
 mod running;
 mod serve;
 mod services;
@@ -130,6 +131,7 @@ fn run(args: Args) -> Result<(), Failure> {
         }
         Command::Keys(keys) => keys::keys(config, &keys),
         Command::Migrate => runtime.block_on(migrate::migrate(&load(config)?)),
+        Command::Release(release) => runtime.block_on(release::release(&load(config)?, &release)),
         Command::Openapi => {
             say(&serde_json::to_string_pretty(&http::openapi()).map_err(Failure::internal)?)
         }

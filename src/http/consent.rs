@@ -149,6 +149,11 @@ fn explain(error: &BrokerError) -> Response {
             "Too many attempts at once",
             "Finish one of the attempts that you began, or wait ten minutes and open the link again.",
         ),
+        BrokerError::Conflict(_) => (
+            StatusCode::CONFLICT,
+            "This connection is on hold",
+            "Nothing was changed. Tell the person who sent you the link.",
+        ),
         BrokerError::Unavailable { .. } => (
             StatusCode::SERVICE_UNAVAILABLE,
             "Not possible at this moment",

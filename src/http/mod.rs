@@ -37,7 +37,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub use self::{error::Problem, openapi::openapi};
 use crate::{
     broker::{Broker, BrokerError},
-    clock::Stopwatch,
+    clock::Clock,
 };
 
 /// Longer than the longest wait for a refresh.
@@ -137,7 +137,7 @@ async fn trace(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let span = tracing::debug_span!("http.request", %method, route);
     async move {
-        let clock = Stopwatch::start();
+        let clock = Clock::system().stopwatch();
         let response = next.run(request).await;
         let duration_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(status = response.status().as_u16(), duration_ms, "answered");

@@ -1,14 +1,24 @@
 //! The only place that calls a provider: one request, bounded in time and size, never repeated
 //! and never redirected.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    future, iter,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
+use hyper::body::{Body, Bytes, Frame, SizeHint};
 use reqwest::{
     Certificate,
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
     redirect, retry,
 };
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
+use tokio::sync::oneshot;
 
 use super::{
     error::{ProviderError, Verdict},
@@ -17,7 +27,10 @@ use super::{
     request::OutboundRequest,
     response::{Reply, read_retry_after},
 };
-use crate::clock::Clock;
+use crate::{
+    clock::{Clock, SinceBoot},
+    failpoint::{Failpoints, Point},
+};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 128 * 1024;
@@ -33,6 +46,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Outbound {
     clock: Clock,
+    failpoints: Failpoints,
     roots: Roots,
     public: reqwest::Client,
     loopback: reqwest::Client,
@@ -58,13 +72,13 @@ impl Outbound {
     /// # Errors
     ///
     /// If TLS does not start.
-    pub fn new(clock: Clock) -> Result<Self, TlsError> {
+    pub fn new(clock: Clock, failpoints: Failpoints) -> Result<Self, TlsError> {
         let (roots, public) = match client(&Network::Public, Roots::Platform) {
             Ok(client) => (Roots::Platform, client),
             Err(_) => (Roots::BuiltIn, client(&Network::Public, Roots::BuiltIn).map_err(TlsError)?),
         };
         let loopback = client(&Network::Loopback, roots).map_err(TlsError)?;
-        Ok(Self { clock, roots, public, loopback })
+        Ok(Self { clock, failpoints, roots, public, loopback })
     }
 
     /// Whose word for certificates is taken; to be said at start.
@@ -73,7 +87,9 @@ impl Outbound {
         self.roots
     }
 
-    /// Sends a request once and reads the answer, whatever its status.
+    /// Sends a request once and reads the answer, whatever its status. A request with a body
+    /// leaves before `send_before` or not at all, even if this process is stopped on the way to
+    /// sending it.
     ///
     /// # Errors
     ///
@@ -83,6 +99,7 @@ impl Outbound {
         &self,
         profile: &Profile,
         request: OutboundRequest,
+        send_before: Option<SinceBoot>,
     ) -> Result<Reply, ProviderError> {
         profile.network.check(&request.url).map_err(|why| {
             let message = format!("Nothing was sent: {why}.");
@@ -96,15 +113,35 @@ impl Outbound {
                 client(private, self.roots).map_err(|_| not_sent("tls", "TLS does not start."))?
             }
         };
+        let guard = Guard { clock: self.clock.clone(), send_before };
+        guard.check().map_err(|_| send_window_over())?;
         let mut builder =
             client.request(request.method, request.url).timeout(profile.token.timeout);
         for (name, value) in request.headers {
             builder = builder.header(name, sensitive(&value)?);
         }
+        let (body_is_gone, written) = oneshot::channel();
         if let Some((content_type, body)) = request.body.encode() {
-            builder = builder.header(CONTENT_TYPE, content_type).body(expose(&body).to_owned());
+            let content = Some(Bytes::from(expose(&body).to_owned()));
+            let failpoints = self.failpoints.clone();
+            let connected = async move { failpoints.reach(Point::Connected).await };
+            let connected = Mutex::new(connected.boxed());
+            let body = Guarded { connected, content, guard, _gone: body_is_gone };
+            let body = reqwest::Body::wrap(body);
+            builder = builder.header(CONTENT_TYPE, content_type).body(body);
         }
-        let response = builder.send().await.map_err(|error| failure(&error))?;
+        let held_when_written = async {
+            let _ = written.await;
+            self.failpoints.reach(Point::Written).await;
+            future::pending().await
+        };
+        let response = tokio::select! {
+            biased;
+            response = builder.send() => response,
+            never = held_when_written => never,
+        };
+        let response = response.map_err(|error| failure(&error))?;
+        self.failpoints.reach(Point::Answered).await;
         self.read(response).await
     }
 
@@ -131,6 +168,7 @@ impl Outbound {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_BODY => {
                     body.extend_from_slice(&chunk);
+                    self.failpoints.reach(Point::PartlyRead).await;
                 }
                 Ok(Some(_)) => {
                     break Err(ambiguous(
@@ -151,6 +189,64 @@ impl Outbound {
                 Err(error)
             }
         }
+    }
+}
+
+/// The last moment at which a request may leave.
+struct Guard {
+    clock: Clock,
+    send_before: Option<SinceBoot>,
+}
+
+/// That moment has passed.
+#[derive(Debug, thiserror::Error)]
+#[error("the time to send it is over")]
+struct TooLate;
+
+impl Guard {
+    fn check(&self) -> Result<(), TooLate> {
+        match self.send_before {
+            Some(end) if self.clock.since_boot() >= end => Err(TooLate),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a request carries, to be had in one piece while the guard lets it pass.
+///
+/// It is asked for once the connection stands. The head waits for it, to be written with it, so
+/// that nothing at all reaches the provider when it is refused.
+struct Guarded {
+    /// Ready at once but in tests, which hold a request here. Never locked: a body must be `Sync`.
+    connected: Mutex<BoxFuture<'static, ()>>,
+    content: Option<Bytes>,
+    guard: Guard,
+    /// Dropped with the rest: that tells that the request is written.
+    _gone: oneshot::Sender<()>,
+}
+
+impl Body for Guarded {
+    type Data = Bytes;
+    type Error = TooLate;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
+        if self.content.is_some() {
+            let connected = self.connected.get_mut().unwrap_or_else(PoisonError::into_inner);
+            ready!(connected.poll_unpin(context));
+        }
+        let content = self.content.take();
+        Poll::Ready(content.map(|content| self.guard.check().map(|()| Frame::data(content))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.content.as_ref().map_or(0, |content| content.len() as u64))
     }
 }
 
@@ -197,10 +293,18 @@ fn not_sent(code: &str, message: &str) -> ProviderError {
     ProviderError::new(Verdict::NotSent, None, code, message)
 }
 
+fn send_window_over() -> ProviderError {
+    not_sent("send_window_over", "The request was held up for too long to be safe to send.")
+}
+
 /// What a failed exchange means: before the connection stands nothing was sent, after it all may
 /// have been.
 fn failure(error: &reqwest::Error) -> ProviderError {
-    if error.is_connect() {
+    let first: &(dyn Error + 'static) = error;
+    let mut causes = iter::successors(Some(first), |&cause| cause.source());
+    if causes.any(<dyn Error>::is::<TooLate>) {
+        send_window_over()
+    } else if error.is_connect() {
         let (code, message) = if error.is_timeout() {
             ("connect_timeout", "The provider could not be reached in time.")
         } else {

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{
     Store, StoreError,
     engine::{in_transaction, on},
-    json, millis, now, optional_millis,
+    json, now, optional_millis,
     row::Cells,
 };
 use crate::{
@@ -166,7 +166,7 @@ impl Store {
     }
 
     /// What readers should know that changed since `mark`, which an earlier answer gave, or
-    /// [`Timestamp::UNIX_EPOCH`] for everything.
+    /// [`Timestamp::UNIX_EPOCH`] for everything. Sets our clock by the database's on the way.
     ///
     /// # Errors
     ///
@@ -177,12 +177,13 @@ impl Store {
         let since = mark.as_millisecond();
         // The time is read before the rows: what changes in between comes again the next time.
         on!(self, |pool| {
-            let mark = sqlx::query(concat!("SELECT ", now!(), " - $2 AS now_ms"))
+            let asked = self.clock.since_boot();
+            let shown = sqlx::query(concat!("SELECT ", now!(), " AS now_ms"))
                 .bind(self.ahead())
-                .bind(millis(OVERLAP))
                 .fetch_one(pool)
                 .await?
                 .time("now_ms")?;
+            self.clock.hear_database(asked, shown);
             let records = sqlx::query(changed).bind(since).fetch_all(pool).await?;
             let deleted = sqlx::query(deleted).bind(since).fetch_all(pool).await?;
             Ok(Changes {
@@ -191,7 +192,7 @@ impl Store {
                     .iter()
                     .map(|row| Ok((row.parsed("id")?, row.parsed("name")?)))
                     .collect::<Result<_, StoreError>>()?,
-                mark,
+                mark: shown - OVERLAP,
             })
         })
     }

@@ -3,22 +3,20 @@ use std::{
     io::ErrorKind,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    str::FromStr as _,
     time::Duration,
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgPool, SqlitePool,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::StoreError;
+use super::{StoreError, postgres::Postgres};
 use crate::connection::words;
 
 /// How long a step waits for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 words! {
     /// The database engine behind the store.
@@ -32,11 +30,11 @@ words! {
 
 #[derive(Clone)]
 pub(super) enum Engine {
-    Postgres(PgPool),
+    Postgres(Postgres),
     Sqlite(SqlitePool),
 }
 
-/// Runs the same expression on whichever pool the store has.
+/// Runs the same expression on whichever engine the store has, each of its statements alone.
 macro_rules! on {
     ($store:expr, |$pool:ident| $body:expr) => {
         match &$store.engine {
@@ -55,10 +53,11 @@ pub(super) use on;
 macro_rules! in_transaction {
     ($store:expr, |$tx:ident| $body:expr) => {
         match &$store.engine {
-            $crate::store::engine::Engine::Postgres(pool) => {
-                let mut $tx = pool.begin().await?;
+            $crate::store::engine::Engine::Postgres(postgres) => {
+                let mut step = postgres.begin().await?;
+                let $tx = &mut step;
                 let value = $body;
-                $tx.commit().await?;
+                step.commit().await?;
                 value
             }
             $crate::store::engine::Engine::Sqlite(pool) => {
@@ -77,8 +76,7 @@ impl Engine {
     pub(super) async fn connect(url: &SecretString) -> Result<Self, StoreError> {
         let url = url.expose_secret();
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            let options = PgConnectOptions::from_str(url).map_err(|_| StoreError::InvalidUrl)?;
-            return postgres(options).await.map(Self::Postgres);
+            return Postgres::connect(url).await.map(Self::Postgres);
         }
         let path =
             url.strip_prefix("sqlite:").map_or(url, |rest| rest.strip_prefix("//").unwrap_or(rest));
@@ -95,27 +93,14 @@ impl Engine {
             Self::Sqlite(_) => EngineKind::Sqlite,
         }
     }
-}
 
-/// The limits travel as start-up options. A pooler in transaction mode drops those, and needs them
-/// set on the role instead; the statements themselves carry nothing from one to the next.
-async fn postgres(options: PgConnectOptions) -> Result<PgPool, StoreError> {
-    let options = options.application_name("token-broker").options([
-        ("statement_timeout", "5s"),
-        ("lock_timeout", "1s"),
-        ("idle_in_transaction_session_timeout", "5s"),
-        ("synchronous_commit", "on"),
-    ]);
-    // The pool would retry a refused connection and then report only that time ran out.
-    let first = tokio::time::timeout(ACQUIRE_TIMEOUT, options.connect())
-        .await
-        .map_err(|_| StoreError::Unreachable(sqlx::Error::PoolTimedOut))?
-        .map_err(StoreError::Unreachable)?;
-    first.close().await?;
-    Ok(PgPoolOptions::new()
-        .max_connections(10)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_lazy_with(options))
+    /// The same database, with connections that other steps do not use up. SQLite has but one.
+    pub(super) fn for_commits(&self) -> Self {
+        match self {
+            Self::Postgres(postgres) => Self::Postgres(postgres.for_commits()),
+            Self::Sqlite(pool) => Self::Sqlite(pool.clone()),
+        }
+    }
 }
 
 /// One connection, because more writers ruin the tail of the latency. `FULL`, because `NORMAL` may

@@ -58,12 +58,12 @@ impl From<sqlx::Error> for StoreError {
 }
 
 /// Whether a refusal says "not now": SQLSTATE classes 08 (connection), 53 (resources), 57 (operator
-/// intervention, which includes `statement_timeout`), 55P03 (`lock_timeout`), 40 (serialization,
-/// deadlock); and SQLite's BUSY, CANTOPEN and their extended forms, whose low byte is 5 or 14.
+/// intervention, which includes `statement_timeout`), 55P03 (`lock_timeout`), 25006 (a standby, or a
+/// primary that was made read-only), 40 (serialization, deadlock); and SQLite's BUSY, CANTOPEN and their extended forms, whose low byte is 5 or 14.
 fn is_passing(code: &str) -> bool {
     let sqlite = code.parse::<u32>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
     matches!(sqlite, Some(5 | 14))
-        || code == "55P03"
+        || ["25006", "55P03"].contains(&code)
         || (code.len() == 5 && ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)))
 }
 
@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn a_refusal_that_says_not_now_is_passing() {
-        for code in ["08006", "40P01", "53300", "57014", "57P03", "55P03", "5", "261", "517", "14"]
+        for code in
+            ["08006", "40P01", "53300", "57014", "57P03", "55P03", "25006", "5", "261", "517", "14"]
         {
             assert!(is_passing(code), "{code}");
         }

@@ -6,6 +6,7 @@ use super::{
     Store, StoreError,
     connections::{record, select_records},
     engine::{in_transaction, on},
+    identity::{COUNT_GRANT, STILL_THE_SAME},
     json, millis, now, optional_millis,
 };
 use crate::{
@@ -66,8 +67,8 @@ pub struct Failure<'a> {
 impl Store {
     /// Claims the right to refresh a connection for `lease`, and records the intent before anything
     /// is sent. None when somebody else holds the lease, or has refreshed or tried to since the
-    /// caller saw the record, the connection's state forbids it, or the refresh token was spent or
-    /// refused before.
+    /// caller saw the record, the connection's state forbids it, the refresh token was spent or
+    /// refused before, or the database is not the one that [`Store::expect`] names.
     ///
     /// # Errors
     ///
@@ -96,7 +97,17 @@ impl Store {
         );
         let read = select_records!("WHERE c.id = $1");
         let id = seen.connection.id.to_string();
+        let expected = self.expected();
         in_transaction!(self, |tx| {
+            if let Some(last_seen) = &expected {
+                let same = sqlx::query(STILL_THE_SAME)
+                    .bind(&last_seen.deployment)
+                    .bind(last_seen.position.quarantines)
+                    .bind(last_seen.position.seq);
+                if same.fetch_optional(&mut *tx).await?.is_none() {
+                    return Ok(None);
+                }
+            }
             let claimed = sqlx::query(claim)
                 .bind(self.ahead())
                 .bind(&id)
@@ -176,7 +187,7 @@ impl Store {
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             sqlx::query(activate)
                 .bind(self.ahead())
                 .bind(&id)
@@ -222,6 +233,7 @@ impl Store {
                     return Ok(false);
                 }
             }
+            sqlx::query(COUNT_GRANT).execute(&mut *tx).await?;
         });
         Ok(true)
     }
@@ -269,7 +281,7 @@ impl Store {
             _ => end,
         };
         let id = failure.connection.to_string();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)
@@ -312,7 +324,7 @@ impl Store {
         let sql = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
                 attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
             WHERE connection_id = $1 AND attempt_id = $2";
-        on!(self, |pool| {
+        on!(self.for_commits(), |pool| {
             sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
         });
         Ok(())

@@ -13,7 +13,7 @@
 //! # Why is there no deadlock?
 //!
 //! A step that writes a connection together with what it owns writes the row in `connections`
-//! first; that row is the lock. A claim touches `grants` alone.
+//! first; that row is the lock. A claim touches `grants` alone. The one row of `identity` comes last.
 
 mod callers;
 mod connections;
@@ -23,8 +23,11 @@ mod error;
 mod escrow;
 mod exchanges;
 mod grants;
+mod hints;
+mod identity;
 mod meta;
 mod pending;
+mod postgres;
 mod purge;
 mod row;
 mod schedule;
@@ -53,6 +56,7 @@ pub use schema::SchemaStatus;
 pub struct Store {
     engine: Engine,
     clock: Clock,
+    fence: identity::Fence,
 }
 
 impl Store {
@@ -65,7 +69,8 @@ impl Store {
     ///
     /// When the URL makes no sense or the database cannot be reached.
     pub async fn connect(url: &SecretString, clock: Clock) -> Result<Self, StoreError> {
-        Ok(Self { engine: Engine::connect(url).await?, clock })
+        let engine = Engine::connect(url).await?;
+        Ok(Self { engine, clock, fence: identity::Fence::default() })
     }
 
     /// Which engine it is.
@@ -89,6 +94,11 @@ impl Store {
     /// Waits for running steps and closes the connections. Later steps fail.
     pub async fn close(&self) {
         engine::on!(self, |pool| pool.close().await);
+    }
+
+    /// The same store for what a provider answered: it gets through when all other steps wait.
+    fn for_commits(&self) -> Self {
+        Self { engine: self.engine.for_commits(), ..self.clone() }
     }
 
     /// What to bind as `$1` of a statement that needs the time.

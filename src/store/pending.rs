@@ -35,7 +35,7 @@ impl Store {
                 account_id = excluded.account_id, account_name = excluded.account_name,
                 account_aliases = excluded.account_aliases, vars = excluded.vars";
         let account = pending.account.as_ref();
-        in_transaction!(self, |tx| {
+        in_transaction!(self.for_commits(), |tx| {
             let updated =
                 sqlx::query(wait).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
             if updated.rows_affected() == 0 {

@@ -62,7 +62,8 @@ impl Store {
     }
 
     /// Moves the next refresh, and lets go of a claim whose lease has run out, so that it does not
-    /// make the connection due before. False when there is no such connection.
+    /// make the connection due before; that its attempt ended without a word stays known. False when
+    /// there is no such connection.
     ///
     /// # Errors
     ///
@@ -74,7 +75,8 @@ impl Store {
             " WHERE id = $2"
         );
         let let_go = concat!(
-            "UPDATE grants SET lease_until = NULL WHERE connection_id = $2 AND lease_until <= ",
+            "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
+            WHERE connection_id = $2 AND lease_until <= ",
             now!()
         );
         let id = id.to_string();

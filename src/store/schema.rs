@@ -1,6 +1,6 @@
 use sqlx::{
-    ConnectOptions as _, Connection as _, Row as _, SqlSafeStr as _,
-    migrate::{Migration, MigrationType, Migrator},
+    Row as _, SqlSafeStr as _,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
 use super::{Store, StoreError, engine::Engine};
@@ -16,6 +16,16 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         "siblings and escrow",
         include_str!("../../migrations/postgres/0002_siblings_and_escrow.sql"),
         include_str!("../../migrations/sqlite/0002_siblings_and_escrow.sql"),
+    ),
+    (
+        "identity",
+        include_str!("../../migrations/postgres/0003_identity.sql"),
+        include_str!("../../migrations/sqlite/0003_identity.sql"),
+    ),
+    (
+        "hints",
+        include_str!("../../migrations/postgres/0004_hints.sql"),
+        include_str!("../../migrations/sqlite/0004_hints.sql"),
     ),
 ];
 
@@ -50,9 +60,9 @@ impl Store {
     /// When the database does not answer.
     pub async fn schema_status(&self) -> Result<SchemaStatus, StoreError> {
         let exists = match &self.engine {
-            Engine::Postgres(pool) => {
+            Engine::Postgres(postgres) => {
                 sqlx::query("SELECT 1 WHERE to_regclass('_sqlx_migrations') IS NOT NULL")
-                    .fetch_optional(pool)
+                    .fetch_optional(postgres)
                     .await?
                     .is_some()
             }
@@ -82,27 +92,20 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NewerSchema`], with nothing changed; or when a migration fails, which leaves the
-    /// schema as it was before that migration.
+    /// [`StoreError::NewerSchema`], with nothing changed; or when a migration fails, which leaves
+    /// PostgreSQL's schema as it was, and SQLite's as it was before that migration.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         if let SchemaStatus::Newer { found, known } = self.schema_status().await? {
             return Err(StoreError::NewerSchema { found, known });
         }
         let migrated = match &self.engine {
-            Engine::Postgres(pool) => {
-                // The limits of a step are too short for a migration and for waiting one's turn.
-                let options = pool.connect_options().as_ref().clone();
-                let mut connection = options
-                    .options([("statement_timeout", "0"), ("lock_timeout", "60s")])
-                    .connect()
-                    .await?;
-                let migrated = migrator(&self.engine).run(&mut connection).await;
-                connection.close().await?;
-                migrated
-            }
+            Engine::Postgres(postgres) => postgres.migrate(&migrator(&self.engine)).await,
             Engine::Sqlite(pool) => migrator(&self.engine).run(pool).await,
         };
-        migrated.map_err(StoreError::Migration)
+        migrated.map_err(|error| match error {
+            MigrateError::Execute(error) => error.into(),
+            error => StoreError::Migration(error),
+        })
     }
 }
 
@@ -119,5 +122,8 @@ fn migrator(engine: &Engine) -> Migrator {
         };
         Migration::new(version, words.into(), MigrationType::Simple, sql.into_sql_str(), false)
     });
-    Migrator::with_migrations(migrations.collect())
+    let mut migrator = Migrator::with_migrations(migrations.collect());
+    // Its own lock belongs to a session, and there is none behind a pooler.
+    migrator.set_locking(false);
+    migrator
 }

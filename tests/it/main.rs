@@ -4,6 +4,7 @@
 
 mod api;
 mod browser_journeys;
+mod clock;
 mod command_line;
 mod consents;
 mod crashes;
@@ -16,6 +17,8 @@ mod neighbours;
 mod outages;
 mod pages;
 mod provider_answers;
+mod replicas;
+mod restore;
 mod simulator;
 mod slow_clients;
 mod stock_clients;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use token_broker::{
-    clock::{Clock, Stopwatch},
+    clock::Clock,
     connection::{
         Account, Connection, ConnectionId, GrantType, HeldGrant, PendingGrant, State, Vars,
     },
@@ -109,12 +109,9 @@ async fn a_fresh_database_is_migrated_once(db: TestDatabase) {
 }
 
 async fn an_older_schema_is_told(db: TestDatabase) {
-    db.execute(
-        "DELETE FROM _sqlx_migrations WHERE version > 1; UPDATE _sqlx_migrations SET version = 0",
-    )
-    .await;
+    db.execute("UPDATE _sqlx_migrations SET version = -version").await;
     let status = db.store.schema_status().await.unwrap();
-    assert!(matches!(status, SchemaStatus::Older { found: 0, known: 1.. }), "{status:?}");
+    assert!(matches!(status, SchemaStatus::Older { found: -1, .. }), "{status:?}");
 }
 
 async fn a_newer_schema_is_refused(db: TestDatabase) {
@@ -124,9 +121,9 @@ async fn a_newer_schema_is_refused(db: TestDatabase) {
     )
     .await;
     let status = db.store.schema_status().await.unwrap();
-    assert!(matches!(status, SchemaStatus::Newer { found: 99, known: 1..99 }), "{status:?}");
+    assert!(matches!(status, SchemaStatus::Newer { found: 99, .. }), "{status:?}");
     let error = db.store.migrate().await.unwrap_err();
-    assert!(matches!(error, StoreError::NewerSchema { found: 99, known: 1..99 }), "{error:?}");
+    assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error:?}");
     assert!(!error.to_string().contains('\n'), "{error}");
 }
 
@@ -136,6 +133,7 @@ async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
          DROP TABLE consent_links; DROP TABLE key_exchanges; DROP TABLE pending_grants; DROP TABLE refresh_tombstones;
          DROP TABLE escrow; DROP TABLE grants; DROP TABLE connections; DROP TABLE deleted_connections;
          DROP TABLE services; DROP TABLE operators; DROP TABLE keys; DROP TABLE meta;
+         DROP TABLE identity;
          DROP TABLE _sqlx_migrations",
     )
     .await;
@@ -174,7 +172,7 @@ async fn a_locked_row_on_postgres_does_not_hold_up_the_store() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
     let held = db.hold("UPDATE connections SET failures = 1").await;
-    let started = Stopwatch::start();
+    let started = db.clock.stopwatch();
     let error = db.store.set_state(id, State::Suspect, None).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
     assert!(

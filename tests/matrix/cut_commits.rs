@@ -1,13 +1,13 @@
 //! The database goes away between the provider's answer and the commit, or its word about the
 //! commit does: nothing is lost, and nothing happens twice.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 use token_broker::{
-    clock::Stopwatch,
     failpoint::Point,
     simulator::{Fault, Simulated, SimulatorSettings},
 };
+use tokio::time::Instant;
 
 use crate::{
     scene::{
@@ -33,10 +33,6 @@ async fn start(database: TestDatabase, holds: &Holds) -> TestBroker {
     TestBroker::start_so(manner, database, SimulatorSettings::default(), UNPACED).await
 }
 
-fn spool(broker: &TestBroker) -> PathBuf {
-    PathBuf::from(broker.settings["state_dir"].as_str().unwrap()).join("spool")
-}
-
 async fn an_answer_outlives_the_database(mut database: TestDatabase) {
     let mut outage = Outage::before(&mut database).await;
     let holds = Holds::default();
@@ -60,14 +56,14 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
             .await;
         }
         outage.end().await;
-        let back = Stopwatch::start();
+        let back = Instant::now();
         broker.idle().await;
         recovery.extend([back.elapsed(); AT_ONCE]);
         for name in &names {
             assert_eq!(generation(broker.broker(), name).await, next, "{name}");
             assert!(!broker.has_escrow(name).await, "{name}");
         }
-        assert_eq!(fs::read_dir(spool(&broker)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
         assert_eq!(replays(&broker), 0);
     }
     let slowest = recovery.iter().max().unwrap();
@@ -130,7 +126,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
         holds.until(1).await;
         line.swallow_commit(then);
         holds.let_go();
-        let gone = Stopwatch::start();
+        let gone = Instant::now();
         broker.idle().await;
         recovery.push(gone.elapsed());
         assert!(line.has_swallowed());
@@ -138,7 +134,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
         assert_eq!(generation(broker.broker(), "avito-0").await, next);
         assert_eq!(broker.token("avito-0").await.json()["generation"], next);
         assert!(!broker.has_escrow("avito-0").await);
-        assert_eq!(fs::read_dir(spool(&broker)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
     }
     let replays = replays(&broker);
     assert_eq!(replays, 0);

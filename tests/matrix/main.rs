@@ -3,9 +3,14 @@
 
 #![cfg(test)]
 
+mod class;
 mod cut_commits;
 mod database_down;
+mod kills;
 mod many_due;
+mod model;
+mod pauses;
+mod random;
 mod scene;
 mod shutdown;
 mod state_directory;
@@ -13,3 +18,5 @@ mod state_directory;
 #[path = "../it/support/mod.rs"]
 mod support;
 mod table;
+mod takeover;
+mod world;

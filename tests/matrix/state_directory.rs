@@ -1,18 +1,11 @@
 //! Grants cannot be kept on the disk: none is asked for, what lives is served, and when there is room
 //! again the rest follows.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use reqwest::{Method, StatusCode};
-use token_broker::{
-    clock::Stopwatch,
-    simulator::{Fault, Simulated, SimulatorSettings},
-};
+use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
+use tokio::time::Instant;
 
 use crate::{
     scene::{
@@ -28,10 +21,6 @@ use crate::{
 on_both_engines! {
     nothing_is_asked_for_that_cannot_be_kept,
     a_spool_that_is_lost_under_way_is_not_relied_on,
-}
-
-fn state_dir(broker: &TestBroker) -> PathBuf {
-    PathBuf::from(broker.settings["state_dir"].as_str().unwrap())
 }
 
 /// The folder is gone.
@@ -59,7 +48,7 @@ fn mend(spool: &Path) {
 async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
     let names = consented(&broker, short_or_long(10, 100)).await;
-    let spool = state_dir(&broker).join("spool");
+    let spool = broker.state("spool");
     for (round, way) in ["lost", "read-only", "not a folder"].into_iter().enumerate() {
         match way {
             "lost" => lose(&spool),
@@ -81,7 +70,7 @@ async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
         }
         all_served(&broker, &names).await;
         mend(&spool);
-        let back = Stopwatch::start();
+        let back = Instant::now();
         assert_eq!(broker.refresh_due().await, names.len(), "{way}");
         let recovery = vec![back.elapsed()];
         let next = i64::try_from(round).unwrap() + 2;
@@ -105,12 +94,12 @@ async fn a_spool_that_is_lost_under_way_is_not_relied_on(database: TestDatabase)
     broker.execute(ALL_DUE).await;
     broker.broker().start_due(100).await.unwrap();
     until("all are sent", async || posts(&broker) - before == 10).await;
-    lose(&state_dir(&broker).join("spool"));
+    lose(&broker.state("spool"));
     broker.idle().await;
     for name in &names {
         assert_eq!(generation(broker.broker(), name).await, 2, "{name}");
     }
-    mend(&state_dir(&broker).join("spool"));
+    mend(&broker.state("spool"));
     let lost = lost(&broker, &names).await;
     assert_eq!(lost, 0);
     let replays = replays(&broker);
@@ -146,7 +135,7 @@ async fn nothing_is_asked_for_while_the_disk_is_full() {
     }
     assert_eq!(fleet.ships[0].spool_files(), 0);
     limit_files(&pid, "unlimited");
-    let back = Stopwatch::start();
+    let back = Instant::now();
     until("all are refreshed", async || fleet.settled_at(&names, 2).await == names.len()).await;
     let recovery = vec![back.elapsed()];
     assert_eq!(fleet.posts() - before, names.len() as u64);

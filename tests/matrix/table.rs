@@ -4,6 +4,7 @@ use std::{
     env,
     fs::OpenOptions,
     io::{self, Write as _},
+    ops::AddAssign,
     time::Duration,
 };
 
@@ -26,6 +27,16 @@ pub(crate) struct Row {
     pub(crate) replays: u64,
     /// How long each connection took to be settled again.
     pub(crate) recovery: Vec<Duration>,
+}
+
+impl AddAssign for Row {
+    fn add_assign(&mut self, more: Self) {
+        self.runs += more.runs;
+        self.lost += more.lost;
+        self.unrecoverable += more.unrecoverable;
+        self.replays += more.replays;
+        self.recovery.extend(more.recovery);
+    }
 }
 
 impl Row {

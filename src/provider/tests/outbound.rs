@@ -1,12 +1,15 @@
 //! The one place that sends, against servers on this machine that misbehave.
 
 use std::{
+    future::ready,
     net::SocketAddr,
+    pin::pin,
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use jiff::SignedDuration;
 use reqwest::Method;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -17,6 +20,7 @@ use url::Url;
 
 use crate::{
     clock::Clock,
+    failpoint::Failpoints,
     provider::{
         Body, MAX_BODY, Network, Outbound, OutboundRequest, Profile, ProviderError, Reply, Roots,
         Verdict, read_grant, test_support,
@@ -121,14 +125,20 @@ fn profile(network: Network) -> Profile {
     profile
 }
 
-async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
-    let request = OutboundRequest {
+fn post(url: &str) -> OutboundRequest {
+    OutboundRequest {
         method: Method::POST,
         url: Url::parse(url).unwrap(),
         headers: Vec::new(),
         body: Body::Form(vec![("refresh_token".to_owned(), "r t".into())]),
-    };
-    Outbound::new(Clock::system()).unwrap().send(profile, request).await
+    }
+}
+
+async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
+    Outbound::new(Clock::system(), Failpoints::default())
+        .unwrap()
+        .send(profile, post(url), None)
+        .await
 }
 
 #[tokio::test]
@@ -188,7 +198,7 @@ async fn a_request_that_was_read_is_never_sent_again() {
 #[tokio::test]
 async fn every_request_has_a_connection_of_its_own() {
     let server = Server::start(ok("{}"), Then::KeepAlive).await;
-    let outbound = Outbound::new(Clock::system()).unwrap();
+    let outbound = Outbound::new(Clock::system(), Failpoints::default()).unwrap();
     let request = || OutboundRequest {
         method: Method::GET,
         url: Url::parse(&format!("http://{}/", server.address)).unwrap(),
@@ -196,8 +206,8 @@ async fn every_request_has_a_connection_of_its_own() {
         body: Body::Empty,
     };
     let profile = profile(Network::Loopback);
-    outbound.send(&profile, request()).await.unwrap();
-    outbound.send(&profile, request()).await.unwrap();
+    outbound.send(&profile, request(), None).await.unwrap();
+    outbound.send(&profile, request(), None).await.unwrap();
     let [(first, _), (second, _)] = server.seen().try_into().unwrap();
     assert_ne!(first, second);
 }
@@ -278,6 +288,45 @@ async fn what_never_connects_was_not_sent() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_held_up_past_its_time_never_leaves() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let clock = Clock::system();
+    let outbound = Outbound::new(clock.clone(), Failpoints::default()).unwrap();
+    let profile = profile(Network::Loopback);
+    let window = Duration::from_mins(1);
+    let before = clock.since_boot() + window;
+    let mut sending = pin!(outbound.send(&profile, post(&url), Some(before)));
+    tokio::select! {
+        biased;
+        sent = &mut sending => panic!("it cannot have connected yet: {sent:?}"),
+        () = ready(()) => {}
+    }
+    clock.advance(window);
+    let error = sending.await.unwrap_err();
+    assert_eq!((error.verdict, &*error.code), (Verdict::NotSent, "send_window_over"));
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut arrived = Vec::new();
+    stream.read_to_end(&mut arrived).await.unwrap();
+    assert!(arrived.is_empty(), "{}", String::from_utf8_lossy(&arrived));
+
+    // Whose time is over already does not even dial.
+    drop(listener);
+    let error = outbound.send(&profile, post(&url), Some(before)).await.unwrap_err();
+    assert_eq!((error.verdict, &*error.code), (Verdict::NotSent, "send_window_over"));
+    // Setting the wall clock back gives it no more time, and whoever is in time is let through.
+    clock.step_wall(SignedDuration::from_hours(-1));
+    assert_eq!(
+        outbound.send(&profile, post(&url), Some(before)).await.unwrap_err().code,
+        "send_window_over"
+    );
+    let server = Server::start(ok("{}"), Then::Close).await;
+    let url = format!("http://{}/", server.address);
+    let before = clock.since_boot() + window;
+    assert_eq!(outbound.send(&profile, post(&url), Some(before)).await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn nothing_is_sent_out_of_the_network() {
     let server = Server::start(ok("{}"), Then::Close).await;
     let port = server.address.port();
@@ -338,6 +387,9 @@ async fn a_proxy_named_by_the_environment_is_not_used() {
 fn a_machine_without_certificates_gets_the_built_in_ones() {
     let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
     if with_environment("a_machine_without_certificates_gets_the_built_in_ones", &none) {
-        assert_eq!(Outbound::new(Clock::system()).unwrap().roots(), Roots::BuiltIn);
+        assert_eq!(
+            Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(),
+            Roots::BuiltIn
+        );
     }
 }

@@ -79,7 +79,7 @@ async fn help_and_version_are_printed_for_every_command() {
     assert_eq!(
         commands.join(" "),
         "serve demo simulate check token connect connections services operators keys migrate \
-         openapi healthcheck help"
+         release openapi healthcheck help"
     );
     for command in &commands[..commands.len() - 1] {
         let help = machine.output(&[command, "--help"]).await.join("\n");

@@ -1,11 +1,12 @@
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
 use token_broker::{
     connection::{Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars},
     consent::CONFIRM_LIFE,
     secret::Digest,
     slug::Slug,
-    store::{Commit, Failure},
+    store::{Commit, Failure, Store, StoreError},
 };
 
 use super::{account, connection, grant, pending, stored};
@@ -493,4 +494,24 @@ async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
     db.clock.advance(CONFIRM_LIFE);
     let late = HeldGrant { received_at: newer.received_at, ..first };
     assert!(!db.store.commit_confirmed(&commit(id, &late)).await.unwrap());
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+async fn a_server_that_takes_no_writes_is_unreachable_for_claims_and_commits() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let url = format!("{}&options[default_transaction_read_only]=on", db.url.expose_secret());
+    let store = Store::connect(&url.into(), db.clock.clone()).await.unwrap();
+    let seen = store.record_by_id(id).await.unwrap().unwrap();
+    let claimed = store.claim(&seen, "one", None, LEASE).await;
+    assert!(matches!(claimed, Err(StoreError::Unreachable(_))), "{claimed:?}");
+
+    let grant = grant(&db, 1);
+    let committed = store.commit_grant(&commit(id, &grant)).await;
+    assert!(matches!(committed, Err(StoreError::Unreachable(_))), "{committed:?}");
+    assert!(
+        db.store.commit_grant(&commit(id, &grant)).await.unwrap(),
+        "the same commit lands later"
+    );
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -9,6 +10,7 @@ use std::{
 use reqwest::{Client, Method, StatusCode, header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 use tempfile::TempDir;
 use token_broker::{
     app::{App, Listeners},
@@ -21,7 +23,11 @@ use token_broker::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{database::TestDatabase, http::client};
+use super::{
+    database::TestDatabase,
+    http::client,
+    process::{Ended, Program},
+};
 
 /// A running broker; its background refresher is stepped by hand, its clock moved by hand.
 pub(crate) struct TestBroker {
@@ -35,9 +41,9 @@ pub(crate) struct TestBroker {
     pub(crate) simulators: Simulators,
     pub(crate) http: Client,
     database: TestDatabase,
-    pub(crate) settings: toml::Table,
+    settings: toml::Table,
     manner: Manner,
-    _state_dir: TempDir,
+    state_dir: TempDir,
 }
 
 /// How a broker is run, besides its settings.
@@ -50,14 +56,14 @@ pub(crate) struct Manner {
 }
 
 /// The part that ends and starts anew.
-pub(crate) struct Running {
-    pub(crate) broker: Arc<Broker>,
+struct Running {
+    broker: Arc<Broker>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Running {
-    pub(crate) async fn start(
+    async fn start(
         settings: &toml::Table,
         listeners: Listeners,
         clock: Clock,
@@ -76,18 +82,56 @@ impl Running {
         Self { broker, shutdown, tasks }
     }
 
-    pub(crate) async fn stop(&self) {
+    async fn stop(&self) {
         self.shutdown.cancel();
         self.tasks.wait().await;
     }
 }
 
-pub(crate) fn load(settings: &toml::Table) -> Config {
+fn load(settings: &toml::Table) -> Config {
     Config::load_over(None, HashMap::new(), settings).unwrap()
 }
 
-pub(crate) async fn bind(public: &str, internal: &str) -> Listeners {
+async fn bind(public: &str, internal: &str) -> Listeners {
     Listeners::bind(public.parse().unwrap(), internal.parse().unwrap()).await.unwrap()
+}
+
+/// One more process on the same database and with the same providers, as far as they can tell.
+pub(crate) struct Replica {
+    running: Running,
+    pub(crate) internal_url: String,
+    service_key: String,
+    http: Client,
+    _state_dir: TempDir,
+}
+
+impl Replica {
+    /// The use cases, without a socket between.
+    pub(crate) fn broker(&self) -> &Arc<Broker> {
+        &self.running.broker
+    }
+
+    /// Fetches a token with the service's key.
+    pub(crate) async fn token(&self, connection: &str) -> Answer {
+        self.token_for(connection, &self.service_key).await
+    }
+
+    /// Fetches a token with this key.
+    pub(crate) async fn token_for(&self, connection: &str, key: &str) -> Answer {
+        let url = format!("{}/v1/connections/{connection}/token", self.internal_url);
+        read(self.http.get(url).bearer_auth(key).send().await.unwrap()).await
+    }
+
+    /// One step of the background refresher.
+    pub(crate) async fn refresh_due(&self) -> usize {
+        self.broker().sync().await.unwrap();
+        self.broker().refresh_due(100).await.unwrap()
+    }
+
+    /// Ends it as a signal would, and waits for it.
+    pub(crate) async fn stop(self) {
+        self.running.stop().await;
+    }
 }
 
 /// An answer, read whole.
@@ -164,7 +208,7 @@ impl TestBroker {
             database,
             settings,
             manner,
-            _state_dir: state_dir,
+            state_dir,
         };
         this.service_key = this.service("reader", json!(["*"]), json!(["token"])).await;
         this
@@ -183,6 +227,40 @@ impl TestBroker {
         let listeners = bind(&self.public_url[7..], &self.internal_url[7..]).await;
         let (clock, manner) = (self.clock.clone(), self.manner.clone());
         self.running = Running::start(&self.settings, listeners, clock, manner).await;
+    }
+
+    /// Ends the broker as a signal would; [`TestBroker::restart`] starts it again.
+    pub(crate) async fn halt(&self) {
+        self.running.stop().await;
+    }
+
+    /// Runs the real binary on this broker's database and state directory.
+    pub(crate) async fn command(&self, arguments: &[&str]) -> Ended {
+        let config = self.state("broker.toml");
+        std::fs::write(&config, self.settings.to_string()).unwrap();
+        let arguments = [&["--config", config.to_str().unwrap()], arguments].concat();
+        Program::run(&arguments, &[]).await
+    }
+
+    /// A file in the state directory.
+    pub(crate) fn state(&self, name: &str) -> PathBuf {
+        self.state_dir.path().join(name)
+    }
+
+    /// Starts another replica, with a state directory and listeners of its own. It shares the clock.
+    pub(crate) async fn replica(&self) -> Replica {
+        let listeners = bind("127.0.0.1:0", "127.0.0.1:0").await;
+        let internal_url = format!("http://{}", listeners.internal.local_addr().unwrap());
+        let state_dir = tempfile::tempdir().unwrap();
+        let key_file = load(&self.settings).key_file.display().to_string();
+        let mut settings = self.settings.clone();
+        settings.insert("internal_url".into(), internal_url.clone().into());
+        settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
+        settings.insert("sealing".into(), toml::toml! { key_file = key_file }.into());
+        let (clock, manner) = (self.clock.clone(), Manner::default());
+        let running = Running::start(&settings, listeners, clock, manner).await;
+        let (service_key, http) = (self.service_key.clone(), self.http.clone());
+        Replica { running, internal_url, service_key, http, _state_dir: state_dir }
     }
 
     /// Makes a service and returns its key.
@@ -291,6 +369,11 @@ impl TestBroker {
         let store = self.broker().store();
         let id = store.record(connection).await.unwrap().unwrap().connection.id;
         store.escrowed(id).await.unwrap().is_some()
+    }
+
+    /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
+    pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
+        self.database.hold(sql).await
     }
 
     /// Waits until nothing is under way in the background.

@@ -7,6 +7,8 @@ use sqlx::{
 use tempfile::TempDir;
 use token_broker::{clock::Clock, secret, store::Store};
 
+use super::pooler::Pooler;
+
 /// Where the PostgreSQL tests may make schemas of their own: a URL with a user who may.
 const TEST_DATABASE_URL: &str = "TEST_DATABASE_URL";
 
@@ -19,6 +21,7 @@ pub(crate) struct TestDatabase {
     /// What to open the same database with.
     pub(crate) url: SecretString,
     place: Place,
+    pooler: Option<Pooler>,
 }
 
 enum Place {
@@ -54,12 +57,24 @@ impl TestDatabase {
         Self::open(url, Place::Schema { admin_url, name }).await
     }
 
+    /// As [`TestDatabase::postgres`]; whoever opens it goes through a pooler in transaction mode
+    /// with three connections, but for the store under test.
+    pub(crate) async fn behind_pooler() -> Self {
+        let mut this = Self::postgres().await;
+        if let Place::Schema { admin_url, name } = &this.place {
+            let pooler = Pooler::start(admin_url, name).await;
+            this.url = pooler.url.clone().into();
+            this.pooler = Some(pooler);
+        }
+        this
+    }
+
     async fn open(url: String, place: Place) -> Self {
         let clock = Clock::system();
         let url = SecretString::from(url);
         let store = Store::connect(&url, clock.clone()).await.unwrap();
         store.migrate().await.unwrap();
-        Self { store, clock, url, place }
+        Self { store, clock, url, place, pooler: None }
     }
 
     /// Runs a statement behind the store's back.
@@ -125,6 +140,8 @@ impl Drop for TestDatabase {
 
 async fn execute_on_postgres(url: &str, sql: String) {
     let options: PgConnectOptions = url.parse().unwrap();
+    // A pooler refuses it.
+    let options = options.extra_float_digits(None);
     let mut connection = PgConnection::connect_with(&options).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();

@@ -4,4 +4,5 @@ pub(crate) mod broker;
 pub(crate) mod browser;
 pub(crate) mod database;
 pub(crate) mod http;
+pub(crate) mod pooler;
 pub(crate) mod process;

@@ -1,0 +1,1 @@
+-- Nothing: hints of a change are for other replicas, and SQLite serves one process.

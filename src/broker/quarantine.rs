@@ -1,0 +1,153 @@
+//! A restored or copied database is quarantined before anything is refreshed from it.
+
+use std::{io, sync::Arc};
+
+use jiff::Timestamp;
+use tokio::{sync::MutexGuard, task::spawn_blocking};
+
+use super::{Broker, BrokerError};
+use crate::{
+    connection::{Connection, State},
+    guard::{Doubt, Finding, Identity, Watermark, compare},
+    state_dir::WatermarkFile,
+    store::StoreError,
+};
+
+/// What this replica last saw of the database, and the file that keeps it.
+#[derive(Debug)]
+pub struct LastSeen {
+    file: WatermarkFile,
+    watermark: Option<Watermark>,
+    /// Whether the file says the same.
+    kept: bool,
+}
+
+impl LastSeen {
+    /// Reads what the file says.
+    ///
+    /// # Errors
+    ///
+    /// As [`WatermarkFile::read`].
+    pub fn read(file: WatermarkFile) -> io::Result<Self> {
+        Ok(Self { watermark: file.read()?, file, kept: true })
+    }
+
+    /// Takes note of a database that is accepted. A file that cannot be written is tried again at the
+    /// next look.
+    async fn raise(&mut self, found: &Identity) {
+        let watermark = Watermark::of(found, self.watermark.as_ref());
+        if self.kept && self.watermark.as_ref() == Some(&watermark) {
+            return;
+        }
+        self.watermark = Some(watermark.clone());
+        let file = self.file.clone();
+        let kept = spawn_blocking(move || file.write(&watermark)).await;
+        let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
+        self.kept = kept.is_ok();
+        if let Err(error) = kept {
+            tracing::error!(
+                %error,
+                "the watermark cannot be written: a restore before the next start may go unnoticed"
+            );
+        }
+    }
+}
+
+impl Broker {
+    /// Looks whether the database is the one that this replica last saw, and no older. If it is not,
+    /// all that it would refresh is quarantined before this returns. Takes note of what it sees.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer; nothing is noted then.
+    pub async fn check_database(&self) -> Result<(), StoreError> {
+        let seen = self.watermark.lock().await;
+        self.look(seen).await
+    }
+
+    /// Takes note of a grant that was stored a moment ago.
+    pub(super) fn raise_watermark(self: &Arc<Self>) {
+        let broker = Arc::clone(self);
+        self.tasks.spawn(async move {
+            // Many grants may be stored at once: the next look notes those that this one misses.
+            let Ok(seen) = broker.watermark.try_lock() else { return };
+            if let Err(error) = broker.look(seen).await {
+                tracing::debug!(%error, "the watermark stays a moment behind the database");
+            }
+        });
+    }
+
+    async fn look(&self, mut seen: MutexGuard<'_, LastSeen>) -> Result<(), StoreError> {
+        let mut found = self.store.identity().await?;
+        match compare(seen.watermark.as_ref(), &found) {
+            Finding::First | Finding::Same => {}
+            Finding::Failover => tracing::warn!("a standby of the database was promoted"),
+            Finding::Noticed => {
+                tracing::warn!("another replica has quarantined the database");
+                self.start_over().await?;
+            }
+            Finding::Doubtful(doubt) => {
+                let before = seen.watermark.as_ref().map_or(0, |seen| seen.position.quarantines);
+                let quarantines = before.max(found.position.quarantines) + 1;
+                if !self.quarantine(doubt, &found, quarantines).await? {
+                    // Another replica did it at this moment, as the next look finds.
+                    return Ok(());
+                }
+                found.position.quarantines = quarantines;
+                self.start_over().await?;
+            }
+        }
+        if let (None, Some(system)) = (&found.home, &found.system) {
+            self.store.remember_cluster(system).await?;
+        }
+        seen.raise(&found).await;
+        if let Some(seen) = &seen.watermark {
+            self.store.expect(seen);
+        }
+        Ok(())
+    }
+
+    /// False when another replica did it first.
+    async fn quarantine(
+        &self,
+        doubt: Doubt,
+        found: &Identity,
+        quarantines: i64,
+    ) -> Result<bool, StoreError> {
+        let stopped = self.store.quarantine(found, quarantines, doubt.reason()).await?;
+        match stopped {
+            None => return Ok(false),
+            Some(0) => tracing::warn!("{doubt}; it holds nothing to refresh"),
+            Some(connections) => tracing::error!(
+                connections,
+                "{doubt}. ALL CONNECTIONS ARE QUARANTINED: live tokens are served, nothing is \
+                 refreshed until `token-broker release CONNECTION` or `--all`; see `token-broker \
+                 release --plan` first"
+            ),
+        }
+        Ok(true)
+    }
+
+    /// Takes everything from the store again: what memory holds may be ahead of it.
+    async fn start_over(&self) -> Result<(), StoreError> {
+        let all = self.store.changed_since(Timestamp::UNIX_EPOCH).await?;
+        self.memory.clear();
+        for record in all.records {
+            self.adopt(record).await;
+        }
+        Ok(())
+    }
+}
+
+/// Nobody consents or confirms for a connection that is quarantined: what it would replace may be
+/// live elsewhere.
+pub(super) fn refuse_in_quarantine(connection: &Connection) -> Result<(), BrokerError> {
+    if connection.state != State::Quarantined {
+        return Ok(());
+    }
+    Err(BrokerError::Conflict(format!(
+        "connection `{}` is quarantined because the database looks restored or copied; an operator \
+         must release it first: `token-broker release {0}`",
+        connection.name
+    )))
+}

@@ -1,0 +1,247 @@
+//! Whether a database is the one that was last seen, and no older. One that was restored or copied
+//! holds refresh tokens that were spent since, and to present one of those can end a live grant.
+//!
+//! Pure: what is found comes from [`Store::identity`](crate::store::Store::identity), what was last
+//! seen from the [watermark](crate::state_dir::WatermarkFile) outside the database.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How far a database has come. It only grows; a restore takes it back.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Position {
+    /// How often the database was quarantined. Compared first: what was seen before the last
+    /// quarantine was dealt with by it, however many grants are missing.
+    pub quarantines: i64,
+    /// How many grants were ever stored.
+    pub seq: i64,
+}
+
+/// What a database says of itself. What it does not say is unknown and is not compared.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    /// Random, made with the schema.
+    pub deployment: String,
+    /// The cluster that the database itself remembers to have been accepted on.
+    pub home: Option<String>,
+    /// The cluster that it lies on: PostgreSQL's system identifier.
+    pub system: Option<String>,
+    /// The timeline of the cluster's write-ahead log; a standby that is promoted begins another.
+    pub timeline: Option<String>,
+    /// How far it has come.
+    pub position: Position,
+}
+
+/// What a replica last saw of its database, kept outside it: never ahead of the database, and a
+/// moment behind it at most.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Watermark {
+    /// As [`Identity::deployment`].
+    pub deployment: String,
+    /// As [`Identity::system`], when that was last known.
+    pub system: Option<String>,
+    /// As [`Identity::timeline`], when that was last known.
+    pub timeline: Option<String>,
+    /// As [`Identity::position`].
+    #[serde(flatten)]
+    pub position: Position,
+}
+
+impl Watermark {
+    /// What to remember of a database once it is accepted; what it does not say stays as it was.
+    #[must_use]
+    pub fn of(found: &Identity, before: Option<&Self>) -> Self {
+        let before = before.filter(|before| before.deployment == found.deployment);
+        let known = |now: &Option<String>, then: fn(&Self) -> &Option<String>| {
+            now.clone().or_else(|| before.and_then(|before| then(before).clone()))
+        };
+        Self {
+            deployment: found.deployment.clone(),
+            system: known(&found.system, |before| &before.system),
+            timeline: known(&found.timeline, |before| &before.timeline),
+            position: found.position,
+        }
+    }
+}
+
+/// How a database compares with what was last seen of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Finding {
+    /// Nothing was seen before: a new replica.
+    First,
+    /// As it was, or further on.
+    Same,
+    /// Further on, after a standby was promoted.
+    Failover,
+    /// Another replica found a doubt meanwhile, and has quarantined what there was.
+    Noticed,
+    /// Not to be trusted with a refresh.
+    Doubtful(Doubt),
+}
+
+/// Why the refresh tokens of a database are not presented.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Doubt {
+    /// It is another database than the one that was served.
+    Clone,
+    /// It lies on another cluster: a dump was restored there, or the database has moved.
+    Moved,
+    /// Grants that were stored are missing from it.
+    Restored {
+        /// How many, if they can be counted.
+        missing: Option<u64>,
+    },
+}
+
+impl Doubt {
+    /// The word for it where a connection says why it is quarantined.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Clone => "database_exchanged",
+            Self::Moved => "database_moved",
+            Self::Restored { .. } => "database_restored",
+        }
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clone => f.write_str("this is another database than the one last served here"),
+            Self::Moved => {
+                f.write_str("the database lies on another cluster: it was copied, or has moved")
+            }
+            Self::Restored { missing: Some(1) } => {
+                f.write_str("the database was restored: 1 grant that was stored is missing")
+            }
+            Self::Restored { missing: Some(missing) } => {
+                write!(
+                    f,
+                    "the database was restored: {missing} grants that were stored are missing"
+                )
+            }
+            Self::Restored { missing: None } => {
+                f.write_str("the database was restored: it has forgotten an earlier quarantine")
+            }
+        }
+    }
+}
+
+/// Compares what is found with what was last seen.
+#[must_use]
+pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Finding {
+    // The database's own memory of its cluster tells a copy even to a replica that has never seen
+    // it before.
+    let moved = differ(found.home.as_ref(), found.system.as_ref());
+    let Some(seen) = last_seen else {
+        return if moved { Finding::Doubtful(Doubt::Moved) } else { Finding::First };
+    };
+    if seen.deployment != found.deployment {
+        return Finding::Doubtful(Doubt::Clone);
+    }
+    if found.position < seen.position {
+        let countable = found.position.quarantines == seen.position.quarantines;
+        let missing = countable.then(|| seen.position.seq.abs_diff(found.position.seq));
+        return Finding::Doubtful(Doubt::Restored { missing });
+    }
+    if moved {
+        return Finding::Doubtful(Doubt::Moved);
+    }
+    if found.position.quarantines > seen.position.quarantines {
+        return Finding::Noticed;
+    }
+    if differ(seen.system.as_ref(), found.system.as_ref()) {
+        return Finding::Doubtful(Doubt::Moved);
+    }
+    if differ(seen.timeline.as_ref(), found.timeline.as_ref()) {
+        return Finding::Failover;
+    }
+    Finding::Same
+}
+
+/// Whether two values are both known and not the same.
+fn differ(one: Option<&String>, other: Option<&String>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one != other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(system: Option<&str>, timeline: Option<&str>, quarantines: i64, seq: i64) -> Identity {
+        Identity {
+            deployment: "d".to_owned(),
+            home: None,
+            system: system.map(str::to_owned),
+            timeline: timeline.map(str::to_owned),
+            position: Position { quarantines, seq },
+        }
+    }
+
+    #[test]
+    fn only_what_is_known_and_differs_raises_a_doubt() {
+        let seen = Watermark::of(&found(Some("s"), Some("1"), 1, 100), None);
+        let restored = |missing| Finding::Doubtful(Doubt::Restored { missing });
+        let moved = Finding::Doubtful(Doubt::Moved);
+        for (system, timeline, quarantines, seq, expected) in [
+            (Some("s"), Some("1"), 1, 100, Finding::Same),
+            (Some("s"), Some("1"), 1, 105, Finding::Same),
+            (None, None, 1, 100, Finding::Same),
+            (None, Some("1"), 1, 100, Finding::Same),
+            (Some("s"), Some("2"), 1, 100, Finding::Failover),
+            (None, Some("2"), 1, 101, Finding::Failover),
+            (Some("s"), Some("1"), 1, 99, restored(Some(1))),
+            (Some("s"), Some("2"), 1, 90, restored(Some(10))),
+            (None, None, 1, 0, restored(Some(100))),
+            (Some("other"), Some("1"), 1, 99, restored(Some(1))),
+            // Taken back beyond a quarantine, however far it has come again since.
+            (Some("s"), Some("1"), 0, 500, restored(None)),
+            (Some("other"), Some("1"), 1, 100, moved),
+            (Some("other"), None, 1, 100, moved),
+            // Others have quarantined it since, wherever it lies and whatever it lacks.
+            (Some("s"), Some("1"), 2, 3, Finding::Noticed),
+            (Some("other"), Some("2"), 2, 3, Finding::Noticed),
+        ] {
+            let found = found(system, timeline, quarantines, seq);
+            assert_eq!(compare(Some(&seen), &found), expected, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn another_deployment_is_another_database_however_far_it_has_come() {
+        let seen = Watermark::of(&found(Some("s"), Some("1"), 0, 100), None);
+        for seq in [0, 100, 1_000] {
+            let other = Identity { deployment: "e".to_owned(), ..found(Some("s"), None, 0, seq) };
+            assert_eq!(compare(Some(&seen), &other), Finding::Doubtful(Doubt::Clone));
+        }
+    }
+
+    #[test]
+    fn a_new_replica_knows_only_what_the_database_remembers_of_itself() {
+        assert_eq!(compare(None, &found(Some("s"), Some("1"), 0, 7)), Finding::First);
+        let at_home = |home: &str, system| Identity {
+            home: Some(home.to_owned()),
+            ..found(system, None, 0, 7)
+        };
+        assert_eq!(compare(None, &at_home("s", Some("s"))), Finding::First);
+        assert_eq!(compare(None, &at_home("s", None)), Finding::First);
+        let moved = Finding::Doubtful(Doubt::Moved);
+        assert_eq!(compare(None, &at_home("s", Some("t"))), moved);
+        // Another replica's quarantine is no excuse for a further move.
+        let seen = Watermark::of(&found(Some("s"), None, 0, 7), None);
+        let again = Identity { home: Some("t".to_owned()), ..found(Some("u"), None, 1, 7) };
+        assert_eq!(compare(Some(&seen), &again), moved);
+    }
+
+    #[test]
+    fn what_a_database_does_not_say_stays_as_it_was_known() {
+        let seen = Watermark::of(&found(Some("s"), Some("1"), 0, 1), None);
+        let now = Watermark::of(&found(None, Some("2"), 0, 5), Some(&seen));
+        assert_eq!((now.system.as_deref(), now.timeline.as_deref()), (Some("s"), Some("2")));
+        assert_eq!(now.position.seq, 5);
+        let other = Identity { deployment: "e".to_owned(), ..found(None, None, 0, 5) };
+        assert_eq!(Watermark::of(&other, Some(&seen)).system, None);
+    }
+}

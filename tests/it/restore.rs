@@ -1,0 +1,383 @@
+//! A database that was restored or copied: nothing is presented from it until an operator says so.
+
+mod cluster;
+
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+
+use reqwest::{Method, StatusCode};
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use token_broker::simulator::{Endpoint, Simulated};
+
+use crate::support::{
+    broker::{Person, TestBroker},
+    database::{TestDatabase, on_both_engines},
+};
+
+on_both_engines! {
+    a_restored_database_presents_nothing_until_it_is_released,
+    a_restore_under_a_running_replica_is_noticed,
+    a_restore_that_another_replica_noticed_is_taken_over,
+    another_database_is_not_taken_for_the_one_last_served,
+    one_quarantine_is_enough_for_all_replicas,
+    nobody_consents_or_confirms_in_quarantine,
+    the_watermark_follows_the_database,
+    what_is_not_quarantined_is_not_released,
+}
+
+/// A backup, taken and put back behind the broker's back.
+const BACK_UP: &str = "
+    CREATE TABLE saved_connections AS SELECT * FROM connections;
+    CREATE TABLE saved_grants AS SELECT * FROM grants;
+    CREATE TABLE saved_pending AS SELECT * FROM pending_grants;
+    CREATE TABLE saved_tombstones AS SELECT * FROM refresh_tombstones;
+    CREATE TABLE saved_identity AS SELECT * FROM identity;";
+const RESTORE: &str = "
+    DELETE FROM connections; INSERT INTO connections SELECT * FROM saved_connections;
+    INSERT INTO grants SELECT * FROM saved_grants;
+    INSERT INTO pending_grants SELECT * FROM saved_pending;
+    DELETE FROM refresh_tombstones; INSERT INTO refresh_tombstones SELECT * FROM saved_tombstones;
+    DELETE FROM identity; INSERT INTO identity SELECT * FROM saved_identity;";
+
+/// How many token requests the providers have seen.
+fn posts(broker: &TestBroker) -> u64 {
+    let of = |which| broker.simulator(which).oracle().requests.get(&Endpoint::Token).copied();
+    Simulated::ALL.into_iter().filter_map(of).sum()
+}
+
+/// Four connections at each provider, one of which nobody had to consent to.
+async fn twenty_connections(broker: &TestBroker) -> Vec<String> {
+    let mut names = Vec::new();
+    for which in Simulated::ALL {
+        for number in 0..4 {
+            let name = format!("{which}-{number}");
+            match which {
+                Simulated::Avito => drop(broker.create(&name, "avito").await),
+                _ => broker.connect(&name, which).await,
+            }
+            names.push(name);
+        }
+    }
+    names
+}
+
+async fn refresh(broker: &TestBroker, name: &str) -> StatusCode {
+    let path = format!("/v1/connections/{name}/refresh");
+    broker.operator(Method::POST, &path, None).await.status
+}
+
+/// Everything that would refresh a connection: a reader, the operator's button, the background.
+async fn press_everything(broker: &TestBroker, names: &[String]) {
+    for name in names {
+        broker.token(name).await;
+        assert_eq!(refresh(broker, name).await, StatusCode::CONFLICT, "{name}");
+    }
+    assert_eq!(broker.refresh_due().await, 0);
+    broker.idle().await;
+}
+
+async fn states(broker: &TestBroker) -> BTreeMap<String, usize> {
+    let answer = broker.operator(Method::GET, "/v1/connections", None).await.json();
+    let mut states = BTreeMap::new();
+    for connection in answer["connections"].as_array().unwrap() {
+        *states.entry(connection["state"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    states
+}
+
+fn all(state: &str, count: usize) -> BTreeMap<String, usize> {
+    BTreeMap::from([(state.to_owned(), count)])
+}
+
+async fn release(broker: &TestBroker, arguments: &[&str]) -> Vec<String> {
+    let ended = broker.command(&[&["release"], arguments].concat()).await;
+    assert!(ended.status.success(), "{ended:?}");
+    ended.stdout
+}
+
+async fn a_restored_database_presents_nothing_until_it_is_released(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    let names = twenty_connections(&broker).await;
+    broker.execute(BACK_UP).await;
+    // Half of the refresh tokens in the backup are spent by now.
+    let spent = |name: &str| name.ends_with('0') || name.ends_with('1');
+    for name in names.iter().filter(|name| spent(name)) {
+        assert_eq!(refresh(&broker, name).await, StatusCode::OK, "{name}");
+    }
+    broker.halt().await;
+    broker.execute(RESTORE).await;
+    let before = posts(&broker);
+    for _ in 0..2 {
+        broker.restart(|_| {}).await;
+        assert_eq!(states(&broker).await, all("quarantined", 20));
+        let view = broker.view("amocrm-0").await;
+        assert_eq!(view["reason"], "database_restored", "{view}");
+        for name in &names {
+            let token = broker.token(name).await;
+            assert_eq!(token.status, StatusCode::OK, "{name}");
+            assert_eq!(token.json()["stale"], true, "{name}");
+        }
+        press_everything(&broker, &names).await;
+    }
+    // A day and more later every token has ended, and everything is due.
+    broker.advance(Duration::from_hours(24 * 8)).await;
+    press_everything(&broker, &names).await;
+    let token = broker.token("amocrm-3").await;
+    assert_eq!(token.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(token.json()["code"], "provider_unavailable");
+    let health = broker.operator(Method::GET, "/health", None).await.json();
+    let notes = health["notes"].to_string();
+    assert!(notes.contains("20 × quarantined") && notes.contains("release --plan"), "{notes}");
+    assert_eq!(posts(&broker), before);
+
+    let plan = release(&broker, &["--plan"]).await;
+    assert_eq!(plan.len(), 21, "{plan:#?}");
+    let line = |name: &str| plan.iter().find(|line| line.starts_with(name)).unwrap();
+    assert!(line("amocrm-0").contains("presents its refresh token once"), "{plan:#?}");
+    assert!(line("avito-0").ends_with("resumes"), "{plan:#?}");
+    press_everything(&broker, &names).await;
+    assert_eq!(posts(&broker), before, "a plan releases nothing");
+
+    let canary = release(&broker, &["amocrm-3"]).await;
+    assert_eq!(canary.len(), 3, "{canary:#?}");
+    assert!(canary[2].starts_with("released: 1"), "{canary:#?}");
+    assert_eq!(broker.refresh_due().await, 1);
+    assert_eq!(posts(&broker), before + 1);
+    assert_eq!(broker.view("amocrm-3").await["generation"], 2);
+
+    release(&broker, &["--all"]).await;
+    assert_eq!(broker.refresh_due().await, 19);
+    for name in &names {
+        let view = broker.view(name).await;
+        if spent(name) && !name.starts_with("avito") {
+            assert_eq!(view["state"], "needs_consent", "{view}");
+            assert!(view["reason"].is_string(), "{view}");
+        } else {
+            assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(2)));
+            assert_eq!(broker.token(name).await.json()["stale"], false, "{name}");
+        }
+    }
+    let released = states(&broker).await;
+    broker.restart(|_| {}).await;
+    assert_eq!(states(&broker).await, released, "what was released stays so");
+    broker.stop().await;
+}
+
+async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    broker.execute(BACK_UP).await;
+    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
+    broker.idle().await;
+    let store = broker.broker().store();
+    let claim = async |attempt: &str| {
+        let record = store.record("amocrm-shop").await.unwrap().unwrap();
+        store.claim(&record, attempt, None, Duration::ZERO).await.unwrap()
+    };
+    assert!(claim("before").await.is_some());
+    broker.execute(RESTORE).await;
+    assert!(claim("after").await.is_none(), "claimed before anybody looked");
+    let before = posts(&broker);
+    broker.advance(Duration::from_hours(30)).await;
+    press_everything(&broker, &["amocrm-shop".to_owned()]).await;
+    let view = broker.view("amocrm-shop").await;
+    assert_eq!((&view["state"], &view["generation"]), (&json!("quarantined"), &json!(1)));
+    assert_eq!(posts(&broker), before);
+    broker.stop().await;
+}
+
+async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("divar-shop", Simulated::Divar).await;
+    broker.execute(BACK_UP).await;
+    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    broker.idle().await;
+    broker.execute(RESTORE).await;
+    let store = broker.broker().store();
+    let found = store.identity().await.unwrap();
+    assert_eq!(store.quarantine(&found, 1, "database_restored").await.unwrap(), Some(1));
+    assert_eq!(store.quarantine(&found, 1, "database_restored").await.unwrap(), None, "twice");
+    broker.broker().sync().await.unwrap();
+    let view = broker.view("divar-shop").await;
+    assert_eq!((&view["state"], &view["generation"]), (&json!("quarantined"), &json!(1)));
+    assert_eq!(store.identity().await.unwrap().position.quarantines, 1);
+    release(&broker, &["--all"]).await;
+    assert_eq!(broker.refresh_due().await, 1);
+    assert_eq!(broker.view("divar-shop").await["generation"], 2, "memory keeps step");
+    broker.stop().await;
+}
+
+async fn another_database_is_not_taken_for_the_one_last_served(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.connect("divar-shop", Simulated::Divar).await;
+    broker.halt().await;
+    broker.execute("UPDATE identity SET deployment = 'another'").await;
+    broker.restart(|_| {}).await;
+    let view = broker.view("divar-shop").await;
+    assert_eq!(
+        (&view["state"], &view["reason"]),
+        (&json!("quarantined"), &json!("database_exchanged"))
+    );
+    release(&broker, &["--all"]).await;
+    broker.restart(|_| {}).await;
+    assert_eq!(broker.refresh_due().await, 1);
+    assert_eq!(broker.view("divar-shop").await["generation"], 2);
+    broker.stop().await;
+}
+
+async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.connect("divar-shop", Simulated::Divar).await;
+    broker.execute(BACK_UP).await;
+    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    broker.halt().await;
+    // What another replica saw, which comes back only after the release.
+    let other = fs::read(broker.state("watermark")).unwrap();
+    broker.execute(RESTORE).await;
+    broker.restart(|_| {}).await;
+    assert_eq!(states(&broker).await, all("quarantined", 1));
+    release(&broker, &["divar-shop"]).await;
+    broker.halt().await;
+    let ours = fs::read(broker.state("watermark")).unwrap();
+    fs::write(broker.state("watermark"), other).unwrap();
+    broker.restart(|_| {}).await;
+    assert_eq!(states(&broker).await, all("active", 1));
+    // The same backup once more is a restore again.
+    broker.halt().await;
+    broker.execute(RESTORE).await;
+    fs::write(broker.state("watermark"), ours).unwrap();
+    broker.restart(|_| {}).await;
+    assert_eq!(states(&broker).await, all("quarantined", 1));
+    broker.stop().await;
+}
+
+async fn nobody_consents_or_confirms_in_quarantine(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    let account = broker.account(Simulated::Divar);
+    broker.connect("divar-shop", Simulated::Divar).await;
+    let open = broker.link("divar-shop", "divar", json!({})).await;
+    let link = broker.link("divar-new", "divar", json!({})).await;
+    Person::new(&broker).consent(&link, "allow").await;
+    assert_eq!(broker.view("divar-new").await["state"], "pending_confirm");
+    let never = broker.link("divar-never", "divar", json!({})).await;
+    broker.halt().await;
+    broker.execute("UPDATE identity SET deployment = 'another'").await;
+    broker.restart(|_| {}).await;
+    let before = posts(&broker);
+
+    for name in ["divar-shop", "divar-new"] {
+        let body = json!({ "connection": name });
+        let refused = broker.operator(Method::POST, "/v1/consent-links", Some(body)).await;
+        assert_eq!(refused.status, StatusCode::CONFLICT, "{refused:?}");
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(&format!("token-broker release {name}")), "{detail}");
+    }
+    let pressed = Person::new(&broker).press(&open).await;
+    assert_eq!(pressed.status, StatusCode::CONFLICT, "{pressed:?}");
+    assert!(pressed.text.contains("on hold"), "{pressed:?}");
+    let confirm = async || {
+        let path = "/v1/connections/divar-new/confirm";
+        broker.operator(Method::POST, path, Some(json!({ "account": account }))).await
+    };
+    assert_eq!(confirm().await.status, StatusCode::CONFLICT);
+    assert_eq!(posts(&broker), before);
+    // What held nothing is not in quarantine.
+    assert_eq!(Person::new(&broker).press(&never).await.status, StatusCode::SEE_OTHER);
+
+    let plan = release(&broker, &["--all"]).await.join("\n");
+    assert!(plan.contains("waits for a consent or its confirmation"), "{plan}");
+    broker.broker().sync().await.unwrap();
+    assert_eq!(broker.view("divar-new").await["state"], "pending_confirm");
+    assert_eq!(confirm().await.status, StatusCode::OK);
+    assert_eq!(Person::new(&broker).press(&open).await.status, StatusCode::SEE_OTHER);
+    broker.stop().await;
+}
+
+/// The number of stored grants that the watermark knows of.
+fn noted(broker: &TestBroker) -> Value {
+    let watermark = fs::read(broker.state("watermark")).unwrap();
+    serde_json::from_slice::<Value>(&watermark).unwrap()["seq"].clone()
+}
+
+async fn the_watermark_follows_the_database(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    assert_eq!(noted(&broker), 0);
+    broker.create("avito-own", "avito").await;
+    broker.idle().await;
+    assert_eq!(noted(&broker), 1);
+    broker.connect("divar-shop", Simulated::Divar).await;
+    broker.idle().await;
+    assert_eq!(noted(&broker), 2);
+    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    broker.idle().await;
+    assert_eq!(noted(&broker), 3);
+    // What other replicas store is seen too, at the end at the latest.
+    broker.execute("UPDATE identity SET global_seq = 7").await;
+    broker.halt().await;
+    assert_eq!(noted(&broker), 7);
+    // A new replica has seen nothing, and begins like any other.
+    fs::remove_file(broker.state("watermark")).unwrap();
+    broker.restart(|_| {}).await;
+    assert_eq!(noted(&broker), 7);
+    assert_eq!(states(&broker).await, all("active", 2));
+    broker.stop().await;
+}
+
+async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
+    let nothing = "no connection is quarantined: there is nothing to release";
+    assert_eq!(release(&broker, &["--all"]).await, [nothing]);
+    assert_eq!(release(&broker, &["--plan"]).await, [nothing]);
+    for (name, expected) in [
+        ("avito-own", "connection `avito-own` is active, not quarantined: there is nothing"),
+        ("avito-two", "there is no connection `avito-two`"),
+    ] {
+        let ended = broker.command(&["release", name]).await;
+        assert_eq!(ended.status.code(), Some(64), "{ended:?}");
+        assert!(ended.stderr[0].contains(expected), "{ended:?}");
+    }
+    assert_eq!(broker.view("avito-own").await["state"], "active");
+    broker.stop().await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+fn sqlite_file(database: &TestDatabase) -> PathBuf {
+    database.url.expose_secret().strip_prefix("sqlite:").unwrap().into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_was_put_back_is_known() {
+    let database = TestDatabase::sqlite().await;
+    let file = sqlite_file(&database);
+    let backup = file.with_extension("backup");
+    database.store.close().await;
+    let mut broker = TestBroker::start(database).await;
+    broker.connect("kommo-shop", Simulated::Kommo).await;
+    broker.halt().await;
+    fs::copy(&file, &backup).unwrap();
+    broker.restart(|_| {}).await;
+    assert_eq!(states(&broker).await, all("active", 1));
+    assert_eq!(refresh(&broker, "kommo-shop").await, StatusCode::OK);
+    let before = posts(&broker);
+    broker.halt().await;
+    assert!(!file.with_extension("db-wal").exists(), "the database was not closed");
+    fs::copy(&backup, &file).unwrap();
+    broker.restart(|_| {}).await;
+    press_everything(&broker, &["kommo-shop".to_owned()]).await;
+    assert_eq!(states(&broker).await, all("quarantined", 1));
+    assert_eq!(posts(&broker), before);
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watermark_that_cannot_be_read_stops_the_start() {
+    let database = TestDatabase::sqlite().await;
+    let broker = TestBroker::start(database).await;
+    broker.halt().await;
+    fs::write(broker.state("watermark"), "torn").unwrap();
+    let ended = broker.command(&["serve"]).await;
+    assert_eq!(ended.status.code(), Some(64), "{ended:?}");
+    assert!(ended.stderr.last().unwrap().contains("watermark cannot be read"), "{ended:?}");
+    broker.stop().await;
+}

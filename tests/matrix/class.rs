@@ -1,0 +1,89 @@
+//! The six ways in which providers rotate refresh tokens.
+
+use std::time::Duration;
+
+use token_broker::simulator::settings::{AvitoSettings, RotationClass};
+use toml::Table;
+
+/// How a provider rotates: as it is, and as the broker is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    pub(crate) name: &'static str,
+    rotation: RotationClass,
+    profile: &'static str,
+    /// How long an access token lives, in seconds. Where a second presentation is dangerous the
+    /// broker waits for its end, and so do the tests.
+    access_life: u32,
+}
+
+const DAY: u32 = 86_400;
+
+/// How long a used refresh token still works in the classes with a grace.
+const GRACE: u32 = 60;
+
+impl Class {
+    pub(crate) const NOT_ROTATING: Self = Self {
+        name: "not rotating",
+        rotation: RotationClass::None,
+        profile: "none",
+        access_life: DAY,
+    };
+    pub(crate) const GRACE_SAME: Self = Self {
+        name: "grace, same successor",
+        rotation: RotationClass::GraceSameSuccessor,
+        profile: "grace",
+        access_life: DAY,
+    };
+    pub(crate) const GRACE_NEW: Self = Self {
+        name: "grace, new successors",
+        rotation: RotationClass::GraceNewSuccessors,
+        profile: "grace",
+        access_life: DAY,
+    };
+    pub(crate) const GRACE_NEWEST: Self = Self {
+        name: "grace, newest lives",
+        rotation: RotationClass::GraceNewestLives,
+        profile: "grace",
+        access_life: DAY,
+    };
+    pub(crate) const SINGLE_USE: Self = Self {
+        name: "single use",
+        rotation: RotationClass::SingleUse,
+        profile: "single_use",
+        access_life: DAY,
+    };
+    pub(crate) const FAMILY: Self = Self {
+        name: "single use, family",
+        rotation: RotationClass::SingleUseFamily,
+        profile: "single_use_family",
+        access_life: 6,
+    };
+
+    /// The same with access tokens that outlive any test.
+    pub(crate) const fn with_lasting_access(self) -> Self {
+        Self { access_life: DAY, ..self }
+    }
+
+    /// Makes the simulated provider one of this class.
+    pub(crate) fn simulate(self, settings: &mut AvitoSettings) {
+        settings.rotation = Some(self.rotation);
+        settings.rotation_grace = GRACE;
+        settings.access_life = self.access_life;
+    }
+
+    /// Tells the broker; no pace keeps it from refreshing all connections at once.
+    pub(crate) fn describe(self, settings: &mut Table, token_timeout: Duration) {
+        let profile = &mut settings["providers"]["profiles"]["avito"];
+        let profile = profile.as_table_mut().unwrap();
+        let mut tokens = Table::new();
+        tokens.insert("rotation".to_owned(), self.profile.into());
+        if self.profile == "grace" {
+            tokens.insert("grace".to_owned(), format!("{GRACE}s").into());
+        }
+        profile.insert("tokens".to_owned(), tokens.into());
+        let pace = toml::toml! { per_second = 1000 burst = 1000 in_flight = 1000 };
+        profile.insert("pace".to_owned(), pace.into());
+        let timeout = format!("{}s", token_timeout.as_secs());
+        profile["token"].as_table_mut().unwrap().insert("timeout".to_owned(), timeout.into());
+    }
+}

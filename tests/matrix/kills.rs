@@ -1,0 +1,230 @@
+//! The process dies at a point of a refresh, with many of them at that very point, and starts again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+use token_broker::{
+    failpoint::Point,
+    simulator::{Fault, Kind, Oracle},
+};
+use tokio::time::Instant;
+
+use crate::{
+    class::Class,
+    support::database::TestDatabase,
+    table::{Row, short_or_long},
+    world::{Replica, Settled, World, until},
+};
+
+/// Where the process dies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    /// At a point of ours.
+    At(Point),
+    /// The request is written, and the provider never processes it.
+    Unprocessed,
+    /// The provider has processed the request; not a byte of its answer came.
+    Unanswered,
+    /// A part of the answer came.
+    PartlyAnswered,
+}
+
+impl Stop {
+    /// In the order in which a refresh passes them.
+    const ALL: [Self; 8] = [
+        Self::At(Point::Unclaimed),
+        Self::At(Point::Claimed),
+        Self::Unprocessed,
+        Self::Unanswered,
+        Self::PartlyAnswered,
+        Self::At(Point::Spooled),
+        Self::At(Point::Committed),
+        Self::At(Point::Unpublished),
+    ];
+
+    /// The point at which the broker holds by itself.
+    fn hold(self) -> Option<Point> {
+        match self {
+            Self::At(point) => Some(point),
+            Self::Unprocessed | Self::Unanswered | Self::PartlyAnswered => None,
+        }
+    }
+
+    /// What makes the provider hold the broker.
+    fn fault(self) -> Option<Fault> {
+        match self {
+            Self::At(_) => None,
+            Self::Unprocessed => Some(Fault::Hold { processed: false }),
+            Self::Unanswered => Some(Fault::Hold { processed: true }),
+            Self::PartlyAnswered => Some(Fault::Stall { at: 40 }),
+        }
+    }
+
+    /// Whether the provider has acted by then.
+    fn is_processed(self) -> bool {
+        match self {
+            Self::At(point) => point >= Point::Written,
+            Self::Unprocessed => false,
+            Self::Unanswered | Self::PartlyAnswered => true,
+        }
+    }
+
+    /// Whether what the provider gave is on our disk by then.
+    fn is_kept(self) -> bool {
+        matches!(self, Self::At(point) if point >= Point::Spooled)
+    }
+
+    /// Brings every connection's refresh there; the replica is not running.
+    pub(crate) async fn reach(self, world: &World, replica: &mut Replica) {
+        let before = world.oracle();
+        let count = world.chains.len();
+        if let Some(fault) = self.fault() {
+            world.provider().fault(&fault, count);
+        }
+        world.make_due().await;
+        replica.start_held(self.hold());
+        if let Some(point) = self.hold() {
+            for _ in 0..count {
+                replica.program.hear(&format!("held at {point}")).await;
+            }
+        }
+        if self.is_processed() {
+            let issued = || accesses(&world.oracle()) == accesses(&before) + count;
+            until("the provider has processed all requests", issued).await;
+        } else if self.hold().is_none() {
+            let arrived = || presentations(&before, &world.oracle()).len() == count;
+            until("all requests have arrived", arrived).await;
+        }
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(point) => write!(f, "{point}"),
+            Self::Unprocessed => f.write_str("written, not processed"),
+            Self::Unanswered => f.write_str("written, processed"),
+            Self::PartlyAnswered => f.write_str("partly answered"),
+        }
+    }
+}
+
+/// The authorisations that no client could save that died there: of the refresh tokens that it had
+/// received none works. Those are the ones from before, and the successor once it is on the disk.
+///
+/// So nothing is beyond saving before the provider has acted, nor once its answer is kept; between
+/// the two only what the class leaves of the old token counts: all of it where it does not rotate,
+/// a grace, or nothing.
+pub(crate) fn unrecoverable(before: &Oracle, at_death: &Oracle, stop: Stop) -> BTreeSet<usize> {
+    let ours = |id| stop.is_kept() || id <= before.known.len();
+    let live = at_death.live_refresh_tokens().into_iter();
+    let beyond = live.filter(|(_, tokens)| !tokens.iter().any(|token| ours(token.id)));
+    beyond.map(|(chain, _)| chain).collect()
+}
+
+/// How often each refresh token that arrived since `before` did.
+pub(crate) fn presentations(before: &Oracle, now: &Oracle) -> BTreeMap<usize, u64> {
+    let times = |oracle: &Oracle, id: usize| -> u64 {
+        oracle.known.get(id - 1).map_or(0, |known| known.presented.values().sum())
+    };
+    let refresh = now.known.iter().filter(|known| known.kind == Kind::Refresh);
+    let times = refresh.map(|known| (known.id, times(now, known.id) - times(before, known.id)));
+    times.filter(|(_, times)| *times > 0).collect()
+}
+
+fn accesses(oracle: &Oracle) -> usize {
+    oracle.known.iter().filter(|known| known.kind == Kind::Access).count()
+}
+
+/// Compares what is lost with what nobody could have saved, and makes the row of the table.
+pub(crate) fn judge(
+    world: &World,
+    settled: &Settled,
+    unrecoverable: &BTreeSet<usize>,
+    presentations: &BTreeMap<usize, u64>,
+) -> (BTreeSet<String>, Row) {
+    let lost = settled.iter().filter(|(_, (view, _))| view.is_lost());
+    for (name, (view, _)) in lost.clone() {
+        assert_eq!(view.reason.as_deref(), Some("lost_in_rotation"), "{name}");
+    }
+    let lost: BTreeSet<_> = lost.map(|(name, _)| name.clone()).collect();
+    let beyond = world.chains.iter().filter(|(_, chain)| unrecoverable.contains(chain));
+    let beyond: BTreeSet<_> = beyond.map(|(name, _)| name.clone()).collect();
+    assert_eq!(lost, beyond, "lost on the left, beyond saving on the right");
+    let most = presentations.values().max();
+    assert!(most <= Some(&2), "presented more often than once and again");
+    let row = Row {
+        runs: settled.len(),
+        lost: lost.len(),
+        unrecoverable: beyond.len(),
+        replays: presentations.values().map(|times| times - 1).sum(),
+        recovery: settled.values().map(|(_, took)| *took).collect(),
+    };
+    (lost, row)
+}
+
+/// One cell of the matrix. The replica runs before and after.
+async fn kill_at(world: &mut World, replica: &mut Replica, stop: Stop) -> Row {
+    let views = world.views(replica).await;
+    replica.stop().await;
+    let before = world.oracle();
+    stop.reach(world, replica).await;
+    replica.kill().await;
+    let unrecoverable = unrecoverable(&before, &world.oracle(), stop);
+    world.provider().clear_faults();
+
+    let began = Instant::now();
+    replica.start(None).await;
+    world.assert_served(replica).await;
+    let settled = world.settled(replica, &views, began).await;
+    let presentations = presentations(&before, &world.oracle());
+    let (lost, row) = judge(world, &settled, &unrecoverable, &presentations);
+    world.assert_usable(replica, &lost).await;
+    world.assert_served(replica).await;
+    world.reconnect(replica, &lost).await;
+    row
+}
+
+async fn kill_at_every_point(database: TestDatabase, engine: &str, class: Class) {
+    let count = short_or_long(6, 100);
+    let (mut world, mut replica) =
+        World::start(database, class, count, Duration::from_secs(40)).await;
+    for stop in Stop::ALL {
+        let row = kill_at(&mut world, &mut replica, stop).await;
+        row.report(&format!("SIGKILL, {stop}, {}, {engine}", class.name));
+    }
+    replica.stop().await;
+}
+
+macro_rules! kills {
+    ($($(#[$only:meta])* $name:ident: $class:ident on $engine:ident;)+) => {
+        $($(#[$only])*
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let database = TestDatabase::$engine().await;
+            kill_at_every_point(database, stringify!($engine), Class::$class).await;
+        })+
+    };
+}
+
+kills! {
+    not_rotating: NOT_ROTATING on sqlite;
+    grace_same: GRACE_SAME on sqlite;
+    grace_new: GRACE_NEW on sqlite;
+    grace_newest: GRACE_NEWEST on sqlite;
+    single_use: SINGLE_USE on sqlite;
+    family: FAMILY on sqlite;
+    #[ignore = "long"]
+    not_rotating_on_postgres: NOT_ROTATING on postgres;
+    #[ignore = "long"]
+    grace_same_on_postgres: GRACE_SAME on postgres;
+    #[ignore = "long"]
+    grace_new_on_postgres: GRACE_NEW on postgres;
+    grace_newest_on_postgres: GRACE_NEWEST on postgres;
+    single_use_on_postgres: SINGLE_USE on postgres;
+    #[ignore = "long"]
+    family_on_postgres: FAMILY on postgres;
+}

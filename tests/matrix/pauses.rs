@@ -1,0 +1,135 @@
+//! The holder of a lease stands still until the lease is over and another replica has gone on; then
+//! it wakes up.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use token_broker::failpoint::{Failpoints, Hold, Point};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    class::Class,
+    kills::presentations,
+    support::database::TestDatabase,
+    table::{Row, short_or_long},
+    world::{World, until},
+};
+
+/// How long a token request may take: a lease is 20 s longer, and 50 s where a second presentation is
+/// dangerous. All of it is less than the grace.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longer than any lease of these tests and shorter than the grace.
+const PAUSE: Duration = Duration::from_secs(55);
+
+/// Longer than a refresh may begin to send after its claim.
+const SEND_WINDOW: Duration = Duration::from_secs(6);
+
+/// Holds refreshes at a point until it is opened.
+#[derive(Clone)]
+struct Gate {
+    point: Point,
+    arrived: Arc<AtomicUsize>,
+    opened: CancellationToken,
+}
+
+impl Gate {
+    fn at(point: Point) -> Self {
+        Self { point, arrived: Arc::default(), opened: CancellationToken::new() }
+    }
+
+    fn failpoints(&self) -> Failpoints {
+        let gate = self.clone();
+        let hold: Hold = Arc::new(move |point| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                if point == gate.point {
+                    gate.arrived.fetch_add(1, Ordering::SeqCst);
+                    gate.opened.cancelled().await;
+                }
+            })
+        });
+        Failpoints::new(hold)
+    }
+}
+
+/// Pauses the refresh of every connection of the class at a point; the row has what came of it.
+async fn pause_at(point: Point, class: Class) -> Row {
+    let count = short_or_long(10, 100);
+    let database = TestDatabase::postgres().await;
+    let (world, mut replica) = World::start(database, class, count, TOKEN_TIMEOUT).await;
+    replica.stop().await;
+    let before = world.oracle();
+    world.make_due().await;
+    let gate = Gate::at(point);
+    let holder = world.in_process(gate.failpoints()).await;
+    let heir = world.in_process(Failpoints::default()).await;
+    let limit = u32::try_from(count).unwrap();
+    assert_eq!(holder.broker.start_due(limit).await.unwrap(), count);
+    until("all refreshes are held", || gate.arrived.load(Ordering::SeqCst) == count).await;
+
+    world.clock().advance(PAUSE);
+    if point < Point::Connected {
+        // The send window is measured by a clock that no test moves.
+        sleep(SEND_WINDOW).await;
+    }
+    heir.broker.refresh_due(limit).await.unwrap();
+    gate.opened.cancel();
+    let woken = Instant::now();
+    holder.end().await;
+    heir.end().await;
+    let took = woken.elapsed();
+    let presentations = presentations(&before, &world.oracle());
+
+    // What is stored is the refresh token that works: it is used once more.
+    replica.start(None).await;
+    let views = world.views(&replica).await;
+    let lost = views.iter().filter(|(_, view)| view.is_lost()).count();
+    assert_eq!(lost, 0, "{views:#?}");
+    world.make_due().await;
+    let settled = world.settled(&replica, &views, Instant::now()).await;
+    assert!(settled.values().all(|(view, _)| !view.is_lost()), "{settled:#?}");
+    replica.stop().await;
+    Row {
+        runs: count,
+        replays: presentations.values().map(|times| times - 1).sum(),
+        recovery: vec![took; count],
+        ..Row::default()
+    }
+}
+
+async fn pause_before_sending(class: Class) {
+    let row = pause_at(Point::Claimed, class).await;
+    assert_eq!(row.replays, 0, "sent after the window");
+    row.report(&format!("paused past the lease, before sending, {}", class.name));
+}
+
+async fn pause_after_processing(class: Class) {
+    let row = pause_at(Point::Spooled, class).await;
+    row.report(&format!("paused past the lease, after processing, {}", class.name));
+}
+
+macro_rules! pauses {
+    ($($name:ident: $pause:ident, $class:expr;)+) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            $pause($class).await;
+        })+
+    };
+}
+
+pauses! {
+    before_sending: pause_before_sending, Class::SINGLE_USE;
+    not_rotating: pause_after_processing, Class::NOT_ROTATING;
+    grace_same: pause_after_processing, Class::GRACE_SAME;
+    grace_new: pause_after_processing, Class::GRACE_NEW;
+    grace_newest: pause_after_processing, Class::GRACE_NEWEST;
+    single_use: pause_after_processing, Class::SINGLE_USE;
+    family_while_the_old_token_lives: pause_after_processing, Class::FAMILY.with_lasting_access();
+}

@@ -1,0 +1,60 @@
+//! The process dies for good, and another replica on the same database goes on when the lease ends.
+
+use std::time::Duration;
+
+use token_broker::failpoint::Point;
+use tokio::time::Instant;
+
+use crate::{
+    class::Class,
+    kills::{Stop, judge, presentations, unrecoverable},
+    support::database::TestDatabase,
+    table::short_or_long,
+    world::World,
+};
+
+/// How long a token request may take: a lease is 20 s longer.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+async fn take_over(stop: Stop, class: Class) {
+    let database = TestDatabase::postgres().await;
+    let count = short_or_long(6, 100);
+    let (world, mut dying) = World::start(database, class, count, TOKEN_TIMEOUT).await;
+    let views = world.views(&dying).await;
+    dying.stop().await;
+    let before = world.oracle();
+    stop.reach(&world, &mut dying).await;
+    dying.kill().await;
+    let died = Instant::now();
+    let unrecoverable = unrecoverable(&before, &world.oracle(), stop);
+    world.provider().clear_faults();
+
+    let mut heir = world.replica().await;
+    let settled = world.settled(&heir, &views, died).await;
+    let presentations = presentations(&before, &world.oracle());
+    let (lost, row) = judge(&world, &settled, &unrecoverable, &presentations);
+    row.report(&format!("SIGKILL, {stop}, {}, taken over by another replica", class.name));
+    world.assert_usable(&heir, &lost).await;
+    world.assert_served(&heir).await;
+    heir.stop().await;
+}
+
+macro_rules! takeovers {
+    ($($(#[$only:meta])* $name:ident: $stop:expr, $class:ident;)+) => {
+        $($(#[$only])*
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            take_over($stop, Class::$class).await;
+        })+
+    };
+}
+
+takeovers! {
+    #[ignore = "long"]
+    claimed_with_a_grace: Stop::At(Point::Claimed), GRACE_NEWEST;
+    unanswered_with_a_grace: Stop::Unanswered, GRACE_NEWEST;
+    #[ignore = "long"]
+    claimed_single_use: Stop::At(Point::Claimed), SINGLE_USE;
+    #[ignore = "long"]
+    unanswered_single_use: Stop::Unanswered, SINGLE_USE;
+}
