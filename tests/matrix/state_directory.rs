@@ -1,18 +1,19 @@
 //! Grants cannot be kept on the disk: none is asked for, what lives is served, and when there is room
 //! again the rest follows.
 
-use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command, time::Duration};
 
 use reqwest::{Method, StatusCode};
-use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
-use tokio::time::Instant;
+use token_broker::{failpoint::Point, simulator::SimulatorSettings};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     scene::{
-        ALL_DUE, Fleet, UNPACED, all_served, consented, generation, lost, posts, replays, until,
+        ALL_DUE, Fleet, Holds, Outage, UNPACED, all_served, consented, generation, lost, posts,
+        replays, until,
     },
     support::{
-        broker::TestBroker,
+        broker::{Manner, TestBroker},
         database::{TestDatabase, on_both_engines},
     },
     table::{Row, short_or_long},
@@ -86,26 +87,41 @@ async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
     broker.stop().await;
 }
 
-async fn a_spool_that_is_lost_under_way_is_not_relied_on(database: TestDatabase) {
-    let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
+async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatabase) {
+    let mut outage = Outage::before(&mut database).await;
+    let holds = Holds::default();
+    let manner = Manner { failpoints: holds.failpoints(), ..Manner::default() };
+    let settings = SimulatorSettings::default();
+    let broker = TestBroker::start_so(manner, database, settings, UNPACED).await;
     let names = consented(&broker, 10).await;
-    let before = posts(&broker);
-    broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 500 }, 10);
+    holds.hold(Point::Received);
     broker.execute(ALL_DUE).await;
     broker.broker().start_due(100).await.unwrap();
-    until("all are sent", async || posts(&broker) - before == 10).await;
+    holds.until(10).await;
     lose(&broker.state("spool"));
+    outage.begin().await;
+    holds.let_go();
+    // As long again as it takes to be served from the disk.
+    sleep(Duration::from_secs(4)).await;
+    for name in &names {
+        let token = broker.token(name).await;
+        assert_eq!(token.json()["generation"], 1, "nothing is served that a crash would undo");
+    }
+    outage.end().await;
+    let back = Instant::now();
     broker.idle().await;
+    let recovery = vec![back.elapsed()];
     for name in &names {
         assert_eq!(generation(broker.broker(), name).await, 2, "{name}");
+        assert_eq!(broker.token(name).await.json()["generation"], 2, "{name}");
     }
     mend(&broker.state("spool"));
     let lost = lost(&broker, &names).await;
     assert_eq!(lost, 0);
     let replays = replays(&broker);
     assert_eq!(replays, 0);
-    Row { runs: names.len(), lost, replays, ..Row::default() }
-        .report("state directory lost under way");
+    Row { runs: names.len(), lost, replays, recovery, ..Row::default() }
+        .report("state directory lost under way, and the database away");
     broker.stop().await;
 }
 
