@@ -108,9 +108,9 @@ const ENDS_BY_RANK: &str = "UPDATE grants SET expires_at = received_at + 3600000
 ) * 37 % 1009)";
 
 async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
-    const PER_SECOND: usize = 50;
+    const PER_SECOND: usize = 20;
     const BURST: usize = 5;
-    const IN_FLIGHT: usize = 4;
+    const IN_FLIGHT: usize = 8;
     let pace = format!(
         "[providers.profiles.avito.pace]
         per_second = {PER_SECOND}\nburst = {BURST}\nin_flight = {IN_FLIGHT}\n"
