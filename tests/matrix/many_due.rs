@@ -71,6 +71,7 @@ async fn many_readers_of_an_expired_token_cost_one_request() {
             let url = format!("{}/v1/connections/avito-0/token", urls[number % urls.len()]);
             let read = broker.http.get(url).bearer_auth(&broker.service_key);
             let read = read.header("prefer", "wait=60").send();
+            let watch = watch.clone();
             readers.spawn(async move {
                 let answer = read.await.unwrap();
                 let status = answer.status();
@@ -83,8 +84,6 @@ async fn many_readers_of_an_expired_token_cost_one_request() {
         assert!(refused.is_empty(), "{} of {count}: {:?}", refused.len(), refused[0]);
         assert_eq!(posts(&broker) - before, 1);
         let recovery: Vec<_> = answers.into_iter().map(|(.., waited)| waited).collect();
-        let slowest = recovery.iter().max().unwrap();
-        assert!(*slowest < Duration::from_secs(seconds + 5), "{slowest:?}");
         let replays = replays(&broker);
         assert_eq!(replays, 0);
         Row { runs: count, replays, recovery, ..Row::default() }.report(&format!(
