@@ -120,6 +120,8 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
     let (line, broker) = on_a_line(&holds).await;
     let mut recovery = Vec::new();
     for run in 0..runs {
+        // The next COMMIT shall be nobody else's.
+        broker.idle().await;
         holds.hold(Point::Spooled);
         broker.execute(ALL_DUE).await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
@@ -152,6 +154,8 @@ async fn a_claim_whose_answer_is_lost_is_given_back() {
     let runs = short_or_long(5, 50);
     for run in 0..runs {
         let before = posts(&broker);
+        // The next COMMIT shall be nobody else's.
+        broker.idle().await;
         holds.hold(Point::Unclaimed);
         broker.execute(ALL_DUE).await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);

@@ -71,7 +71,6 @@ async fn many_readers_of_an_expired_token_cost_one_request() {
             let url = format!("{}/v1/connections/avito-0/token", urls[number % urls.len()]);
             let read = broker.http.get(url).bearer_auth(&broker.service_key);
             let read = read.header("prefer", "wait=60").send();
-            let watch = watch.clone();
             readers.spawn(async move {
                 let answer = read.await.unwrap();
                 let status = answer.status();
