@@ -8,7 +8,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -137,6 +137,10 @@ impl Slot {
             asked_at: origin.map(|origin| origin.asked_at),
         };
         self.write(&serde_json::to_vec(&written)?)?;
+        // A file that was removed meanwhile takes every write, and nobody finds it again.
+        if self.file.metadata()?.nlink() == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         Ok(Kept { path: self.path.take().unwrap_or_default() })
     }
 
@@ -262,6 +266,15 @@ mod tests {
         fs::write(folder.path().join("spool/empty"), b"").unwrap();
         assert!(spool.entries().unwrap().is_empty());
         assert_eq!(fs::read_dir(folder.path().join("spool")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_written_to_a_removed_file_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        let slot = spool.reserve("a1").unwrap();
+        fs::remove_dir_all(folder.path().join("spool")).unwrap();
+        assert!(slot.keep(&entry()).is_err());
     }
 
     #[test]

@@ -26,10 +26,6 @@ use crate::{
 /// After how long without an answer from the database a grant that is safe on the disk is served.
 const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
 
-/// How long a step may go without an answer: on a line that is dead none ever comes. Longer than the
-/// database itself gives a step, so that it is over by then, one way or the other.
-const UNANSWERED: Duration = Duration::from_secs(10);
-
 /// Takes a step of the store, for as long as it takes: what was learned from a provider exists
 /// nowhere else and is never dropped because the database is away.
 pub(super) async fn until_stored<T, F>(step: impl Fn() -> F) -> T
@@ -38,10 +34,9 @@ where
 {
     let mut pause = Duration::from_millis(100);
     loop {
-        match timeout(UNANSWERED, step()).await {
-            Ok(Ok(done)) => return done,
-            Err(_) => tracing::error!("the database does not answer; trying again"),
-            Ok(Err(error)) => tracing::error!(
+        match step().await {
+            Ok(done) => return done,
+            Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "what a provider answered is not stored yet; trying again"
             ),

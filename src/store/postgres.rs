@@ -6,7 +6,7 @@
 //! parts, the text first and the values once it knows their types; between the two a pooler could
 //! let somebody else's text in, so a statement alone is a transaction as well.
 
-use std::{fmt, str::FromStr as _};
+use std::{fmt, io, str::FromStr as _, time::Duration};
 
 use futures_util::{
     StreamExt as _, TryFutureExt as _, TryStreamExt as _,
@@ -39,6 +39,10 @@ const BEGIN_IN_TURN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
     SET LOCAL lock_timeout = '60s';
     SELECT pg_advisory_xact_lock(hashtextextended('token-broker ' || current_schema(), 0))";
 
+/// How long to wait for the server's word on a statement, a little longer than it may take: on a line
+/// that is dead no word ever comes.
+const UNANSWERED: Duration = Duration::from_secs(6);
+
 /// How many steps run at once.
 const STEPS: u32 = 10;
 
@@ -69,6 +73,10 @@ impl Postgres {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                // The pool itself would wait for ever for the answer of a line that is dead.
+                .after_release(|connection, _| {
+                    answered(connection.ping()).map_ok(|()| true).boxed()
+                })
                 .connect_lazy_with(options.clone())
         };
         Ok(Self { steps: pool(STEPS), commits: pool(COMMITS) })
@@ -117,6 +125,16 @@ async fn in_turn(connection: &mut PgConnection, migrator: &Migrator) -> Result<(
     Ok(turn.commit().await?)
 }
 
+/// Gives a statement up that is not answered. What becomes of it is unknown then, as when the
+/// connection is lost.
+async fn answered<T>(
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    timeout(UNANSWERED, statement)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
+}
+
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Postgres")
@@ -129,7 +147,7 @@ pub(super) struct Step(Transaction<'static, sqlx::Postgres>);
 
 impl Step {
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
-        self.0.commit().await
+        answered(self.0.commit()).await
     }
 }
 
@@ -144,7 +162,8 @@ impl<'c> Executor<'c> for &'c mut Step {
         'c: 'e,
         E: 'q + Execute<'q, sqlx::Postgres>,
     {
-        self.0.fetch_many(Unnamed(query))
+        let rows = answered(self.0.fetch_many(Unnamed(query)).try_collect::<Vec<_>>());
+        rows.map_ok(|rows| stream::iter(rows.into_iter().map(Ok))).try_flatten_stream().boxed()
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(
@@ -155,7 +174,7 @@ impl<'c> Executor<'c> for &'c mut Step {
         'c: 'e,
         E: 'q + Execute<'q, sqlx::Postgres>,
     {
-        self.0.fetch_optional(Unnamed(query))
+        answered(self.0.fetch_optional(Unnamed(query))).boxed()
     }
 
     fn prepare_with<'e>(

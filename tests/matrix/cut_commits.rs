@@ -1,13 +1,13 @@
 //! The database goes away between the provider's answer and the commit, or its word about the
 //! commit does: nothing is lost, and nothing happens twice.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 use token_broker::{
-    clock::Clock,
     failpoint::Point,
     simulator::{Fault, Simulated, SimulatorSettings},
 };
+use tokio::time::Instant;
 
 use crate::{
     scene::{
@@ -33,10 +33,6 @@ async fn start(database: TestDatabase, holds: &Holds) -> TestBroker {
     TestBroker::start_so(manner, database, SimulatorSettings::default(), UNPACED).await
 }
 
-fn spool(broker: &TestBroker) -> PathBuf {
-    PathBuf::from(broker.settings["state_dir"].as_str().unwrap()).join("spool")
-}
-
 async fn an_answer_outlives_the_database(mut database: TestDatabase) {
     let mut outage = Outage::before(&mut database).await;
     let holds = Holds::default();
@@ -60,14 +56,14 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
             .await;
         }
         outage.end().await;
-        let back = Clock::system().stopwatch();
+        let back = Instant::now();
         broker.idle().await;
         recovery.extend([back.elapsed(); AT_ONCE]);
         for name in &names {
             assert_eq!(generation(broker.broker(), name).await, next, "{name}");
             assert!(!broker.has_escrow(name).await, "{name}");
         }
-        assert_eq!(fs::read_dir(spool(&broker)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
         assert_eq!(replays(&broker), 0);
     }
     let slowest = recovery.iter().max().unwrap();
@@ -124,13 +120,15 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
     let (line, broker) = on_a_line(&holds).await;
     let mut recovery = Vec::new();
     for run in 0..runs {
+        // The next COMMIT shall be nobody else's.
+        broker.idle().await;
         holds.hold(Point::Spooled);
         broker.execute(ALL_DUE).await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;
         line.swallow_commit(then);
         holds.let_go();
-        let gone = Clock::system().stopwatch();
+        let gone = Instant::now();
         broker.idle().await;
         recovery.push(gone.elapsed());
         assert!(line.has_swallowed());
@@ -138,7 +136,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
         assert_eq!(generation(broker.broker(), "avito-0").await, next);
         assert_eq!(broker.token("avito-0").await.json()["generation"], next);
         assert!(!broker.has_escrow("avito-0").await);
-        assert_eq!(fs::read_dir(spool(&broker)).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
     }
     let replays = replays(&broker);
     assert_eq!(replays, 0);
@@ -156,6 +154,8 @@ async fn a_claim_whose_answer_is_lost_is_given_back() {
     let runs = short_or_long(5, 50);
     for run in 0..runs {
         let before = posts(&broker);
+        // The next COMMIT shall be nobody else's.
+        broker.idle().await;
         holds.hold(Point::Unclaimed);
         broker.execute(ALL_DUE).await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);

@@ -41,7 +41,7 @@ pub(crate) struct TestBroker {
     pub(crate) simulators: Simulators,
     pub(crate) http: Client,
     database: TestDatabase,
-    pub(crate) settings: toml::Table,
+    settings: toml::Table,
     manner: Manner,
     state_dir: TempDir,
 }
@@ -56,14 +56,14 @@ pub(crate) struct Manner {
 }
 
 /// The part that ends and starts anew.
-pub(crate) struct Running {
-    pub(crate) broker: Arc<Broker>,
+struct Running {
+    broker: Arc<Broker>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Running {
-    pub(crate) async fn start(
+    async fn start(
         settings: &toml::Table,
         listeners: Listeners,
         clock: Clock,
@@ -82,24 +82,24 @@ impl Running {
         Self { broker, shutdown, tasks }
     }
 
-    pub(crate) async fn stop(&self) {
+    async fn stop(&self) {
         self.shutdown.cancel();
         self.tasks.wait().await;
     }
 }
 
-pub(crate) fn load(settings: &toml::Table) -> Config {
+fn load(settings: &toml::Table) -> Config {
     Config::load_over(None, HashMap::new(), settings).unwrap()
 }
 
-pub(crate) async fn bind(public: &str, internal: &str) -> Listeners {
+async fn bind(public: &str, internal: &str) -> Listeners {
     Listeners::bind(public.parse().unwrap(), internal.parse().unwrap()).await.unwrap()
 }
 
 /// One more process on the same database and with the same providers, as far as they can tell.
 pub(crate) struct Replica {
     running: Running,
-    internal_url: String,
+    pub(crate) internal_url: String,
     service_key: String,
     http: Client,
     _state_dir: TempDir,
@@ -257,7 +257,7 @@ impl TestBroker {
         settings.insert("internal_url".into(), internal_url.clone().into());
         settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
         settings.insert("sealing".into(), toml::toml! { key_file = key_file }.into());
-        let (clock, manner) = (self.clock.clone(), self.manner.clone());
+        let (clock, manner) = (self.clock.clone(), Manner::default());
         let running = Running::start(&settings, listeners, clock, manner).await;
         let (service_key, http) = (self.service_key.clone(), self.http.clone());
         Replica { running, internal_url, service_key, http, _state_dir: state_dir }

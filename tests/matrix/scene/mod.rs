@@ -7,11 +7,10 @@ mod load;
 mod outage;
 mod server;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
-use tempfile::TempDir;
 use token_broker::{
     broker::Broker,
     simulator::{Endpoint, Kind, Simulated},
@@ -26,7 +25,7 @@ pub(crate) use self::{
     outage::Outage,
     server::Server,
 };
-use crate::support::broker::{Manner, Running, TestBroker, bind, load};
+use crate::support::broker::TestBroker;
 
 /// Makes all connections due.
 pub(crate) const ALL_DUE: &str = "UPDATE connections SET refresh_at = created_at";
@@ -96,40 +95,6 @@ pub(crate) async fn generation(broker: &Broker, name: &str) -> i64 {
 #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
 pub(crate) fn open(url: &SecretString) -> &str {
     url.expose_secret()
-}
-
-/// One more process on the same database and with the same providers, as far as they can tell.
-pub(crate) struct Replica {
-    running: Running,
-    pub(crate) internal_url: String,
-    _state_dir: TempDir,
-}
-
-impl Replica {
-    /// Starts one beside a broker, whose clock it shares.
-    pub(crate) async fn beside(broker: &TestBroker) -> Self {
-        let listeners = bind("127.0.0.1:0", "127.0.0.1:0").await;
-        let internal_url = format!("http://{}", listeners.internal.local_addr().unwrap());
-        let state_dir = tempfile::tempdir().unwrap();
-        let key_file = load(&broker.settings).key_file.display().to_string();
-        let mut settings = broker.settings.clone();
-        settings.insert("internal_url".into(), internal_url.clone().into());
-        settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());
-        settings.insert("sealing".into(), toml::toml! { key_file = key_file }.into());
-        let clock = broker.clock.clone();
-        let running = Running::start(&settings, listeners, clock, Manner::default()).await;
-        Self { running, internal_url, _state_dir: state_dir }
-    }
-
-    /// The use cases, without a socket between.
-    pub(crate) fn broker(&self) -> &Arc<Broker> {
-        &self.running.broker
-    }
-
-    /// Ends it as a signal would, and waits for it.
-    pub(crate) async fn stop(self) {
-        self.running.stop().await;
-    }
 }
 
 /// Asserts that each connection serves a live token.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use token_broker::clock::Clock;
+use tokio::time::Instant;
 
 /// Where the programs are.
 const TEST_POSTGRES_BIN: &str = "TEST_POSTGRES_BIN";
@@ -69,7 +69,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn();
         self.process = Some(process.unwrap());
-        let started = Clock::system().stopwatch();
+        let started = Instant::now();
         let port = self.port.to_string();
         let is_ready = || {
             let mut ask = self.program("pg_isready");
