@@ -138,7 +138,8 @@ pub(crate) fn presentations(before: &Oracle, now: &Oracle) -> BTreeMap<usize, u6
     times.filter(|(_, times)| *times > 0).collect()
 }
 
-fn accesses(oracle: &Oracle) -> usize {
+/// How many access tokens were ever issued.
+pub(crate) fn accesses(oracle: &Oracle) -> usize {
     oracle.known.iter().filter(|known| known.kind == Kind::Access).count()
 }
 

@@ -8,6 +8,7 @@ mod kills;
 mod model;
 mod pauses;
 mod random;
+mod stops;
 #[expect(
     dead_code,
     unused_imports,
