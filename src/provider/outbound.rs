@@ -3,8 +3,8 @@
 
 use std::{
     error::Error,
-    future, iter,
-    pin::Pin,
+    iter,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
@@ -130,15 +130,18 @@ impl Outbound {
             let body = reqwest::Body::wrap(body);
             builder = builder.header(CONTENT_TYPE, content_type).body(body);
         }
-        let held_when_written = async {
-            let _ = written.await;
-            self.failpoints.reach(Point::Written).await;
-            future::pending().await
-        };
-        let response = tokio::select! {
+        let mut answer = pin!(builder.send());
+        let early = tokio::select! {
             biased;
-            response = builder.send() => response,
-            never = held_when_written => never,
+            _ = written => None,
+            response = &mut answer => Some(response),
+        };
+        let response = if let Some(response) = early {
+            response
+        } else {
+            // Whoever is held here does not look at the answer, which may be there already.
+            self.failpoints.reach(Point::Written).await;
+            answer.await
         };
         let response = response.map_err(|error| failure(&error))?;
         self.failpoints.reach(Point::Answered).await;

@@ -14,6 +14,7 @@ mod random;
 mod scene;
 mod shutdown;
 mod state_directory;
+mod stops;
 mod storms;
 #[expect(dead_code, reason = "shared with the integration tests, which use it all")]
 #[path = "../it/support/mod.rs"]

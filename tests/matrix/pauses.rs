@@ -10,7 +10,7 @@ use std::{
 };
 
 use token_broker::failpoint::{Failpoints, Hold, Point};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -21,15 +21,15 @@ use crate::{
     world::{World, until},
 };
 
-/// How long a token request may take: a lease is 20 s longer, and 50 s where a second presentation is
-/// dangerous. All of it is less than the grace.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a token request may take: longer than it is held here.
+const LONG_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same where the lease has to end within the grace: it is 20 s longer than the timeout, and 50 s
+/// where a second presentation is dangerous.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longer than any lease of these tests and shorter than the grace.
 const PAUSE: Duration = Duration::from_secs(55);
-
-/// Longer than a refresh may begin to send after its claim.
-const SEND_WINDOW: Duration = Duration::from_secs(6);
 
 /// Holds refreshes at a point until it is opened.
 #[derive(Clone)]
@@ -60,10 +60,10 @@ impl Gate {
 }
 
 /// Pauses the refresh of every connection of the class at a point; the row has what came of it.
-async fn pause_at(point: Point, class: Class) -> Row {
-    let count = short_or_long(10, 100);
+async fn pause_at(point: Point, class: Class, timeout: Duration) -> Row {
+    let count = short_or_long(5, 100);
     let database = TestDatabase::postgres().await;
-    let (world, mut replica) = World::start(database, class, count, TOKEN_TIMEOUT).await;
+    let (world, mut replica) = World::start(database, class, count, timeout).await;
     replica.stop().await;
     let before = world.oracle();
     world.make_due().await;
@@ -75,10 +75,6 @@ async fn pause_at(point: Point, class: Class) -> Row {
     until("all refreshes are held", || gate.arrived.load(Ordering::SeqCst) == count).await;
 
     world.clock().advance(PAUSE);
-    if point < Point::Connected {
-        // The send window is measured by a clock that no test moves.
-        sleep(SEND_WINDOW).await;
-    }
     heir.broker.refresh_due(limit).await.unwrap();
     gate.opened.cancel();
     let woken = Instant::now();
@@ -104,14 +100,14 @@ async fn pause_at(point: Point, class: Class) -> Row {
     }
 }
 
-async fn pause_before_sending(class: Class) {
-    let row = pause_at(Point::Claimed, class).await;
+async fn pause_before_sending(point: Point) {
+    let row = pause_at(point, Class::SINGLE_USE, LONG_TIMEOUT).await;
     assert_eq!(row.replays, 0, "sent after the window");
-    row.report(&format!("paused past the lease, before sending, {}", class.name));
+    row.report(&format!("paused past the lease, {point}, before sending"));
 }
 
 async fn pause_after_processing(class: Class) {
-    let row = pause_at(Point::Spooled, class).await;
+    let row = pause_at(Point::Received, class, SHORT_TIMEOUT).await;
     row.report(&format!("paused past the lease, after processing, {}", class.name));
 }
 
@@ -125,7 +121,8 @@ macro_rules! pauses {
 }
 
 pauses! {
-    before_sending: pause_before_sending, Class::SINGLE_USE;
+    claimed: pause_before_sending, Point::Claimed;
+    connected: pause_before_sending, Point::Connected;
     not_rotating: pause_after_processing, Class::NOT_ROTATING;
     grace_same: pause_after_processing, Class::GRACE_SAME;
     grace_new: pause_after_processing, Class::GRACE_NEW;

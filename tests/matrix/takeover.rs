@@ -18,7 +18,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn take_over(stop: Stop, class: Class) {
     let database = TestDatabase::postgres().await;
-    let count = short_or_long(6, 100);
+    let count = short_or_long(5, 100);
     let (world, mut dying) = World::start(database, class, count, TOKEN_TIMEOUT).await;
     let views = world.views(&dying).await;
     dying.stop().await;
@@ -57,4 +57,8 @@ takeovers! {
     claimed_single_use: Stop::At(Point::Claimed), SINGLE_USE;
     #[ignore = "long"]
     unanswered_single_use: Stop::Unanswered, SINGLE_USE;
+    #[ignore = "long"]
+    received_with_a_grace: Stop::At(Point::Received), GRACE_NEWEST;
+    #[ignore = "long"]
+    received_single_use: Stop::At(Point::Received), SINGLE_USE;
 }
