@@ -18,7 +18,10 @@ use reqwest::{
     redirect, retry,
 };
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     error::{ProviderError, Verdict},
@@ -38,6 +41,10 @@ pub const MAX_BODY: usize = 128 * 1024;
 /// The largest headers that are taken, in bytes, and how many.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 const MAX_HEADERS: usize = 64;
+
+/// How long an answer is still looked for when its time is over: it may have come while this process
+/// stood still, and lies in the socket then.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// How long connecting may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -115,8 +122,8 @@ impl Outbound {
         };
         let guard = Guard { clock: self.clock.clone(), send_before };
         guard.check().map_err(|_| send_window_over())?;
-        let mut builder =
-            client.request(request.method, request.url).timeout(profile.token.timeout);
+        let mut patience = Patience::of(profile.token.timeout);
+        let mut builder = client.request(request.method, request.url);
         for (name, value) in request.headers {
             builder = builder.header(name, sensitive(&value)?);
         }
@@ -130,25 +137,30 @@ impl Outbound {
             let body = reqwest::Body::wrap(body);
             builder = builder.header(CONTENT_TYPE, content_type).body(body);
         }
-        let mut answer = pin!(builder.send());
-        let early = tokio::select! {
-            biased;
-            _ = written => None,
-            response = &mut answer => Some(response),
-        };
-        let response = if let Some(response) = early {
-            response
-        } else {
+        let answer = patience.wait(async {
+            let mut answer = pin!(builder.send());
+            let early = tokio::select! {
+                biased;
+                _ = written => None,
+                response = &mut answer => Some(response),
+            };
+            if let Some(response) = early {
+                return response;
+            }
             // Whoever is held here does not look at the answer, which may be there already.
             self.failpoints.reach(Point::Written).await;
             answer.await
-        };
-        let response = response.map_err(|error| failure(&error))?;
+        });
+        let response = answer.await.ok_or_else(timed_out)?.map_err(|error| failure(&error))?;
         self.failpoints.reach(Point::Answered).await;
-        self.read(response).await
+        self.read(response, patience).await
     }
 
-    async fn read(&self, mut response: reqwest::Response) -> Result<Reply, ProviderError> {
+    async fn read(
+        &self,
+        mut response: reqwest::Response,
+        mut patience: Patience,
+    ) -> Result<Reply, ProviderError> {
         let status = response.status().as_u16();
         let ambiguous =
             |code, message: &str| ProviderError::new(Verdict::Ambiguous, status, code, message);
@@ -168,19 +180,20 @@ impl Outbound {
             text("retry-after").and_then(|text| read_retry_after(text, self.clock.now()));
         let mut body = Vec::with_capacity(MAX_BODY);
         let outcome = loop {
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_BODY => {
+            match patience.wait(response.chunk()).await.ok_or_else(timed_out) {
+                Err(late) => break Err(late),
+                Ok(Err(error)) => break Err(failure(&error)),
+                Ok(Ok(Some(chunk))) if body.len() + chunk.len() <= MAX_BODY => {
                     body.extend_from_slice(&chunk);
                     self.failpoints.reach(Point::PartlyRead).await;
                 }
-                Ok(Some(_)) => {
+                Ok(Ok(Some(_))) => {
                     break Err(ambiguous(
                         "answer_too_large",
                         "The provider's answer is too large.",
                     ));
                 }
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(failure(&error)),
+                Ok(Ok(None)) => break Ok(()),
             }
         };
         match outcome {
@@ -192,6 +205,30 @@ impl Outbound {
                 Err(error)
             }
         }
+    }
+}
+
+/// How long an exchange may take in all.
+struct Patience {
+    end: Instant,
+    looked: bool,
+}
+
+impl Patience {
+    fn of(time: Duration) -> Self {
+        Self { end: Instant::now() + time, looked: false }
+    }
+
+    /// Waits for a part of the exchange; none when its time is over and a last look found nothing.
+    async fn wait<T>(&mut self, part: impl Future<Output = T>) -> Option<T> {
+        let mut part = pin!(part);
+        if let Ok(done) = timeout_at(self.end, &mut part).await {
+            return Some(done);
+        }
+        if !self.looked {
+            (self.end, self.looked) = (Instant::now() + LAST_LOOK, true);
+        }
+        timeout_at(self.end, part).await.ok()
     }
 }
 
@@ -296,6 +333,11 @@ fn not_sent(code: &str, message: &str) -> ProviderError {
     ProviderError::new(Verdict::NotSent, None, code, message)
 }
 
+fn timed_out() -> ProviderError {
+    let message = "The provider did not answer in time.";
+    ProviderError::new(Verdict::Ambiguous, None, "timeout", message)
+}
+
 fn send_window_over() -> ProviderError {
     not_sent("send_window_over", "The request was held up for too long to be safe to send.")
 }
@@ -316,13 +358,6 @@ fn failure(error: &reqwest::Error) -> ProviderError {
         not_sent(code, message)
     } else if error.is_builder() {
         not_sent("not_sent", "The request could not be sent.")
-    } else if error.is_timeout() {
-        ProviderError::new(
-            Verdict::Ambiguous,
-            None,
-            "timeout",
-            "The provider did not answer in time.",
-        )
     } else {
         let message = "The connection to the provider broke.";
         ProviderError::new(Verdict::Ambiguous, None, "connection_broken", message)

@@ -22,6 +22,15 @@ const DAY: u32 = 86_400;
 const GRACE: u32 = 60;
 
 impl Class {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::NOT_ROTATING,
+        Self::GRACE_SAME,
+        Self::GRACE_NEW,
+        Self::GRACE_NEWEST,
+        Self::SINGLE_USE,
+        Self::FAMILY,
+    ];
     pub(crate) const NOT_ROTATING: Self = Self {
         name: "not rotating",
         rotation: RotationClass::None,

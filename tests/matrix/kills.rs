@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::{
     class::Class,
     support::database::TestDatabase,
-    table::{Row, short_or_long},
+    table::{Row, is_long, short_or_long},
     world::{Replica, Settled, World, until},
 };
 
@@ -204,32 +204,27 @@ async fn kill_at_every_point(database: TestDatabase, engine: &str, class: Class)
 }
 
 macro_rules! kills {
-    ($($(#[$only:meta])* $name:ident: $class:ident on $engine:ident;)+) => {
-        $($(#[$only])*
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    ($($name:ident: $class:ident;)+) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            let database = TestDatabase::$engine().await;
-            kill_at_every_point(database, stringify!($engine), Class::$class).await;
+            kill_at_every_point(TestDatabase::sqlite().await, "sqlite", Class::$class).await;
         })+
     };
 }
 
 kills! {
-    not_rotating: NOT_ROTATING on sqlite;
-    grace_same: GRACE_SAME on sqlite;
-    grace_new: GRACE_NEW on sqlite;
-    grace_newest: GRACE_NEWEST on sqlite;
-    single_use: SINGLE_USE on sqlite;
-    family: FAMILY on sqlite;
-    #[ignore = "long"]
-    not_rotating_on_postgres: NOT_ROTATING on postgres;
-    #[ignore = "long"]
-    grace_same_on_postgres: GRACE_SAME on postgres;
-    #[ignore = "long"]
-    grace_new_on_postgres: GRACE_NEW on postgres;
-    #[ignore = "long"]
-    grace_newest_on_postgres: GRACE_NEWEST on postgres;
-    single_use_on_postgres: SINGLE_USE on postgres;
-    #[ignore = "long"]
-    family_on_postgres: FAMILY on postgres;
+    not_rotating: NOT_ROTATING;
+    grace_same: GRACE_SAME;
+    grace_new: GRACE_NEW;
+    grace_newest: GRACE_NEWEST;
+    single_use: SINGLE_USE;
+    family: FAMILY;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres() {
+    let classes: &[Class] = if is_long() { &Class::ALL } else { &[Class::SINGLE_USE] };
+    for class in classes {
+        kill_at_every_point(TestDatabase::postgres().await, "postgres", *class).await;
+    }
 }
