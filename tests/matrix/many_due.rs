@@ -113,7 +113,7 @@ async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
         "[providers.profiles.avito.pace]
         per_second = {PER_SECOND}\nburst = {BURST}\nin_flight = {IN_FLIGHT}\n"
     );
-    let count = short_or_long(60, 1_000);
+    let count = short_or_long(60, 200);
     let mut broker = TestBroker::start_with(database, SimulatorSettings::default(), &pace).await;
     let names = consented(&broker, count).await;
     broker.execute(ALL_DUE).await;
