@@ -127,7 +127,7 @@ impl Broker {
         tracing::info!(connection = %new.name, "connection made");
         if direct {
             // A failure is recorded with the connection, and the refresher tries again.
-            let _ = self.refresh(connection.id, Some(0), Why::Created).await;
+            let _ = self.refresh(&connection, 0, Why::Created).await;
         }
         self.view(&new.name).await
     }
@@ -219,7 +219,7 @@ impl Broker {
             }
             _ => {}
         }
-        self.refresh(connection.id, Some(live.generation), Why::Operator).await?;
+        self.refresh(connection, live.generation, Why::Operator).await?;
         self.view(&connection.name).await
     }
 

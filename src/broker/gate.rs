@@ -111,18 +111,13 @@ impl Gate {
         self.state().shut(client, now).is_none()
     }
 
-    /// Waits for a turn. The background waits for a place among the refreshes under way, the most
-    /// urgent first; everybody keeps the pace. An operator who asks is let through whatever failed before.
-    pub(super) async fn enter(
-        &self,
-        client: &Slug,
-        why: Why,
-        urgency: Urgency,
-    ) -> Result<Option<Place>, Shut> {
-        let place = match why {
-            Why::Due => Some(self.places.take(urgency).await),
-            _ => None,
-        };
+    /// Waits for a place among the background refreshes under way; the most urgent is the next.
+    pub(super) async fn place(&self, urgency: Urgency) -> Place {
+        self.places.take(urgency).await
+    }
+
+    /// Waits as the pace has it. An operator who asks is let through whatever failed before.
+    pub(super) async fn enter(&self, client: &Slug, why: Why) -> Result<(), Shut> {
         let wait = {
             let now = self.now();
             let mut state = self.state();
@@ -132,7 +127,7 @@ impl Gate {
             state.rate.reserve(now)
         };
         sleep(wait).await;
-        Ok(place)
+        Ok(())
     }
 
     /// Takes note of what a request came to, and tells people of what begins and ends.

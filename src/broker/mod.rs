@@ -34,6 +34,7 @@ use std::{
 use dashmap::DashMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
@@ -121,7 +122,8 @@ pub struct Broker {
     closing: CancellationToken,
     /// How often the code of an API-key exchange was tried.
     exchange_tries: DashMap<uuid::Uuid, u32>,
-    flights: DashMap<ConnectionId, Flight>,
+    /// The refreshes that run, each with what brings it forward in its queue.
+    flights: DashMap<ConnectionId, (Flight, Arc<Notify>)>,
     /// When a reader's report last forced a refresh.
     forced_at: DashMap<ConnectionId, SinceBoot>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use crate::connection::Record;
+use crate::store::Due;
 
 /// How urgent a refresh is; the least goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -22,10 +22,8 @@ pub(super) struct Urgency {
 }
 
 impl Urgency {
-    /// That of a connection.
-    pub(super) fn of(record: &Record) -> Self {
-        let ends = record.grant.as_ref().map(|grant| grant.expires_at);
-        Self { is_known: record.open_attempts == 0, ends }
+    pub(super) fn of(due: &Due) -> Self {
+        Self { is_known: !due.open_attempt, ends: due.expires_at }
     }
 }
 

@@ -17,22 +17,33 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use jiff::Timestamp;
-use tokio::{sync::oneshot, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::spawn_blocking,
+    time::sleep,
+};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, keep::until_stored, places::Urgency};
+use super::{
+    Broker, BrokerError,
+    gate::Shut,
+    keep::until_stored,
+    places::{Place, Urgency},
+};
 use crate::{
     client::Client,
     clock::SinceBoot,
-    connection::{ConnectionId, GrantType, Record},
+    connection::{Connection, ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
         read_grant, request,
     },
     secret::Digest,
+    slug::Slug,
     spool::Slot,
+    store::Due,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -104,6 +115,17 @@ fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
     SEND_WINDOW + profile.token.timeout * calls + COMMIT_BUDGET + LEASE_SLACK + caution
 }
 
+/// A refresh that is wanted.
+struct Errand {
+    id: ConnectionId,
+    client: Slug,
+    /// The generation that somebody found wanting; none if the schedule decides.
+    seen: Option<i64>,
+    why: Why,
+    /// For the background: it waits for a place, the most urgent first.
+    urgency: Option<Urgency>,
+}
+
 /// Takes the flight off the board however it ends, a panic included.
 struct Landing {
     broker: Arc<Broker>,
@@ -146,33 +168,49 @@ pub(super) struct Attempt {
 }
 
 impl Broker {
-    /// Starts the refresh of a connection, or joins the one that runs. It goes on when its callers
-    /// hang up, and shutdown waits for it.
+    /// Starts the refresh of a connection for somebody who waits for it, or joins the one that runs.
+    /// It goes on when its callers hang up, and shutdown waits for it. One that stands in the queue
+    /// of the background is brought forward.
     ///
     /// `seen` is the generation that the caller found wanting: when a newer one is stored by now,
-    /// nothing is sent. None refreshes if the schedule still says so.
+    /// nothing is sent.
     pub(crate) fn refresh(
         self: &Arc<Self>,
-        id: ConnectionId,
-        seen: Option<i64>,
+        connection: &Connection,
+        seen: i64,
         why: Why,
     ) -> Flight {
-        self.flights
-            .entry(id)
-            .or_insert_with(|| {
-                let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
-                let (callers, told) = oneshot::channel();
-                let callers = Mutex::new(Some(callers));
-                let landing = Landing { broker: Arc::clone(self), id, callers };
-                let run = async move {
-                    let served = || landing.tell(Ok(()));
-                    let result = landing.broker.refresh_once(id, seen, why, served).await;
-                    landing.tell(result);
-                };
-                self.tasks.spawn(run.instrument(span));
-                async move { told.await.unwrap_or(Err(BrokerError::Internal)) }.boxed().shared()
-            })
-            .clone()
+        let errand = Errand {
+            id: connection.id,
+            client: connection.client.clone(),
+            seen: Some(seen),
+            why,
+            urgency: None,
+        };
+        let (flight, hurry) = self.fly(errand);
+        hurry.notify_one();
+        flight
+    }
+
+    fn fly(self: &Arc<Self>, errand: Errand) -> (Flight, Arc<Notify>) {
+        let Errand { id, why, .. } = errand;
+        let flying = self.flights.entry(id).or_insert_with(|| {
+            let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
+            let (callers, told) = oneshot::channel();
+            let callers = Mutex::new(Some(callers));
+            let hurry = Arc::new(Notify::new());
+            let landing = Landing { broker: Arc::clone(self), id, callers };
+            let hurried = Arc::clone(&hurry);
+            let run = async move {
+                let served = || landing.tell(Ok(()));
+                let result = landing.broker.refresh_once(errand, &hurried, served).await;
+                landing.tell(result);
+            };
+            self.tasks.spawn(run.instrument(span));
+            let done = async move { told.await.unwrap_or(Err(BrokerError::Internal)) };
+            (done.boxed().shared(), hurry)
+        });
+        flying.clone()
     }
 
     /// Starts the refresh of up to `limit` connections that are due, the most urgent first, and
@@ -202,36 +240,46 @@ impl Broker {
     }
 
     async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
-        if self.closing.is_cancelled() {
-            return Ok(Vec::new());
+        let mut flights = Vec::new();
+        // Each provider has its own `limit`: one with many due takes nothing from the others.
+        for (provider, gate) in &self.gates {
+            let clients = self
+                .clients
+                .values()
+                .filter(|client| client.profile.name == *provider && gate.is_open(&client.name));
+            let clients: Vec<_> = clients.map(|client| &client.name).collect();
+            if clients.is_empty() || self.closing.is_cancelled() {
+                continue;
+            }
+            let due = self.store.due(clients, limit).await?;
+            flights.extend(due.into_iter().map(|due| {
+                let urgency = Some(Urgency::of(&due));
+                let Due { id, client, .. } = due;
+                self.fly(Errand { id, client, seen: None, why: Why::Due, urgency }).0
+            }));
         }
-        let clients =
-            self.clients.values().filter(|client| self.gate(client).is_open(&client.name));
-        let due = self.store.due(clients.map(|client| &client.name), limit).await?;
-        Ok(due.into_iter().map(|id| self.refresh(id, None, Why::Due)).collect())
+        Ok(flights)
     }
 
     async fn refresh_once(
         self: &Arc<Self>,
-        id: ConnectionId,
-        seen: Option<i64>,
-        why: Why,
+        errand: Errand,
+        hurry: &Notify,
         served: impl FnOnce(),
     ) -> Result<(), BrokerError> {
-        let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
-        let client = match self.client(&record.connection.client) {
+        let Errand { id, seen, .. } = errand;
+        let client = match self.client(&errand.client) {
             Ok(client) => Arc::clone(client),
             Err(error) => return self.leave_for_later(id, error).await,
         };
-        let turn = self.gate(&client).enter(&client.name, why, Urgency::of(&record));
-        let Some(turn) = self.closing.run_until_cancelled(turn).await else {
+        let turn = self.closing.run_until_cancelled(self.turn(&client, &errand, hurry));
+        let Some(turn) = turn.await else {
             return Err(BrokerError::Unavailable {
                 reason: "the broker is being stopped".to_owned(),
                 retry_after: Duration::from_secs(1),
             });
         };
-        let _place = turn?;
-        // Somebody else may have refreshed it while this one waited for its turn.
+        let (_place, why) = turn?;
         let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
         if why == Why::Due && self.suspect_crashes(&record).await? {
             return Ok(());
@@ -282,6 +330,30 @@ impl Broker {
             }
         }
         Ok(())
+    }
+
+    /// Waits for the refresh's turn at its provider. Whoever waits for it in person stands in no
+    /// queue, and from then on it is made for them.
+    async fn turn(
+        &self,
+        client: &Client,
+        errand: &Errand,
+        hurry: &Notify,
+    ) -> Result<(Option<Place>, Why), Shut> {
+        let gate = self.gate(client);
+        let place = match errand.urgency {
+            None => None,
+            Some(urgency) => tokio::select! {
+                place = gate.place(urgency) => Some(place),
+                () = hurry.notified() => None,
+            },
+        };
+        let why = match errand.why {
+            Why::Due if place.is_none() => Why::Read,
+            why => why,
+        };
+        gate.enter(&client.name, why).await?;
+        Ok((place, why))
     }
 
     /// The record of a connection, if it still needs the refresh.

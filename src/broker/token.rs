@@ -131,7 +131,7 @@ impl Broker {
         if alive && live.grant.as_ref().is_some_and(|grant| grant.left(at) >= asked) {
             if on_demand(&live, at) && refresh_is_allowed(&live, at.now).is_ok() {
                 // The caller has a live token and does not wait for the next.
-                drop(self.refresh(live.connection.id, Some(live.generation), Why::Read));
+                drop(self.refresh(&live.connection, live.generation, Why::Read));
             }
             return self.issue(live, asked);
         }
@@ -142,7 +142,7 @@ impl Broker {
         };
         let failed = match refresh_is_allowed(&live, at.now) {
             Ok(()) => {
-                let flight = self.refresh(live.connection.id, Some(live.generation), Why::Read);
+                let flight = self.refresh(&live.connection, live.generation, Why::Read);
                 timeout(wait, flight).await.unwrap_or_else(|_| {
                     Err(BrokerError::Unavailable {
                         reason: "the refresh is still running".to_owned(),
@@ -182,7 +182,7 @@ impl Broker {
             && refresh_is_allowed(&live, self.clock.now()).is_ok()
             && self.may_force(&live)
         {
-            let flight = self.refresh(live.connection.id, Some(live.generation), Why::Rejected);
+            let flight = self.refresh(&live.connection, live.generation, Why::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
             let _ = timeout(request.wait.unwrap_or(MAX_WAIT).min(MAX_WAIT), flight).await;
         }

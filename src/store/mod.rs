@@ -49,6 +49,7 @@ pub use error::StoreError;
 pub use escrow::Escrowed;
 pub use grants::{Commit, Failure};
 pub use purge::Purged;
+pub use schedule::Due;
 pub use schema::SchemaStatus;
 
 /// The broker's memory. Clones share their connections.

@@ -7,7 +7,7 @@ use super::{
     engine::{in_transaction, on},
     grants::refreshing,
     now,
-    row::Cells as _,
+    row::Cells,
 };
 use crate::{connection::ConnectionId, slug::Slug};
 
@@ -25,6 +25,19 @@ macro_rules! listed {
 }
 pub(super) use listed;
 
+/// A connection that is due.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Due {
+    /// Which one.
+    pub id: ConnectionId,
+    /// The client it goes through.
+    pub client: Slug,
+    /// Whether an attempt to refresh it has no known outcome.
+    pub open_attempt: bool,
+    /// When its token ends; none if it has none.
+    pub expires_at: Option<Timestamp>,
+}
+
 impl Store {
     /// The connections of these clients to refresh now: due, or claimed by somebody who let the lease
     /// run out. Those come first whose last attempt has no known outcome, for its answer may soon be
@@ -38,9 +51,9 @@ impl Store {
         &self,
         clients: impl IntoIterator<Item = &Slug>,
         limit: u32,
-    ) -> Result<Vec<ConnectionId>, StoreError> {
+    ) -> Result<Vec<Due>, StoreError> {
         let sql = concat!(
-            "SELECT c.id FROM connections c JOIN grants g ON g.connection_id = c.id
+            "SELECT c.id, c.client, g.attempts, g.expires_at FROM connections c JOIN grants g ON g.connection_id = c.id
             WHERE ",
             listed!("c.client", "$3"),
             " AND c.state IN ",
@@ -57,7 +70,15 @@ impl Store {
                 .bind(list(clients))
                 .fetch_all(pool)
                 .await?;
-            rows.iter().map(|row| row.parsed("id")).collect()
+            let due = |row| {
+                Ok(Due {
+                    id: Cells::parsed(row, "id")?,
+                    client: Cells::parsed(row, "client")?,
+                    open_attempt: Cells::number(row, "attempts")? > 0,
+                    expires_at: Cells::time_or_null(row, "expires_at")?,
+                })
+            };
+            rows.iter().map(due).collect()
         })
     }
 

@@ -22,6 +22,8 @@ on_both_engines! {
     a_connection_that_kills_is_left_alone,
     a_refresh_token_does_not_die_of_disuse,
     a_capped_token_is_used_to_its_end,
+    a_reader_does_not_wait_behind_the_background,
+    a_provider_with_many_due_takes_nothing_from_the_others,
 }
 
 /// Connections by client credentials, all due at once while their tokens live.
@@ -320,5 +322,39 @@ async fn a_capped_token_is_used_to_its_end(database: TestDatabase) {
     let next = broker.token("admitad-own").await;
     assert_eq!(next.status, StatusCode::OK, "{next:?}");
     assert_ne!(next.json()["access_token"], first["access_token"]);
+    broker.stop().await;
+}
+
+async fn a_reader_does_not_wait_behind_the_background(database: TestDatabase) {
+    let pace = "[providers.profiles.avito.pace]\nin_flight = 1\n";
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
+    for name in ["avito-0", "avito-1"] {
+        broker.create(name, "avito").await;
+        broker.advance(Duration::from_secs(1)).await;
+    }
+    broker.advance(Duration::from_hours(25)).await;
+    broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 3_000 }, 1);
+    let before = posts(&broker, Simulated::Avito);
+    assert_eq!(broker.broker().start_due(10).await.unwrap(), 2);
+    while posts(&broker, Simulated::Avito) == before {
+        tokio::task::yield_now().await;
+    }
+    // The only place is taken for three seconds; somebody needs the other one's token now.
+    let token = broker.token("avito-1").await;
+    assert_eq!(token.json()["generation"], 2, "{token:?}");
+    broker.broker().sync().await.unwrap();
+    assert_eq!(broker.view("avito-0").await["generation"], 1, "it is still under way");
+    broker.idle().await;
+    broker.stop().await;
+}
+
+async fn a_provider_with_many_due_takes_nothing_from_the_others(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    due_at_once(&broker, Simulated::Avito, 4).await;
+    broker.create("admitad-own", "admitad").await;
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    // Avito's tokens end first, and there are more of them than one look takes.
+    assert_eq!(broker.broker().refresh_due(2).await.unwrap(), 3);
+    assert_eq!(broker.view("admitad-own").await["generation"], 2);
     broker.stop().await;
 }
