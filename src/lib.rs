@@ -21,7 +21,7 @@
 //! | [`guard`] | whether the database is the one last seen, and no older; pure |
 //! | [`client`] | our registration at a provider |
 //! | [`provider`] | profiles as data, requests and answers as pure functions, the way out |
-//! | [`throttle`], [`rotation`] | pure rules of the refresh: when a provider is left alone, which of two grants stays |
+//! | [`throttle`], [`refusals`], [`rotation`] | pure rules of the refresh: when a provider is left alone, what its refusals are worth, which of two grants stays |
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
 //! | [`spool`] | received grants on disk, on their way into the store |
 //! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
@@ -77,6 +77,7 @@ pub mod guard;
 pub mod http;
 pub mod provider;
 pub mod refresher;
+pub mod refusals;
 pub mod rotation;
 pub mod seal;
 pub mod secret;

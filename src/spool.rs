@@ -168,12 +168,12 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Puts the grant aside: the connection holds another by now, but this one was received and is
-    /// not thrown away. It lies in `escrow` beside the spool, sealed, for an operator.
+    /// Puts aside a grant that does not open: it was received, and is not thrown away. It lies in
+    /// `unopened` beside the spool, for an operator.
     pub fn set_aside(self) {
         let aside = || {
             let (folder, name) =
-                (self.path.parent()?.parent()?.join("escrow"), self.path.file_name()?);
+                (self.path.parent()?.parent()?.join("unopened"), self.path.file_name()?);
             Some((DirBuilder::new().recursive(true).mode(0o700).create(&folder), folder.join(name)))
         };
         let moved = aside().map(|(made, to)| made.and_then(|()| fs::rename(&self.path, to)));

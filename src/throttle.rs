@@ -2,12 +2,7 @@
 //!
 //! Pure: `now` is the time since some fixed instant, on a clock that never goes back.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    time::Duration,
-};
-
-use crate::connection::ConnectionId;
+use std::{collections::VecDeque, time::Duration};
 
 /// One request every so often, and a few at once after a pause (the generic cell rate algorithm).
 #[derive(Debug)]
@@ -146,125 +141,6 @@ impl Breaker {
     }
 }
 
-/// Refusals of grants at one provider. Many at once are the provider's mistake more likely than as
-/// many people's wish, so no verdict follows from them while that lasts.
-#[derive(Debug, Default)]
-pub struct Refusals {
-    /// What the last refreshes came to, within [`Self::WINDOW`].
-    recent: VecDeque<Judged>,
-    /// Since when verdicts are held.
-    held: Option<Held>,
-    /// Whose refusal was held in an earlier spell: refused again, it is believed.
-    doubted: BTreeSet<ConnectionId>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Judged {
-    at: Duration,
-    id: ConnectionId,
-    refused: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    since: Duration,
-    next_probe: Duration,
-}
-
-/// What a refusal is worth.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Weight {
-    /// It is a verdict, unless it proves to be one of many.
-    Believed,
-    /// It is a verdict for good: there was time for second thoughts.
-    Final,
-    /// One of many: no verdict for now.
-    Held,
-    /// The one by which they became many: verdicts of the last [`Refusals::WINDOW`] are taken back.
-    FirstHeld,
-}
-
-impl Refusals {
-    /// How long a refusal counts.
-    pub const WINDOW: Duration = Duration::from_mins(10);
-
-    /// How often one refresh is tried while verdicts are held.
-    pub const PROBE: Duration = Duration::from_mins(5);
-
-    /// How many connections must be refused within the window for a refusal to be doubted.
-    const MANY: usize = 5;
-
-    /// The most of a window that may be refused for each refusal to be believed: one in five.
-    const SHARE: usize = 5;
-
-    /// After that long without a single grant the provider is believed.
-    const LONGEST: Duration = Duration::from_hours(24);
-
-    /// How long nothing may be sent; none while something may.
-    #[must_use]
-    pub fn shut_for(&self, now: Duration) -> Option<Duration> {
-        self.held.map(|held| held.next_probe.saturating_sub(now)).filter(|left| !left.is_zero())
-    }
-
-    /// Whether verdicts are held.
-    #[must_use]
-    pub fn are_held(&self) -> bool {
-        self.held.is_some()
-    }
-
-    /// Lets a request through, or says how long to wait.
-    ///
-    /// # Errors
-    ///
-    /// The time until the next probe.
-    pub fn enter(&mut self, now: Duration) -> Result<(), Duration> {
-        if let Some(left) = self.shut_for(now) {
-            return Err(left);
-        }
-        if let Some(held) = &mut self.held {
-            held.next_probe = now + Self::PROBE;
-        }
-        Ok(())
-    }
-
-    /// A refresh brought a grant. True when that ends a hold: the provider grants again.
-    pub fn granted(&mut self, id: ConnectionId, now: Duration) -> bool {
-        self.note(Judged { at: now, id, refused: false });
-        let ended = self.held.take().is_some();
-        if ended {
-            let refused = self.recent.drain(..).filter(|judged| judged.refused);
-            self.doubted.extend(refused.map(|judged| judged.id));
-        }
-        self.doubted.remove(&id);
-        ended
-    }
-
-    /// A refresh was refused.
-    pub fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
-        self.note(Judged { at: now, id, refused: true });
-        if self.doubted.contains(&id) {
-            return Weight::Final;
-        }
-        if let Some(held) = self.held {
-            return if held.since + Self::LONGEST < now { Weight::Final } else { Weight::Held };
-        }
-        let refused: BTreeSet<_> =
-            self.recent.iter().filter(|judged| judged.refused).map(|judged| judged.id).collect();
-        if refused.len() < Self::MANY || refused.len() * Self::SHARE < self.recent.len() {
-            return Weight::Believed;
-        }
-        self.held = Some(Held { since: now, next_probe: now + Self::PROBE });
-        Weight::FirstHeld
-    }
-
-    fn note(&mut self, judged: Judged) {
-        self.recent.push_back(judged);
-        while self.recent.front().is_some_and(|first| first.at + Self::WINDOW < judged.at) {
-            self.recent.pop_front();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,67 +226,5 @@ mod tests {
         }
         assert!(breaker.succeeded(at(170)));
         assert!(breaker.enter(at(170)).is_ok() && !breaker.is_open());
-    }
-
-    #[test]
-    fn few_refusals_are_believed() {
-        let mut refusals = Refusals::default();
-        for _ in 0..4 {
-            assert_eq!(refusals.refused(ConnectionId::new(), at(0)), Weight::Believed);
-        }
-        let mut one = Refusals::default();
-        let id = ConnectionId::new();
-        for second in 0..20 {
-            assert_eq!(one.refused(id, at(second)), Weight::Believed, "one is not many");
-        }
-        let mut spread = Refusals::default();
-        for hour in 0..20 {
-            assert_eq!(spread.refused(ConnectionId::new(), at(hour * 3_600)), Weight::Believed);
-        }
-        let mut drowned = Refusals::default();
-        for _ in 0..40 {
-            drowned.granted(ConnectionId::new(), at(0));
-        }
-        for _ in 0..7 {
-            assert_eq!(drowned.refused(ConnectionId::new(), at(1)), Weight::Believed);
-        }
-    }
-
-    #[test]
-    fn many_refusals_are_held_and_probed() {
-        let mut refusals = Refusals::default();
-        for _ in 0..4 {
-            refusals.refused(ConnectionId::new(), at(0));
-        }
-        assert_eq!(refusals.refused(ConnectionId::new(), at(0)), Weight::FirstHeld);
-        assert_eq!(refusals.refused(ConnectionId::new(), at(1)), Weight::Held);
-        assert_eq!(refusals.enter(at(1)), Err(at(299)));
-        assert!(refusals.enter(at(300)).is_ok());
-        assert!(refusals.enter(at(301)).is_err());
-        assert!(refusals.granted(ConnectionId::new(), at(302)));
-        assert!(!refusals.are_held());
-    }
-
-    #[test]
-    fn who_is_refused_again_after_a_hold_is_believed() {
-        let mut refusals = Refusals::default();
-        let ids: Vec<_> = (0..6).map(|_| ConnectionId::new()).collect();
-        for id in &ids {
-            refusals.refused(*id, at(0));
-        }
-        assert!(refusals.granted(ids[0], at(300)));
-        assert_eq!(refusals.refused(ids[1], at(301)), Weight::Final);
-        // Who was granted is trusted again, and begins anew.
-        assert!(!refusals.doubted.contains(&ids[0]));
-    }
-
-    #[test]
-    fn no_hold_lasts_for_ever() {
-        let mut refusals = Refusals::default();
-        for _ in 0..5 {
-            refusals.refused(ConnectionId::new(), at(0));
-        }
-        assert_eq!(refusals.refused(ConnectionId::new(), at(86_399)), Weight::Held);
-        assert_eq!(refusals.refused(ConnectionId::new(), at(86_401)), Weight::Final);
     }
 }

@@ -11,15 +11,16 @@ use tokio::time::sleep;
 
 use super::{
     BrokerError,
+    flight::Why,
     places::{Place, Places, Urgency},
-    refresh::Why,
 };
 use crate::{
     clock::Clock,
     connection::ConnectionId,
     provider::{Grant, Profile, ProviderError, Verdict},
+    refusals::{Refusals, Weight},
     slug::Slug,
-    throttle::{Breaker, Rate, Refusals, Trip, Weight},
+    throttle::{Breaker, Rate, Trip},
 };
 
 /// When a provider that does not answer is left alone.

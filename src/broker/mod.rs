@@ -11,6 +11,7 @@ mod connections;
 mod consent;
 mod error;
 mod exchange;
+mod flight;
 mod gate;
 mod health;
 mod keep;
@@ -42,18 +43,18 @@ pub use self::{
     connections::{ConnectionView, Deleted, NewConnection},
     consent::Callback,
     error::{BrokerError, Gone},
+    flight::Why,
     health::{ClientHealth, Health, HealthStatus},
     key_exchange::KeyExchangeRequest,
     links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
     quarantine::LastSeen,
-    refresh::Why,
     token::{IssuedToken, TokenRequest},
 };
 use self::{
+    flight::Flight,
     gate::Gate,
     memory::{End, Live, Memory, OpenGrant},
-    refresh::Flight,
 };
 use crate::{
     client::Client,

@@ -1,49 +1,32 @@
 //! The refresh: the only function in the program that spends a refresh token.
 //!
-//! Readers, the background refresher, the operator's button and a new client-credentials
-//! connection all come through [`Broker::refresh`]. In a process one refresh of a connection runs
-//! at a time; across replicas the claim is a row in the store. The steps are those of the refresh
+//! Whoever wants a connection refreshed comes through a [flight](super::flight), of which there is
+//! one at a time in a process; across replicas the claim is a row in the store. The steps are those of the refresh
 //! protocol: claim with intent, committed; one bounded POST with no database connection held; the
 //! grant stored by compare-and-set on the generation it was made from; only then published.
 
-use std::{
-    fmt, io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, Shared},
-};
 use jiff::Timestamp;
-use tokio::{
-    sync::{Notify, oneshot},
-    task::spawn_blocking,
-    time::sleep,
-};
-use tracing::Instrument as _;
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 use uuid::Uuid;
 
 use super::{
     Broker, BrokerError,
-    gate::Shut,
+    flight::{Errand, Why},
     keep::until_stored,
-    places::{Place, Urgency},
 };
 use crate::{
     client::Client,
     clock::SinceBoot,
-    connection::{Connection, ConnectionId, GrantType, Record},
+    connection::{ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
         read_grant, request,
     },
     secret::Digest,
-    slug::Slug,
     spool::Slot,
-    store::Due,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -68,37 +51,6 @@ const MAX_CRASHES: u32 = 3;
 /// How long such a connection is left alone.
 const CRASH_PAUSE: Duration = Duration::from_hours(1);
 
-/// Why a refresh is made.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Why {
-    /// A connection without any token yet.
-    Created,
-    /// The background refresher found it due.
-    Due,
-    /// An operator asked for it.
-    Operator,
-    /// A reader needs it.
-    Read,
-    /// A reader reported that the API refused the token.
-    Rejected,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Created => "created",
-            Self::Due => "due",
-            Self::Operator => "operator",
-            Self::Read => "read",
-            Self::Rejected => "rejected",
-        })
-    }
-}
-
-/// A running refresh, to be awaited by any number of callers: it resolves when readers have what it
-/// brought, or with the reason why it brought nothing.
-pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
-
 /// How long a claim lasts: computed, so that a lease shorter than the calls it covers cannot be
 /// written down. A client that asks for itself may ask twice: with its refresh token, then anew.
 /// Where a second presentation kills what the first one brought, it is longer for good measure.
@@ -113,41 +65,6 @@ fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
         Rotation::Grace | Rotation::None | Rotation::SingleUse => Duration::ZERO,
     };
     SEND_WINDOW + profile.token.timeout * calls + COMMIT_BUDGET + LEASE_SLACK + caution
-}
-
-/// A refresh that is wanted.
-struct Errand {
-    id: ConnectionId,
-    client: Slug,
-    /// The generation that somebody found wanting; none if the schedule decides.
-    seen: Option<i64>,
-    why: Why,
-    /// For the background: it waits for a place, the most urgent first.
-    urgency: Option<Urgency>,
-}
-
-/// Takes the flight off the board however it ends, a panic included.
-struct Landing {
-    broker: Arc<Broker>,
-    id: ConnectionId,
-    callers: Mutex<Option<oneshot::Sender<Result<(), BrokerError>>>>,
-}
-
-impl Landing {
-    /// Tells the callers how it went. Only the first word counts.
-    fn tell(&self, result: Result<(), BrokerError>) {
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(callers) = callers {
-            // Nobody may be listening any more.
-            let _ = callers.send(result);
-        }
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        self.broker.flights.remove(&self.id);
-    }
 }
 
 /// One refresh under way.
@@ -168,100 +85,8 @@ pub(super) struct Attempt {
 }
 
 impl Broker {
-    /// Starts the refresh of a connection for somebody who waits for it, or joins the one that runs.
-    /// It goes on when its callers hang up, and shutdown waits for it. One that stands in the queue
-    /// of the background is brought forward.
-    ///
-    /// `seen` is the generation that the caller found wanting: when a newer one is stored by now,
-    /// nothing is sent.
-    pub(crate) fn refresh(
-        self: &Arc<Self>,
-        connection: &Connection,
-        seen: i64,
-        why: Why,
-    ) -> Flight {
-        let errand = Errand {
-            id: connection.id,
-            client: connection.client.clone(),
-            seen: Some(seen),
-            why,
-            urgency: None,
-        };
-        let (flight, hurry) = self.fly(errand);
-        hurry.notify_one();
-        flight
-    }
-
-    fn fly(self: &Arc<Self>, errand: Errand) -> (Flight, Arc<Notify>) {
-        let Errand { id, why, .. } = errand;
-        let flying = self.flights.entry(id).or_insert_with(|| {
-            let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
-            let (callers, told) = oneshot::channel();
-            let callers = Mutex::new(Some(callers));
-            let hurry = Arc::new(Notify::new());
-            let landing = Landing { broker: Arc::clone(self), id, callers };
-            let hurried = Arc::clone(&hurry);
-            let run = async move {
-                let served = || landing.tell(Ok(()));
-                let result = landing.broker.refresh_once(errand, &hurried, served).await;
-                landing.tell(result);
-            };
-            self.tasks.spawn(run.instrument(span));
-            let done = async move { told.await.unwrap_or(Err(BrokerError::Internal)) };
-            (done.boxed().shared(), hurry)
-        });
-        flying.clone()
-    }
-
-    /// Starts the refresh of up to `limit` connections that are due, the most urgent first, and
-    /// leaves them to run: a slow provider holds up nobody else.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot say what is due. How each refresh went is recorded with its
-    /// connection.
-    pub async fn start_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
-        Ok(self.due_flights(limit).await?.len())
-    }
-
-    /// As [`Broker::start_due`], and waits for them: a step of the background, for tests.
-    ///
-    /// # Errors
-    ///
-    /// As [`Broker::start_due`].
-    pub async fn refresh_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
-        let flights = self.due_flights(limit).await?;
-        let count = flights.len();
-        for flight in flights {
-            // Recorded and logged where it happened.
-            let _ = flight.await;
-        }
-        Ok(count)
-    }
-
-    async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
-        let mut flights = Vec::new();
-        // Each provider has its own `limit`: one with many due takes nothing from the others.
-        for (provider, gate) in &self.gates {
-            let clients = self
-                .clients
-                .values()
-                .filter(|client| client.profile.name == *provider && gate.is_open(&client.name));
-            let clients: Vec<_> = clients.map(|client| &client.name).collect();
-            if clients.is_empty() || self.closing.is_cancelled() {
-                continue;
-            }
-            let due = self.store.due(clients, limit).await?;
-            flights.extend(due.into_iter().map(|due| {
-                let urgency = Some(Urgency::of(&due));
-                let Due { id, client, .. } = due;
-                self.fly(Errand { id, client, seen: None, why: Why::Due, urgency }).0
-            }));
-        }
-        Ok(flights)
-    }
-
-    async fn refresh_once(
+    /// Refreshes a connection, if it still needs that when its turn has come.
+    pub(super) async fn refresh_once(
         self: &Arc<Self>,
         errand: Errand,
         hurry: &Notify,
@@ -330,30 +155,6 @@ impl Broker {
             }
         }
         Ok(())
-    }
-
-    /// Waits for the refresh's turn at its provider. Whoever waits for it in person stands in no
-    /// queue, and from then on it is made for them.
-    async fn turn(
-        &self,
-        client: &Client,
-        errand: &Errand,
-        hurry: &Notify,
-    ) -> Result<(Option<Place>, Why), Shut> {
-        let gate = self.gate(client);
-        let place = match errand.urgency {
-            None => None,
-            Some(urgency) => tokio::select! {
-                place = gate.place(urgency) => Some(place),
-                () = hurry.notified() => None,
-            },
-        };
-        let why = match errand.why {
-            Why::Due if place.is_none() => Why::Read,
-            why => why,
-        };
-        gate.enter(&client.name, why).await?;
-        Ok((place, why))
     }
 
     /// The record of a connection, if it still needs the refresh.

@@ -7,18 +7,19 @@ use secrecy::SecretString;
 
 use super::{
     Broker, BrokerError, ReceivedGrant,
+    flight::Why,
     keep::{due_at, until_stored},
-    refresh::{Attempt, Why},
+    refresh::Attempt,
 };
 use crate::{
     client::Client,
     connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict},
+    refusals::{Refusals, Weight},
     rotation::Origin,
     secret::{self, Digest},
     store,
-    throttle::{Refusals, Weight},
 };
 
 /// How long to leave our own misconfiguration alone before trying again.

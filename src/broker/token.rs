@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::{
     Broker, BrokerError,
+    flight::Why,
     memory::{Live, OpenGrant},
-    refresh::Why,
 };
 use crate::{
     caller::{Service, Verb},

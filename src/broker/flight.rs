@@ -1,0 +1,212 @@
+//! Flights: refreshes as tasks of their own, one for each connection at a time. Whoever wants a
+//! connection refreshed starts its flight or joins it; the background's stand in a queue before
+//! their provider, out of which a reader brings them forward.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use tokio::sync::{Notify, oneshot};
+use tracing::Instrument as _;
+
+use super::{
+    Broker, BrokerError,
+    gate::Shut,
+    places::{Place, Urgency},
+};
+use crate::{
+    client::Client,
+    connection::{Connection, ConnectionId},
+    slug::Slug,
+    store::Due,
+};
+
+/// Why a refresh is made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// A connection without any token yet.
+    Created,
+    /// The background refresher found it due.
+    Due,
+    /// An operator asked for it.
+    Operator,
+    /// A reader needs it.
+    Read,
+    /// A reader reported that the API refused the token.
+    Rejected,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Due => "due",
+            Self::Operator => "operator",
+            Self::Read => "read",
+            Self::Rejected => "rejected",
+        })
+    }
+}
+
+/// A running refresh, to be awaited by any number of callers: it resolves when readers have what it
+/// brought, or with the reason why it brought nothing.
+pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
+
+/// A refresh that is wanted.
+pub(super) struct Errand {
+    pub(super) id: ConnectionId,
+    pub(super) client: Slug,
+    /// The generation that somebody found wanting; none if the schedule decides.
+    pub(super) seen: Option<i64>,
+    why: Why,
+    /// For the background: it waits for a place, the most urgent first.
+    urgency: Option<Urgency>,
+}
+
+/// Takes the flight off the board however it ends, a panic included.
+struct Landing {
+    broker: Arc<Broker>,
+    id: ConnectionId,
+    callers: Mutex<Option<oneshot::Sender<Result<(), BrokerError>>>>,
+}
+
+impl Landing {
+    /// Tells the callers how it went. Only the first word counts.
+    fn tell(&self, result: Result<(), BrokerError>) {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(callers) = callers {
+            // Nobody may be listening any more.
+            let _ = callers.send(result);
+        }
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.broker.flights.remove(&self.id);
+    }
+}
+
+impl Broker {
+    /// Starts the refresh of a connection for somebody who waits for it, or joins the one that runs.
+    /// It goes on when its callers hang up, and shutdown waits for it. One that stands in the queue
+    /// of the background is brought forward.
+    ///
+    /// `seen` is the generation that the caller found wanting: when a newer one is stored by now,
+    /// nothing is sent.
+    pub(crate) fn refresh(
+        self: &Arc<Self>,
+        connection: &Connection,
+        seen: i64,
+        why: Why,
+    ) -> Flight {
+        let errand = Errand {
+            id: connection.id,
+            client: connection.client.clone(),
+            seen: Some(seen),
+            why,
+            urgency: None,
+        };
+        let (flight, hurry) = self.fly(errand);
+        hurry.notify_one();
+        flight
+    }
+
+    fn fly(self: &Arc<Self>, errand: Errand) -> (Flight, Arc<Notify>) {
+        let Errand { id, why, .. } = errand;
+        let flying = self.flights.entry(id).or_insert_with(|| {
+            let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
+            let (callers, told) = oneshot::channel();
+            let callers = Mutex::new(Some(callers));
+            let hurry = Arc::new(Notify::new());
+            let landing = Landing { broker: Arc::clone(self), id, callers };
+            let hurried = Arc::clone(&hurry);
+            let run = async move {
+                let served = || landing.tell(Ok(()));
+                let result = landing.broker.refresh_once(errand, &hurried, served).await;
+                landing.tell(result);
+            };
+            self.tasks.spawn(run.instrument(span));
+            let done = async move { told.await.unwrap_or(Err(BrokerError::Internal)) };
+            (done.boxed().shared(), hurry)
+        });
+        flying.clone()
+    }
+
+    /// Starts the refresh of up to `limit` connections that are due, the most urgent first, and
+    /// leaves them to run: a slow provider holds up nobody else.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot say what is due. How each refresh went is recorded with its
+    /// connection.
+    pub async fn start_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
+        Ok(self.due_flights(limit).await?.len())
+    }
+
+    /// As [`Broker::start_due`], and waits for them: a step of the background, for tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broker::start_due`].
+    pub async fn refresh_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
+        let flights = self.due_flights(limit).await?;
+        let count = flights.len();
+        for flight in flights {
+            // Recorded and logged where it happened.
+            let _ = flight.await;
+        }
+        Ok(count)
+    }
+
+    async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
+        let mut flights = Vec::new();
+        // Each provider has its own `limit`: one with many due takes nothing from the others.
+        for (provider, gate) in &self.gates {
+            let clients = self
+                .clients
+                .values()
+                .filter(|client| client.profile.name == *provider && gate.is_open(&client.name));
+            let clients: Vec<_> = clients.map(|client| &client.name).collect();
+            if clients.is_empty() || self.closing.is_cancelled() {
+                continue;
+            }
+            let due = self.store.due(clients, limit).await?;
+            flights.extend(due.into_iter().map(|due| {
+                let urgency = Some(Urgency::of(&due));
+                let Due { id, client, .. } = due;
+                self.fly(Errand { id, client, seen: None, why: Why::Due, urgency }).0
+            }));
+        }
+        Ok(flights)
+    }
+
+    /// Waits for the refresh's turn at its provider. Whoever waits for it in person stands in no
+    /// queue, and from then on it is made for them.
+    pub(super) async fn turn(
+        &self,
+        client: &Client,
+        errand: &Errand,
+        hurry: &Notify,
+    ) -> Result<(Option<Place>, Why), Shut> {
+        let gate = self.gate(client);
+        let place = match errand.urgency {
+            None => None,
+            Some(urgency) => tokio::select! {
+                place = gate.place(urgency) => Some(place),
+                () = hurry.notified() => None,
+            },
+        };
+        let why = match errand.why {
+            Why::Due if place.is_none() => Why::Read,
+            why => why,
+        };
+        gate.enter(&client.name, why).await?;
+        Ok((place, why))
+    }
+}
