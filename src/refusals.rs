@@ -90,34 +90,46 @@ impl Refusals {
         Ok(())
     }
 
-    /// A refresh brought a grant. True when that ends a hold: the provider grants again.
+    /// A refresh brought a grant. True when that ends a hold: few are refused any more. Until then
+    /// each grant lets the next request through, so that a provider that has come to itself is soon
+    /// known for it.
     pub fn granted(&mut self, id: ConnectionId, now: Duration) -> bool {
+        // What it was refused before was a mistake.
+        self.recent.retain(|judged| judged.id != id);
         self.note(Judged { at: now, id, refused: false });
-        let ended = self.held.take().is_some();
+        self.doubted.remove(&id);
+        if let Some(held) = &mut self.held {
+            held.next_probe = now;
+        }
+        let ended = self.held.is_some() && !self.are_many();
         if ended {
-            let refused = self.recent.drain(..).filter(|judged| judged.refused);
+            self.held = None;
+            let refused = self.recent.iter().filter(|judged| judged.refused);
             self.doubted.extend(refused.map(|judged| judged.id));
         }
-        self.doubted.remove(&id);
         ended
     }
 
     /// A refresh was refused.
     pub fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
         self.note(Judged { at: now, id, refused: true });
-        if self.doubted.contains(&id) {
-            return Weight::Final;
+        match self.held {
+            Some(held) if held.since + Self::LONGEST < now => Weight::Final,
+            Some(_) => Weight::Held,
+            None if self.are_many() => {
+                self.held = Some(Held { since: now, next_probe: now + Self::PROBE });
+                Weight::FirstHeld
+            }
+            None if self.doubted.contains(&id) => Weight::Final,
+            None => Weight::Believed,
         }
-        if let Some(held) = self.held {
-            return if held.since + Self::LONGEST < now { Weight::Final } else { Weight::Held };
-        }
-        let refused: BTreeSet<_> =
-            self.recent.iter().filter(|judged| judged.refused).map(|judged| judged.id).collect();
-        if refused.len() < Self::MANY || refused.len() * Self::SHARE < self.recent.len() {
-            return Weight::Believed;
-        }
-        self.held = Some(Held { since: now, next_probe: now + Self::PROBE });
-        Weight::FirstHeld
+    }
+
+    /// Whether so many connections are refused that the provider is doubted.
+    fn are_many(&self) -> bool {
+        let refused = self.recent.iter().filter(|judged| judged.refused);
+        let refused: BTreeSet<_> = refused.map(|judged| judged.id).collect();
+        refused.len() >= Self::MANY && refused.len() * Self::SHARE >= self.recent.len()
     }
 
     fn note(&mut self, judged: Judged) {
@@ -163,15 +175,19 @@ mod tests {
     #[test]
     fn many_refusals_are_held_and_probed() {
         let mut refusals = Refusals::default();
-        for _ in 0..4 {
-            refusals.refused(ConnectionId::new(), at(0));
+        let ids: Vec<_> = (0..6).map(|_| ConnectionId::new()).collect();
+        for id in &ids[..4] {
+            refusals.refused(*id, at(0));
         }
-        assert_eq!(refusals.refused(ConnectionId::new(), at(0)), Weight::FirstHeld);
-        assert_eq!(refusals.refused(ConnectionId::new(), at(1)), Weight::Held);
+        assert_eq!(refusals.refused(ids[4], at(0)), Weight::FirstHeld);
+        assert_eq!(refusals.refused(ids[5], at(1)), Weight::Held);
         assert_eq!(refusals.enter(at(1)), Err(at(299)));
         assert!(refusals.enter(at(300)).is_ok());
         assert!(refusals.enter(at(301)).is_err());
-        assert!(refusals.granted(ConnectionId::new(), at(302)));
+        assert!(!refusals.granted(ids[0], at(302)), "one is not enough");
+        assert!(refusals.enter(at(302)).is_ok(), "the next may follow at once");
+        assert_eq!(refusals.refused(ids[1], at(303)), Weight::Held);
+        assert!(refusals.granted(ids[2], at(304)));
         assert!(!refusals.are_held());
     }
 
@@ -182,8 +198,9 @@ mod tests {
         for id in &ids {
             refusals.refused(*id, at(0));
         }
-        assert!(refusals.granted(ids[0], at(300)));
-        assert_eq!(refusals.refused(ids[1], at(301)), Weight::Final);
+        assert!(!refusals.granted(ids[0], at(300)));
+        assert!(refusals.granted(ids[1], at(300)));
+        assert_eq!(refusals.refused(ids[2], at(301)), Weight::Final);
         // Who was granted is trusted again, and begins anew.
         assert!(!refusals.doubted.contains(&ids[0]));
     }

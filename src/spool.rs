@@ -36,6 +36,8 @@ pub struct Spool {
 pub struct Entry {
     /// Whose it is.
     pub connection: ConnectionId,
+    /// The account that it was asked for, where that was known.
+    pub account: Option<String>,
     /// The grant, sealed for its generation.
     pub grant: HeldGrant,
     /// When the next refresh is due.
@@ -46,6 +48,7 @@ pub struct Entry {
 #[derive(Deserialize, Serialize)]
 struct Written {
     connection: String,
+    account: Option<String>,
     generation: i64,
     access: String,
     refresh: Option<String>,
@@ -84,8 +87,8 @@ impl Spool {
         Ok(slot)
     }
 
-    /// What lies in the spool, each with what forgets it. A file that holds no whole entry was
-    /// reserved and never used; it is removed.
+    /// What lies in the spool, each with what forgets it. A file that was reserved and never used is
+    /// removed; one that holds no whole entry is put aside.
     ///
     /// # Errors
     ///
@@ -98,8 +101,8 @@ impl Spool {
                 [] | [0, ..] => kept.forget(),
                 bytes => match read(bytes) {
                     Some(entry) => entries.push((entry, kept)),
-                    // Torn by a crash: the write never returned, so nothing relied on it.
-                    None => kept.forget(),
+                    // Torn by a crash, most likely: nothing relied on it, and nothing is thrown away.
+                    None => kept.set_aside(),
                 },
             }
         }
@@ -122,10 +125,11 @@ impl Slot {
     ///
     /// When the disk fails; the room is given back then.
     pub fn keep(mut self, entry: &Entry) -> io::Result<Kept> {
-        let Entry { connection, grant, refresh_at } = entry;
+        let Entry { connection, account, grant, refresh_at } = entry;
         let origin = grant.origin.as_ref();
         let written = Written {
             connection: connection.to_string(),
+            account: account.clone(),
             generation: grant.generation,
             access: grant.access.as_str().to_owned(),
             refresh: grant.refresh.as_ref().map(|refresh| refresh.as_str().to_owned()),
@@ -196,6 +200,7 @@ fn read(bytes: &[u8]) -> Option<Entry> {
     let parent = written.parent.map(|parent| parent.parse()).transpose().ok()?;
     Some(Entry {
         connection: written.connection.parse().ok()?,
+        account: written.account,
         grant: HeldGrant {
             generation: written.generation,
             access: Sealed::from_stored(written.access),
@@ -218,6 +223,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             connection: ConnectionId::new(),
+            account: None,
             grant: HeldGrant {
                 generation: 7,
                 access: Sealed::from_stored("v1.k.access".to_owned()),

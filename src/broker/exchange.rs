@@ -117,9 +117,18 @@ impl Broker {
             if until_stored(|| self.store.commit_grant(&commit)).await {
                 break;
             }
-            // A refresh of the grant before this one was stored meanwhile: this one is newer.
             let newest = until_stored(|| self.store.record_by_id(id)).await;
             record = newest.ok_or(BrokerError::Revoked)?;
+            let ours = record.grant.as_ref().is_some_and(|held| held.access == next.access);
+            let spent = match commit.refresh_hash {
+                Some(hash) => until_stored(|| self.store.is_buried(&hash)).await,
+                None => false,
+            };
+            if ours || spent {
+                // It was stored, and only the answer to that went lost.
+                break;
+            }
+            // A refresh of the grant before this one was stored meanwhile: this one is newer.
         }
         self.reload(id).await?;
         tracing::info!(connection = %record.connection.name, "consent stored");

@@ -63,7 +63,7 @@ pub(super) struct Errand {
     pub(super) client: Slug,
     /// The generation that somebody found wanting; none if the schedule decides.
     pub(super) seen: Option<i64>,
-    why: Why,
+    pub(super) why: Why,
     /// For the background: it waits for a place, the most urgent first.
     urgency: Option<Urgency>,
 }

@@ -60,8 +60,8 @@ struct State {
     /// The provider asked us to slow down until then.
     busy_until: Duration,
     refusals: Refusals,
-    /// By client.
-    misconfiguration: BTreeMap<Slug, Breaker>,
+    /// By client, each with the connection that failed last: one alone is not enough.
+    misconfiguration: BTreeMap<Slug, (Breaker, Option<ConnectionId>)>,
 }
 
 /// Why nothing is sent now.
@@ -148,7 +148,8 @@ impl Gate {
         let State { outage, refusals, misconfiguration, busy_until, .. } = &mut *state;
         let registration = misconfiguration
             .entry(client.clone())
-            .or_insert_with(|| Breaker::new(MISCONFIGURATION));
+            .or_insert_with(|| (Breaker::new(MISCONFIGURATION), None));
+        let (registration, failed_last) = registration;
         let title = &self.title;
         if answer.is_ok() && refusals.granted(id, now) {
             tracing::info!("{title} grants again; what it refused meanwhile is tried again");
@@ -174,7 +175,8 @@ impl Gate {
                 }
             }
             Err(Verdict::Misconfigured) => {
-                if registration.failed(now) {
+                let another = failed_last.replace(id) != Some(id);
+                if (another || registration.is_open()) && registration.failed(now) {
                     tracing::error!(
                         %client,
                         "{title} refuses our registration or the way we ask: no connection is \
@@ -208,7 +210,7 @@ impl Gate {
     pub(super) fn notes(&self) -> Vec<String> {
         let state = self.state();
         let title = &self.title;
-        let refused = state.misconfiguration.iter().filter(|(_, breaker)| breaker.is_open());
+        let refused = state.misconfiguration.iter().filter(|(_, (breaker, _))| breaker.is_open());
         let mut notes: Vec<_> = refused
             .map(|(client, _)| format!("{title} refuses the registration of client {client}"))
             .collect();
@@ -236,7 +238,7 @@ impl State {
         let busy = self.busy_until.saturating_sub(now);
         let busy = (!busy.is_zero()).then_some(busy);
         let provider = [self.outage.shut_for(now), busy, self.refusals.shut_for(now)];
-        let registration = || self.misconfiguration.get(client)?.shut_for(now);
+        let registration = || self.misconfiguration.get(client)?.0.shut_for(now);
         provider
             .into_iter()
             .flatten()
@@ -252,7 +254,7 @@ impl State {
         }
         let _ = self.outage.enter(now);
         let _ = self.refusals.enter(now);
-        if let Some(registration) = self.misconfiguration.get_mut(client) {
+        if let Some((registration, _)) = self.misconfiguration.get_mut(client) {
             let _ = registration.enter(now);
         }
         Ok(())

@@ -61,7 +61,8 @@ impl Broker {
         slot: Slot,
         served: impl FnOnce(),
     ) -> Option<i64> {
-        let entry = Entry { connection: record.connection.id, grant: next, refresh_at };
+        let account = record.connection.account.as_ref().map(|account| account.id.clone());
+        let entry = Entry { connection: record.connection.id, account, grant: next, refresh_at };
         let (kept, entry) = spawn_blocking(move || (slot.keep(&entry), entry))
             .await
             .expect("writing a file does not panic");
@@ -75,7 +76,7 @@ impl Broker {
         tokio::pin!(placing);
         let placed = match timeout(SERVED_UNCOMMITTED, &mut placing).await {
             Ok(placed) => placed,
-            Err(_) if kept.is_some() => {
+            Err(_) if kept.is_some() && self.memory.holds(&record.connection) => {
                 tracing::warn!("the database keeps us waiting: a grant on the disk is served");
                 let grant = Some(entry.grant.clone());
                 self.adopt(Record { grant, ..record.clone() }).await;
@@ -93,7 +94,7 @@ impl Broker {
 
     /// Finds the place of a received grant in the database: the connection's own, or escrow.
     async fn place(&self, entry: &Entry) -> Option<i64> {
-        let Entry { connection: id, grant, refresh_at } = entry;
+        let Entry { connection: id, account, grant, refresh_at } = entry;
         let mut next = grant.clone();
         loop {
             let refresh = self.open_refresh(*id, &next).ok().flatten();
@@ -110,7 +111,15 @@ impl Broker {
                 return Some(next.generation);
             }
             let record = until_stored(|| self.store.record_by_id(*id)).await?;
-            let Some(held) = &record.grant else { return None };
+            let Some(held) = &record.grant else {
+                self.put_in_escrow(*id, &next).await;
+                return None;
+            };
+            let now_of = record.connection.account.as_ref().map(|account| &account.id);
+            if account.is_some() && account.as_ref() != now_of {
+                tracing::warn!(connection.id = %id, "a late grant of another account is dropped");
+                return None;
+            }
             match self.choose(*id, held, &next) {
                 Keep::Either => return Some(held.generation),
                 Keep::Held => {
@@ -144,7 +153,7 @@ impl Broker {
     }
 
     /// Keeps a grant that the connection does not hold. One without a refresh token is of no use.
-    async fn put_in_escrow(&self, id: ConnectionId, grant: &HeldGrant) {
+    pub(super) async fn put_in_escrow(&self, id: ConnectionId, grant: &HeldGrant) {
         let (Ok(access), Ok(Some(refresh))) =
             (self.open_access(id, grant), self.open_refresh(id, grant))
         else {
@@ -291,7 +300,13 @@ impl Broker {
             return Ok(());
         }
         // A start that finds no database fails; it does not wait.
-        if self.store.record_by_id(id).await?.is_some() {
+        let known = self.store.record_by_id(id).await?;
+        if known.is_none() && !self.store.is_deleted(id).await? {
+            tracing::error!(connection.id = %id, "put aside a grant of an unknown connection");
+            kept.set_aside();
+            return Ok(());
+        }
+        if known.is_some() {
             if self.place(&entry).await.is_some() {
                 tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
             }

@@ -201,6 +201,12 @@ impl Memory {
         self.received.insert(id, (token, end));
     }
 
+    /// Whether this very connection is held, and not another one of its name, or none.
+    pub(crate) fn holds(&self, connection: &Connection) -> bool {
+        let held = self.connections.get(&connection.name);
+        held.is_some_and(|held| held.connection.id == connection.id)
+    }
+
     pub(crate) fn forget(&self, name: &str, id: ConnectionId) {
         self.connections.remove_if(name, |_, live| live.connection.id == id);
         self.received.remove(&id);

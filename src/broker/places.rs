@@ -14,16 +14,14 @@ use crate::store::Due;
 /// How urgent a refresh is; the least goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Urgency {
-    /// Those come first whose last attempt has no known outcome: its answer may soon be past asking
-    /// for.
-    is_known: bool,
+    rank: i64,
     /// Then those whose token ends first.
     ends: Option<Timestamp>,
 }
 
 impl Urgency {
     pub(super) fn of(due: &Due) -> Self {
-        Self { is_known: !due.open_attempt, ends: due.expires_at }
+        Self { rank: due.rank, ends: due.expires_at }
     }
 }
 
@@ -99,7 +97,7 @@ mod tests {
     use super::*;
 
     fn ends(second: i64) -> Urgency {
-        Urgency { is_known: true, ends: Some(Timestamp::from_second(second).unwrap()) }
+        Urgency { rank: 1, ends: Some(Timestamp::from_second(second).unwrap()) }
     }
 
     #[test]
@@ -107,7 +105,7 @@ mod tests {
         let places = Places::new(1);
         let taken = places.take(ends(9)).now_or_never().unwrap();
         let (mut late, mut soon) = (Box::pin(places.take(ends(3))), Box::pin(places.take(ends(2))));
-        let unsure = Urgency { is_known: false, ends: None };
+        let unsure = Urgency { rank: 0, ends: None };
         let mut unsure = Box::pin(places.take(unsure));
         assert!((&mut late).now_or_never().is_none());
         assert!((&mut soon).now_or_never().is_none());

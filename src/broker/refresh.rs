@@ -95,7 +95,7 @@ impl Broker {
         let Errand { id, seen, .. } = errand;
         let client = match self.client(&errand.client) {
             Ok(client) => Arc::clone(client),
-            Err(error) => return self.leave_for_later(id, error).await,
+            Err(error) => return self.leave_for_later(id, errand.why, error).await,
         };
         let turn = self.closing.run_until_cancelled(self.turn(&client, &errand, hurry));
         let Some(turn) = turn.await else {
@@ -106,25 +106,28 @@ impl Broker {
         };
         let (_place, why) = turn?;
         let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
-        if why == Why::Due && self.suspect_crashes(&record).await? {
-            return Ok(());
+        if why != Why::Operator && self.suspect_crashes(&record).await? {
+            return Err(BrokerError::Unavailable {
+                reason: "attempts to refresh the connection have ended without a word".to_owned(),
+                retry_after: CRASH_PAUSE,
+            });
         }
+        let lease = lease(&client.profile, record.connection.grant_type);
         let request = match self.choose_request(&client, &record).await {
             Ok(Ok(request)) => request,
-            Ok(Err(reason)) => return self.await_consent(&record, reason).await,
-            Err(error) => return self.leave_for_later(id, error).await,
+            Ok(Err(reason)) => {
+                self.await_consent(&record, reason).await?;
+                return self.leave_to_other(id, &record, lease, why).await;
+            }
+            Err(error) => return self.leave_for_later(id, why, error).await,
         };
-        let lease = lease(&client.profile, record.connection.grant_type);
         let Some(mut attempt) = self.begin(&record, request.spends, lease, why).await? else {
-            return match why {
-                Why::Due => Ok(()),
-                _ => self.wait_for_other(id, record.generation(), lease).await,
-            };
+            return self.leave_to_other(id, &record, lease, why).await;
         };
         let sent_at = self.clock.now();
         let mut reply = self.ask(&client, request.outbound, Some(attempt.send_before)).await;
         if let Err(error) = &reply
-            && matches!(error.verdict, Verdict::Refused { .. })
+            && refuses_the_token(error)
             && record.connection.grant_type == GrantType::ClientCredentials
             && attempt.spent.is_some()
         {
@@ -179,15 +182,18 @@ impl Broker {
         Ok(Some(record))
     }
 
-    /// A refresh cannot even be begun. It stays due, and must not stand in the way of those that
-    /// can be refreshed.
+    /// A refresh cannot even be begun. It stays due, and in the background must not stand in the way
+    /// of those that can be refreshed.
     async fn leave_for_later(
         &self,
         id: ConnectionId,
+        why: Why,
         error: BrokerError,
     ) -> Result<(), BrokerError> {
         tracing::error!(%error, "the refresh cannot be begun");
-        self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
+        if why == Why::Due {
+            self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
+        }
         Err(error)
     }
 
@@ -314,18 +320,22 @@ impl Broker {
         Ok(None)
     }
 
-    /// Another replica is refreshing: wait for its grant, for as long as its lease may last.
-    async fn wait_for_other(
+    /// Another replica is refreshing: whoever needs its grant waits for as long as its lease may last.
+    async fn leave_to_other(
         &self,
         id: ConnectionId,
-        from: i64,
+        seen: &Record,
         at_most: Duration,
+        why: Why,
     ) -> Result<(), BrokerError> {
+        if why == Why::Due {
+            return Ok(());
+        }
         let waited = self.clock.stopwatch();
         while waited.elapsed() < at_most {
             sleep(Duration::from_millis(250)).await;
             let record = self.reload(id).await?;
-            if record.generation() > from || !record.connection.state.refreshes() {
+            if record.generation() > seen.generation() || !record.connection.state.refreshes() {
                 return Ok(());
             }
             if record.connection.last_error.as_ref().is_some_and(|error| {
@@ -347,6 +357,13 @@ impl Broker {
 struct Request {
     outbound: OutboundRequest,
     spends: Option<Digest>,
+}
+
+/// Whether the provider declined for a reason that may lie in the refresh token: reason enough for a
+/// client that can ask for itself.
+fn refuses_the_token(error: &ProviderError) -> bool {
+    let declined = error.status.is_some_and(|status| (400..500).contains(&status));
+    matches!(error.verdict, Verdict::Refused { .. }) || error.verdict == Verdict::Retry && declined
 }
 
 /// The request of a client for a token of its own.

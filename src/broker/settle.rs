@@ -101,12 +101,15 @@ impl Broker {
         let mut from = record.generation();
         if let (Some(refresh), Some(held)) = (&error.salvaged_refresh, &record.grant)
             && spent != Some(Digest::of(refresh))
-            // Within a grace the old one brings a whole new pair.
-            && client.profile.tokens.rotation != Rotation::Grace
         {
             let origin = Origin { parent: spent, asked_at };
             let next = self.salvage(connection.id, held, refresh, origin)?;
-            if let Some(kept) = self.keep(record, next, None, slot, || {}).await {
+            if client.profile.tokens.rotation == Rotation::Grace {
+                // Within the grace the old one brings a whole new pair; after it, this one is left.
+                self.put_in_escrow(connection.id, &next).await;
+            } else if let Some(kept) =
+                self.keep(record, next, Some(self.clock.now()), slot, || {}).await
+            {
                 tracing::warn!("kept the refresh token of an unusable answer");
                 // That ended the attempt; what is recorded below belongs to a new one.
                 from = kept;
@@ -234,19 +237,22 @@ impl Broker {
     }
 
     /// There is nothing to present, or nothing that may be presented again. While the access token
-    /// lives it is served; when it has ended, a person must consent.
+    /// lives it is served; when it has ended, a person must consent: both are said as an error.
+    /// Otherwise somebody else refreshes the connection, or has.
     pub(super) async fn await_consent(
         &self,
         record: &Record,
         reason: &str,
     ) -> Result<(), BrokerError> {
-        let id = record.connection.id;
-        match record.grant.as_ref().map(|grant| grant.expires_at) {
-            Some(end) if end > self.clock.now() => self.store.postpone(id, end).await?,
-            _ => self.store.set_state(id, State::NeedsConsent, Some(reason)).await?,
-        };
-        self.reload(id).await?;
-        Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
+        let lives = record.grant.as_ref().map(|grant| grant.expires_at);
+        let until = lives.filter(|end| *end > self.clock.now());
+        let given_up = self.store.give_up_refreshing(record, until, reason).await?;
+        self.reload(record.connection.id).await?;
+        if given_up {
+            Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
+        } else {
+            Ok(())
+        }
     }
 }
 

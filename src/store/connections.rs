@@ -155,6 +155,19 @@ impl Store {
         on!(self, |pool| { Ok(sqlx::query(sql).bind(name).fetch_optional(pool).await?.is_some()) })
     }
 
+    /// Whether the connection of this id was deleted.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn is_deleted(&self, id: ConnectionId) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM deleted_connections WHERE id = $1";
+        on!(self, |pool| {
+            let found = sqlx::query(sql).bind(id.to_string()).fetch_optional(pool);
+            Ok(found.await?.is_some())
+        })
+    }
+
     /// All connections by name, with what they hold.
     ///
     /// # Errors

@@ -221,6 +221,13 @@ impl Store {
             if replaced.rows_affected() == 0 {
                 return Ok(false);
             }
+            if commit.account.is_some() {
+                // Somebody consented, for another account perhaps: what came before is not theirs.
+                sqlx::query("DELETE FROM escrow WHERE connection_id = $1")
+                    .bind(&id)
+                    .execute(&mut *tx)
+                    .await?;
+            }
             if confirms {
                 let confirmed = sqlx::query(confirm)
                     .bind(self.ahead())

@@ -32,16 +32,16 @@ pub struct Due {
     pub id: ConnectionId,
     /// The client it goes through.
     pub client: Slug,
-    /// Whether an attempt to refresh it has no known outcome.
-    pub open_attempt: bool,
+    /// Those with 0 come first: the last attempt has no known outcome, and its answer may soon be
+    /// past asking for. Those with 2 come last: they were refused already.
+    pub rank: i64,
     /// When its token ends; none if it has none.
     pub expires_at: Option<Timestamp>,
 }
 
 impl Store {
     /// The connections of these clients to refresh now: due, or claimed by somebody who let the lease
-    /// run out. Those come first whose last attempt has no known outcome, for its answer may soon be
-    /// past asking for; then those whose token ends first. Those of other clients take none of the
+    /// run out; by [`Due::rank`], and then those whose token ends first. Those of other clients take none of the
     /// `limit`: who cannot refresh them must not wait behind them.
     ///
     /// # Errors
@@ -53,15 +53,16 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Due>, StoreError> {
         let sql = concat!(
-            "SELECT c.id, c.client, g.attempts, g.expires_at FROM connections c JOIN grants g ON g.connection_id = c.id
+            "SELECT c.id, c.client, g.expires_at, CASE WHEN c.state = 'suspect' THEN 2
+                WHEN g.attempts > 0 THEN 0 ELSE 1 END AS rank
+            FROM connections c JOIN grants g ON g.connection_id = c.id
             WHERE ",
             listed!("c.client", "$3"),
             " AND c.state IN ",
             refreshing!(),
             " AND COALESCE(g.lease_until, c.refresh_at) <= ",
             now!(),
-            " ORDER BY CASE WHEN g.attempts > 0 THEN 0 ELSE 1 END, COALESCE(g.expires_at, 0), c.id
-            LIMIT $2"
+            " ORDER BY rank, COALESCE(g.expires_at, 0), c.id LIMIT $2"
         );
         on!(self, |pool| {
             let rows = sqlx::query(sql)
@@ -74,7 +75,7 @@ impl Store {
                 Ok(Due {
                     id: Cells::parsed(row, "id")?,
                     client: Cells::parsed(row, "client")?,
-                    open_attempt: Cells::number(row, "attempts")? > 0,
+                    rank: Cells::number(row, "rank")?,
                     expires_at: Cells::time_or_null(row, "expires_at")?,
                 })
             };

@@ -4,10 +4,68 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Store, StoreError, engine::in_transaction, millis, now, schedule::listed};
-use crate::{connection::ConnectionId, slug::Slug};
+use super::{
+    Store, StoreError, engine::in_transaction, grants::refreshing, millis, now, optional_millis,
+    schedule::listed,
+};
+use crate::{
+    connection::{ConnectionId, Record},
+    slug::Slug,
+};
 
 impl Store {
+    /// A connection has nothing that may be presented: a person must consent, or, with `until`, it is
+    /// left alone while its token lives. False, with nothing changed, when the connection is not as
+    /// it was seen: somebody refreshes it, or has.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn give_up_refreshing(
+        &self,
+        seen: &Record,
+        until: Option<Timestamp>,
+        reason: &str,
+    ) -> Result<bool, StoreError> {
+        let describe = concat!(
+            "UPDATE connections SET refresh_at = $3,
+                state = CASE WHEN $3 IS NULL THEN 'needs_consent' ELSE state END,
+                reason = CASE WHEN $3 IS NULL THEN $4 ELSE reason END, changed_at = ",
+            now!(),
+            " WHERE id = $2 AND state IN ",
+            refreshing!()
+        );
+        let let_go = concat!(
+            "UPDATE grants SET lease_until = NULL,
+                crashes = crashes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
+            WHERE connection_id = $2 AND generation = $3 AND attempts = $4
+                AND (lease_until IS NULL OR lease_until <= ",
+            now!(),
+            ")"
+        );
+        let id = seen.connection.id.to_string();
+        in_transaction!(self, |tx| {
+            let described = sqlx::query(describe)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(optional_millis(until))
+                .bind(reason)
+                .execute(&mut *tx)
+                .await?;
+            let let_go = sqlx::query(let_go)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(seen.generation())
+                .bind(i64::from(seen.open_attempts))
+                .execute(&mut *tx)
+                .await?;
+            if described.rows_affected() == 0 || let_go.rows_affected() == 0 {
+                return Ok(false);
+            }
+        });
+        Ok(true)
+    }
+
     /// Leaves a connection alone until `until`: its last attempts ended without a word, and it may
     /// be the one that kills those who try. False when somebody claimed it meanwhile.
     ///

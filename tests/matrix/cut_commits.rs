@@ -106,13 +106,13 @@ async fn on_a_line(holds: &Holds) -> (Line, TestBroker) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_whose_answer_is_lost_happened_once() {
     let fault = "answer to the commit of a grant lost";
-    commits_are_swallowed(fault, Then::Close, short_or_long(20, 200)).await;
+    Box::pin(commits_are_swallowed(fault, Then::Close, short_or_long(20, 200))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_is_never_answered_happened_once() {
     let fault = "commit of a grant never answered";
-    commits_are_swallowed(fault, Then::FallSilent, short_or_long(1, 5)).await;
+    Box::pin(commits_are_swallowed(fault, Then::FallSilent, short_or_long(1, 5))).await;
 }
 
 async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {

@@ -460,8 +460,10 @@ impl<'w> Walk<'w> {
             // A second presentation kills what the first one brought: there nobody could save it.
             let family = class == RotationClass::SingleUseFamily;
             assert!(family || could_save.is_empty(), "avoidable: {}", about());
-            // A lease that ended under a live holder may have hidden who presented what.
-            let told = reason == Some("lost_in_rotation") || self.lease_ended && reason.is_some();
+            // What reached a disk, and was killed by a second presentation or by one that a lease
+            // hid which had ended under a live holder, is refused like any other.
+            let hidden = family || self.lease_ended;
+            let told = reason == Some("lost_in_rotation") || hidden && reason.is_some();
             assert!(told, "{}", about());
         } else {
             assert_eq!(state, State::Active, "{}", about());

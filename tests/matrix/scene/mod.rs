@@ -34,7 +34,7 @@ pub(crate) const ALL_DUE: &str = "UPDATE connections SET refresh_at = created_at
 pub(crate) const UNPACED: &str = "[providers.profiles.avito.pace]
 per_second = 100000
 burst = 100000
-in_flight = 2000
+in_flight = 64
 ";
 
 /// How long anything is waited for before the test fails.
