@@ -53,8 +53,8 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Due>, StoreError> {
         let sql = concat!(
-            "SELECT c.id, c.client, g.expires_at, CASE WHEN c.state = 'suspect' THEN 2
-                WHEN g.attempts > 0 THEN 0 ELSE 1 END AS rank
+            "SELECT c.id, c.client, g.expires_at, CAST(CASE WHEN c.state = 'suspect' THEN 2
+                WHEN g.attempts > 0 THEN 0 ELSE 1 END AS BIGINT) AS rank
             FROM connections c JOIN grants g ON g.connection_id = c.id
             WHERE ",
             listed!("c.client", "$3"),
