@@ -173,13 +173,16 @@ async fn without_hints_polling_finds_every_change() {
 }
 
 async fn refresh(broker: &TestBroker) {
-    let refreshed = broker.operator(Method::POST, REFRESH, None).await;
-    assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
+    // On a busy machine the few connections behind a pooler may be taken for longer than a step waits.
+    until("it is refreshed", async || {
+        broker.operator(Method::POST, REFRESH, None).await.status == StatusCode::OK
+    })
+    .await;
 }
 
 async fn sees(replica: &Replica, generation: i64) {
     until("the replica sees the new grant", async || {
-        replica.token("amocrm-shop").await.json()["generation"] == generation
+        replica.token("amocrm-shop").await.json()["generation"].as_i64() >= Some(generation)
     })
     .await;
 }
