@@ -44,7 +44,7 @@ const MAX_HEADERS: usize = 64;
 
 /// How long an answer is still looked for when its time is over: it may have come while this process
 /// stood still, and lies in the socket then.
-const LAST_LOOK: Duration = Duration::from_secs(1);
+const LAST_LOOK: Duration = Duration::from_secs(3);
 
 /// How long connecting may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
