@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use token_broker::simulator::Fault;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     class::Class,
     kills::{accesses, presentations},
     support::database::TestDatabase,
     table::{Row, short_or_long},
-    world::{World, until},
+    world::{View, World, until},
 };
 
 /// How long a token request may take: a lease is 20 s longer.
@@ -42,6 +42,13 @@ async fn stop_and_wake(class: Class) -> Row {
     // It finishes what is under way before it ends.
     stopped.stop().await;
     let presentations = presentations(&before, &world.oracle());
+    // The heir hears of what was committed late, at its next look at the latest.
+    let heard = async {
+        while world.views(&heir).await.values().any(View::is_lost) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let _ = timeout(Duration::from_secs(15), heard).await;
     let after = world.views(&heir).await;
     let lost: Vec<_> = after.values().filter(|view| view.is_lost()).collect();
     for view in &lost {
