@@ -168,11 +168,8 @@ impl Broker {
         let mut flights = Vec::new();
         // Each provider has its own `limit`: one with many due takes nothing from the others.
         for (provider, gate) in &self.gates {
-            let clients = self
-                .clients
-                .values()
-                .filter(|client| client.profile.name == *provider && gate.is_open(&client.name));
-            let clients: Vec<_> = clients.map(|client| &client.name).collect();
+            let clients = self.clients_of(provider).map(|client| &client.name);
+            let clients: Vec<_> = clients.filter(|client| gate.is_open(client)).collect();
             if clients.is_empty() || self.closing.is_cancelled() {
                 continue;
             }

@@ -1,5 +1,6 @@
 //! A received grant on its way into the database: through the spool, past whatever took its place,
-//! and out of the spool again. Nothing here gives a grant up.
+//! and out of the spool again. Nothing here gives a grant up but one of another account than the
+//! connection's by now.
 
 use std::{io, time::Duration};
 
@@ -20,7 +21,7 @@ use crate::{
     seal::{Place, Sealed},
     secret::Digest,
     spool::{Entry, Kept, Slot},
-    store::{self, Escrowed, StoreError},
+    store::{Commit, Escrowed, StoreError},
 };
 
 /// After how long without an answer from the database a grant that is safe on the disk is served.
@@ -98,15 +99,8 @@ impl Broker {
         let mut next = grant.clone();
         loop {
             let refresh = self.open_refresh(*id, &next).ok().flatten();
-            let commit = store::Commit {
-                connection: *id,
-                grant: &next,
-                refresh_at: *refresh_at,
-                account: None,
-                vars: None,
-                scopes: None,
-                refresh_hash: refresh.as_ref().map(Digest::of),
-            };
+            let refresh_hash = refresh.as_ref().map(Digest::of);
+            let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
             if until_stored(|| self.store.commit_grant(&commit)).await {
                 return Some(next.generation);
             }
@@ -206,15 +200,8 @@ impl Broker {
             origin: escrowed.origin.clone(),
         };
         let next = self.seal_grant(id, record.generation() + 1, received);
-        let commit = store::Commit {
-            connection: id,
-            grant: &next,
-            refresh_at: Some(self.clock.now()),
-            account: None,
-            vars: None,
-            scopes: None,
-            refresh_hash: Some(escrowed.refresh_hash),
-        };
+        let due_now = Some(self.clock.now());
+        let commit = Commit::refreshed(id, &next, due_now, Some(escrowed.refresh_hash));
         let taken = until_stored(|| self.store.commit_grant(&commit)).await;
         if taken {
             tracing::warn!(connection.id = %id, "a refused grant gives way to the one in escrow");

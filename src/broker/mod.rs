@@ -227,6 +227,11 @@ impl Broker {
         &self.store
     }
 
+    /// Our registrations at a provider.
+    fn clients_of<'a>(&'a self, provider: &'a Slug) -> impl Iterator<Item = &'a Arc<Client>> {
+        self.clients.values().filter(move |client| client.profile.name == *provider)
+    }
+
     /// The gate before a client's provider.
     fn gate(&self, client: &Client) -> &Gate {
         &self.gates[&client.profile.name]

@@ -1,9 +1,10 @@
 //! The refresh: the only function in the program that spends a refresh token.
 //!
 //! Whoever wants a connection refreshed comes through a [flight](super::flight), of which there is
-//! one at a time in a process; across replicas the claim is a row in the store. The steps are those of the refresh
-//! protocol: claim with intent, committed; one bounded POST with no database connection held; the
-//! grant stored by compare-and-set on the generation it was made from; only then published.
+//! one at a time in a process; across replicas the claim is a row in the store. The steps are those
+//! of the refresh protocol: claim with intent, committed; one bounded POST with no database
+//! connection held; the grant stored by compare-and-set on the generation it was made from; only
+//! then published.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -297,17 +298,15 @@ impl Broker {
     /// What to send for this connection, or nothing if it has no way to refresh.
     fn request(&self, client: &Client, record: &Record) -> Result<Option<Request>, BrokerError> {
         let connection = &record.connection;
-        if let Some(grant) = record.grant.as_ref().filter(|grant| grant.refresh.is_some())
+        let unsealed = |error: BrokerError| {
+            tracing::error!("a stored token does not open");
+            error
+        };
+        if let Some(grant) = &record.grant
             && client.profile.grants.refresh_token.is_some()
+            && let Some(refresh) = self.open_refresh(connection.id, grant).map_err(unsealed)?
         {
-            let unsealed = |error: BrokerError| {
-                tracing::error!("a stored token does not open");
-                error
-            };
             let access = self.open_access(connection.id, grant).map_err(unsealed)?;
-            let Some(refresh) = self.open_refresh(connection.id, grant).map_err(unsealed)? else {
-                return Ok(None);
-            };
             let held = Held { refresh: &refresh, access: &access };
             let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
                 .map_err(|error| misconfigured(&error))?;

@@ -205,11 +205,9 @@ impl Broker {
 
     async fn take_back_verdicts(&self, client: &Client) {
         let provider = &client.profile.name;
-        let clients = self.clients.values().filter(|client| client.profile.name == *provider);
-        let clients: Vec<_> = clients.map(|client| &client.name).collect();
         let until = self.clock.now() + DOUBT_PAUSE;
         let taken_back = until_stored(|| {
-            let clients = clients.iter().copied();
+            let clients = self.clients_of(provider).map(|client| &client.name);
             self.store.take_back_verdicts(clients, Refusals::WINDOW, until)
         })
         .await;

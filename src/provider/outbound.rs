@@ -20,7 +20,7 @@ use reqwest::{
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout_at},
+    time::{Sleep, sleep},
 };
 
 use super::{
@@ -210,25 +210,29 @@ impl Outbound {
 
 /// How long an exchange may take in all.
 struct Patience {
-    end: Instant,
+    over: Pin<Box<Sleep>>,
     looked: bool,
 }
 
 impl Patience {
     fn of(time: Duration) -> Self {
-        Self { end: Instant::now() + time, looked: false }
+        Self { over: Box::pin(sleep(time)), looked: false }
     }
 
     /// Waits for a part of the exchange; none when its time is over and a last look found nothing.
     async fn wait<T>(&mut self, part: impl Future<Output = T>) -> Option<T> {
         let mut part = pin!(part);
-        if let Ok(done) = timeout_at(self.end, &mut part).await {
-            return Some(done);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut part => return Some(done),
+                () = &mut self.over => {}
+            }
+            if self.looked {
+                return None;
+            }
+            *self = Self { looked: true, ..Self::of(LAST_LOOK) };
         }
-        if !self.looked {
-            (self.end, self.looked) = (Instant::now() + LAST_LOOK, true);
-        }
-        timeout_at(self.end, part).await.ok()
     }
 }
 

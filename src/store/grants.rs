@@ -43,6 +43,28 @@ pub struct Commit<'a> {
     pub refresh_hash: Option<Digest>,
 }
 
+impl<'a> Commit<'a> {
+    /// The commit of a grant that nobody consented to anew: all that is known of the connection
+    /// stays.
+    #[must_use]
+    pub fn refreshed(
+        connection: ConnectionId,
+        grant: &'a HeldGrant,
+        refresh_at: Option<Timestamp>,
+        refresh_hash: Option<Digest>,
+    ) -> Self {
+        Self {
+            connection,
+            grant,
+            refresh_at,
+            account: None,
+            vars: None,
+            scopes: None,
+            refresh_hash,
+        }
+    }
+}
+
 /// A refresh that brought no grant.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure<'a> {

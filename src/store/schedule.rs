@@ -25,6 +25,13 @@ macro_rules! listed {
 }
 pub(super) use listed;
 
+/// Lets go of the claim of connection `$2` if its lease has run out: it ended without a word.
+pub(super) const LET_GO: &str = concat!(
+    "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
+    WHERE connection_id = $2 AND lease_until <= ",
+    now!()
+);
+
 /// A connection that is due.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Due {
@@ -41,8 +48,8 @@ pub struct Due {
 
 impl Store {
     /// The connections of these clients to refresh now: due, or claimed by somebody who let the lease
-    /// run out; by [`Due::rank`], and then those whose token ends first. Those of other clients take none of the
-    /// `limit`: who cannot refresh them must not wait behind them.
+    /// run out; by [`Due::rank`], and then those whose token ends first. Those of other clients take
+    /// none of the `limit`: who cannot refresh them must not wait behind them.
     ///
     /// # Errors
     ///
@@ -96,11 +103,6 @@ impl Store {
             now!(),
             " WHERE id = $2"
         );
-        let let_go = concat!(
-            "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
-            WHERE connection_id = $2 AND lease_until <= ",
-            now!()
-        );
         let id = id.to_string();
         in_transaction!(self, |tx| {
             let postponed = sqlx::query(postpone)
@@ -112,7 +114,7 @@ impl Store {
             if postponed.rows_affected() == 0 {
                 return Ok(false);
             }
-            sqlx::query(let_go).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
         });
         Ok(true)
     }

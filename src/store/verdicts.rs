@@ -5,8 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Store, StoreError, engine::in_transaction, grants::refreshing, millis, now, optional_millis,
-    schedule::listed,
+    Store, StoreError,
+    engine::in_transaction,
+    grants::refreshing,
+    millis, now, optional_millis,
+    schedule::{LET_GO, list, listed},
 };
 use crate::{
     connection::{ConnectionId, Record},
@@ -83,11 +86,6 @@ impl Store {
             now!(),
             " WHERE id = $2"
         );
-        let let_go = concat!(
-            "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
-            WHERE connection_id = $2 AND lease_until <= ",
-            now!()
-        );
         let id = id.to_string();
         in_transaction!(self, |tx| {
             sqlx::query(describe)
@@ -96,7 +94,7 @@ impl Store {
                 .bind(until.as_millisecond())
                 .execute(&mut *tx)
                 .await?;
-            let gone = sqlx::query(let_go).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            let gone = sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
             if gone.rows_affected() == 0 {
                 return Ok(false);
             }
@@ -134,7 +132,7 @@ impl Store {
                 JOIN connections c ON c.id = g.connection_id
                 WHERE c.state = 'suspect' AND c.reason = 'mass_refusal')"
         );
-        let clients = super::schedule::list(clients);
+        let clients = list(clients);
         let doubted = in_transaction!(self, |tx| {
             let doubted = sqlx::query(doubt)
                 .bind(self.ahead())

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use token_broker::simulator::Fault;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::{
     class::Class,
     kills::{accesses, presentations},
+    scene,
     support::database::TestDatabase,
     table::{Row, short_or_long},
     world::{View, World, until},
@@ -43,12 +44,8 @@ async fn stop_and_wake(class: Class) -> Row {
     stopped.stop().await;
     let presentations = presentations(&before, &world.oracle());
     // The heir hears of what was committed late, at its next look at the latest.
-    let heard = async {
-        while world.views(&heir).await.values().any(View::is_lost) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let _ = timeout(Duration::from_secs(15), heard).await;
+    scene::until("nobody is lost", async || !world.views(&heir).await.values().any(View::is_lost))
+        .await;
     let after = world.views(&heir).await;
     let lost: Vec<_> = after.values().filter(|view| view.is_lost()).collect();
     for view in &lost {

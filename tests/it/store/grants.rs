@@ -59,15 +59,7 @@ async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, from: i64) ->
 }
 
 fn commit(id: ConnectionId, grant: &HeldGrant) -> Commit<'_> {
-    Commit {
-        connection: id,
-        grant,
-        refresh_at: Some(grant.expires_at),
-        account: None,
-        vars: None,
-        scopes: None,
-        refresh_hash: Some(presents(grant.generation)),
-    }
+    Commit::refreshed(id, grant, Some(grant.expires_at), Some(presents(grant.generation)))
 }
 
 async fn held(db: &TestDatabase, name: &str) -> Connection {

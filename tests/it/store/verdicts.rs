@@ -19,15 +19,7 @@ on_both_engines! {
 }
 
 fn commit(id: ConnectionId, grant: &token_broker::connection::HeldGrant) -> Commit<'_> {
-    Commit {
-        connection: id,
-        grant,
-        refresh_at: Some(grant.expires_at),
-        account: None,
-        vars: None,
-        scopes: None,
-        refresh_hash: None,
-    }
+    Commit::refreshed(id, grant, Some(grant.expires_at), None)
 }
 
 fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escrowed {
