@@ -2,14 +2,17 @@
 //!
 //! A refresh token that works once exists nowhere but in the provider's answer. So the room for it
 //! is made before the request is sent, the sealed grant is written and synced before the database
-//! is asked to store it, and what a crash left here is stored at the next start. The tokens are
-//! sealed for their place in the database and open nowhere else.
+//! is asked to store it, and what a crash left here is stored at the next start. Once it is stored
+//! the file stays for [`Spool::REMEMBERED`], for a database that forgets it: a standby that is
+//! promoted may lack the last commits. The tokens are sealed for their place in the database and
+//! open nowhere else.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -29,6 +32,8 @@ const ROOM: usize = 64 * 1024;
 #[derive(Clone, Debug)]
 pub struct Spool {
     folder: PathBuf,
+    /// The grants that are in the database.
+    stored: PathBuf,
 }
 
 /// A grant as it lies in the spool.
@@ -61,15 +66,20 @@ struct Written {
 }
 
 impl Spool {
+    /// How long a grant is remembered after it was stored.
+    pub const REMEMBERED: Duration = Duration::from_mins(15);
+
     /// Opens the spool of a state directory, and makes it if need be.
     ///
     /// # Errors
     ///
-    /// When the folder cannot be made.
+    /// When its folders cannot be made.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let folder = state_dir.join("spool");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Self { folder })
+        let spool = Self { folder: state_dir.join("spool"), stored: state_dir.join("stored") };
+        for folder in [&spool.folder, &spool.stored] {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        Ok(spool)
     }
 
     /// Makes room for the grant of an attempt: after this, keeping it needs no more space.
@@ -80,7 +90,7 @@ impl Spool {
     pub fn reserve(&self, attempt: &str) -> io::Result<Slot> {
         let path = self.folder.join(attempt);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        let slot = Slot { path: Some(path), file };
+        let slot = Slot { path: Some(path), stored: self.stored.clone(), file };
         // Zeros that are on the disk cannot fail to be overwritten for want of space.
         slot.write(&vec![0; ROOM])?;
         File::open(&self.folder)?.sync_all()?;
@@ -96,9 +106,9 @@ impl Spool {
     pub fn entries(&self) -> io::Result<Vec<(Entry, Kept)>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.folder)? {
-            let kept = Kept { path: file?.path() };
+            let kept = Kept { path: file?.path(), stored: self.stored.clone() };
             match fs::read(&kept.path)?.as_slice() {
-                [] | [0, ..] => kept.forget(),
+                [] | [0, ..] => kept.remove(),
                 bytes => match read(bytes) {
                     Some(entry) => entries.push((entry, kept)),
                     // Torn by a crash, most likely: nothing relied on it, and nothing is thrown away.
@@ -108,6 +118,38 @@ impl Spool {
         }
         Ok(entries)
     }
+
+    /// The grants that were stored within [`Spool::REMEMBERED`], the oldest generations first.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read.
+    pub fn remembered(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for file in fs::read_dir(&self.stored)? {
+            // One that is removed at this moment is too old.
+            let bytes = fs::read(file?.path()).unwrap_or_default();
+            entries.extend(read(&bytes));
+        }
+        entries.sort_by_key(|entry| entry.grant.generation);
+        Ok(entries)
+    }
+
+    /// Removes the grants that were stored longer ago than [`Spool::REMEMBERED`].
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be read or a file not removed.
+    pub fn sweep(&self) -> io::Result<()> {
+        for file in fs::read_dir(&self.stored)? {
+            let file = file?;
+            let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if age > Self::REMEMBERED {
+                fs::remove_file(file.path())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Room for one grant. Dropping it unused gives the room back.
@@ -115,6 +157,7 @@ impl Spool {
 pub struct Slot {
     /// None once the file is a grant's.
     path: Option<PathBuf>,
+    stored: PathBuf,
     file: File,
 }
 
@@ -145,7 +188,8 @@ impl Slot {
         if self.file.metadata()?.nlink() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(Kept { path: self.path.take().unwrap_or_default() })
+        let path = self.path.take().unwrap_or_default();
+        Ok(Kept { path, stored: self.stored.clone() })
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
@@ -169,6 +213,7 @@ impl Drop for Slot {
 #[derive(Debug)]
 pub struct Kept {
     path: PathBuf,
+    stored: PathBuf,
 }
 
 impl Kept {
@@ -186,17 +231,35 @@ impl Kept {
         }
     }
 
-    /// Removes the grant: it is in the database.
-    pub fn forget(self) {
+    /// The grant is in the database: it is only remembered for a while.
+    pub fn settle(self) {
+        let Some(name) = self.path.file_name() else { return };
+        let settled = fs::read(&self.path).and_then(|bytes| {
+            // The room that was made for it is given back, and its age counts from now.
+            fs::write(&self.path, text(&bytes))?;
+            fs::rename(&self.path, self.stored.join(name))
+        });
+        if let Err(error) = settled {
+            tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
+        }
+    }
+
+    /// Removes the grant: it is of no use to anybody.
+    pub fn remove(self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
         }
     }
 }
 
-fn read(bytes: &[u8]) -> Option<Entry> {
+/// What was written into the room for it.
+fn text(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    let written: Written = serde_json::from_slice(&bytes[..end]).ok()?;
+    &bytes[..end]
+}
+
+fn read(bytes: &[u8]) -> Option<Entry> {
+    let written: Written = serde_json::from_slice(text(bytes)).ok()?;
     let parent = written.parent.map(|parent| parent.parse()).transpose().ok()?;
     Some(Entry {
         connection: written.connection.parse().ok()?,
@@ -247,8 +310,30 @@ mod tests {
         let (found, kept) = found.pop().unwrap();
         assert_eq!(found.grant.generation, 7);
         assert_eq!(found.grant.refresh, entry().grant.refresh);
-        kept.forget();
+        kept.remove();
         assert!(spool.entries().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_stored_is_remembered_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        for generation in [8, 7] {
+            let mut entry = entry();
+            entry.grant.generation = generation;
+            spool.reserve(&format!("a{generation}")).unwrap().keep(&entry).unwrap().settle();
+        }
+        assert!(spool.entries().unwrap().is_empty());
+        spool.sweep().unwrap();
+        let remembered = spool.remembered().unwrap();
+        let generations: Vec<_> = remembered.iter().map(|entry| entry.grant.generation).collect();
+        assert_eq!(generations, [7, 8]);
+        let file = folder.path().join("stored/a7");
+        assert!(fs::metadata(&file).unwrap().len() < 1_000, "its room is given back");
+        let long_ago = fs::metadata(&file).unwrap().modified().unwrap() - 2 * Spool::REMEMBERED;
+        File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
+        spool.sweep().unwrap();
+        assert_eq!(spool.remembered().unwrap().len(), 1);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::{Broker, BrokerError, Caller, Why, memory::Live};
@@ -248,12 +249,17 @@ impl Broker {
         })
     }
 
-    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges.
+    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, and the files of
+    /// grants that were stored a while ago.
     ///
     /// # Errors
     ///
     /// When the store fails.
     pub async fn purge(&self) -> Result<(), StoreError> {
+        let spool = self.spool.clone();
+        if let Ok(Err(error)) = spawn_blocking(move || spool.sweep()).await {
+            tracing::warn!(%error, "files of stored grants stay longer than they need to");
+        }
         self.store.purge_expired().await.map(drop)
     }
 }

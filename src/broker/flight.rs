@@ -11,7 +11,7 @@ use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
 
 use super::{
@@ -26,19 +26,19 @@ use crate::{
     store::Due,
 };
 
-/// Why a refresh is made.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why a refresh is made. Of several reasons the last of this list counts.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Why {
-    /// A connection without any token yet.
-    Created,
     /// The background refresher found it due.
     Due,
-    /// An operator asked for it.
-    Operator,
     /// A reader needs it.
     Read,
     /// A reader reported that the API refused the token.
     Rejected,
+    /// A connection without any token yet.
+    Created,
+    /// An operator asked for it.
+    Operator,
 }
 
 impl fmt::Display for Why {
@@ -57,13 +57,17 @@ impl fmt::Display for Why {
 /// brought, or with the reason why it brought nothing.
 pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
 
+/// A flight on the board, and the best reason for it so far, which those who join it raise.
+pub(super) type Boarding = (Flight, watch::Sender<Why>);
+
 /// A refresh that is wanted.
 pub(super) struct Errand {
     pub(super) id: ConnectionId,
     pub(super) client: Slug,
     /// The generation that somebody found wanting; none if the schedule decides.
     pub(super) seen: Option<i64>,
-    pub(super) why: Why,
+    /// Why it is made, as far as is known by now.
+    pub(super) why: watch::Receiver<Why>,
     /// For the background: it waits for a place, the most urgent first.
     urgency: Option<Urgency>,
 }
@@ -105,37 +109,40 @@ impl Broker {
         seen: i64,
         why: Why,
     ) -> Flight {
-        let errand = Errand {
-            id: connection.id,
-            client: connection.client.clone(),
-            seen: Some(seen),
-            why,
-            urgency: None,
-        };
-        let (flight, hurry) = self.fly(errand);
-        hurry.notify_one();
-        flight
+        self.fly(connection.id, &connection.client, Some(seen), why, None)
     }
 
-    fn fly(self: &Arc<Self>, errand: Errand) -> (Flight, Arc<Notify>) {
-        let Errand { id, why, .. } = errand;
+    fn fly(
+        self: &Arc<Self>,
+        id: ConnectionId,
+        client: &Slug,
+        seen: Option<i64>,
+        why: Why,
+        urgency: Option<Urgency>,
+    ) -> Flight {
         let flying = self.flights.entry(id).or_insert_with(|| {
+            let (raise, known) = watch::channel(why);
+            let errand = Errand { id, client: client.clone(), seen, why: known, urgency };
             let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
             let (callers, told) = oneshot::channel();
             let callers = Mutex::new(Some(callers));
-            let hurry = Arc::new(Notify::new());
             let landing = Landing { broker: Arc::clone(self), id, callers };
-            let hurried = Arc::clone(&hurry);
             let run = async move {
                 let served = || landing.tell(Ok(()));
-                let result = landing.broker.refresh_once(errand, &hurried, served).await;
+                let result = landing.broker.refresh_once(errand, served).await;
                 landing.tell(result);
             };
             self.tasks.spawn(run.instrument(span));
             let done = async move { told.await.unwrap_or(Err(BrokerError::Internal)) };
-            (done.boxed().shared(), hurry)
+            (done.boxed().shared(), raise)
         });
-        flying.clone()
+        let (flight, raise) = flying.value();
+        raise.send_if_modified(|known| {
+            let better = why > *known;
+            *known = why.max(*known);
+            better
+        });
+        flight.clone()
     }
 
     /// Starts the refresh of up to `limit` connections that are due, the most urgent first, and
@@ -177,33 +184,30 @@ impl Broker {
             flights.extend(due.into_iter().map(|due| {
                 let urgency = Some(Urgency::of(&due));
                 let Due { id, client, .. } = due;
-                self.fly(Errand { id, client, seen: None, why: Why::Due, urgency }).0
+                self.fly(id, &client, None, Why::Due, urgency)
             }));
         }
         Ok(flights)
     }
 
     /// Waits for the refresh's turn at its provider. Whoever waits for it in person stands in no
-    /// queue, and from then on it is made for them.
+    /// queue.
     pub(super) async fn turn(
         &self,
         client: &Client,
         errand: &Errand,
-        hurry: &Notify,
-    ) -> Result<(Option<Place>, Why), Shut> {
+    ) -> Result<Option<Place>, Shut> {
         let gate = self.gate(client);
+        let mut why = errand.why.clone();
         let place = match errand.urgency {
             None => None,
             Some(urgency) => tokio::select! {
                 place = gate.place(urgency) => Some(place),
-                () = hurry.notified() => None,
+                _ = why.wait_for(|why| *why > Why::Due) => None,
             },
         };
-        let why = match errand.why {
-            Why::Due if place.is_none() => Why::Read,
-            why => why,
-        };
+        let why = *why.borrow();
         gate.enter(&client.name, why).await?;
-        Ok((place, why))
+        Ok(place)
     }
 }

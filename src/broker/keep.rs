@@ -88,7 +88,7 @@ impl Broker {
         };
         self.failpoints.reach(Point::Committed).await;
         if let Some(kept) = kept {
-            kept.forget();
+            settle(kept).await;
         }
         placed
     }
@@ -298,10 +298,56 @@ impl Broker {
                 tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
             }
             self.reload(id).await?;
+            settle(kept).await;
+        } else {
+            kept.remove();
         }
-        kept.forget();
         Ok(())
     }
+
+    /// Stores again what this replica has stored and a database that went back has forgotten: the
+    /// last grants of one that failed over to a standby, for which nothing else makes up. What is
+    /// quarantined stays so.
+    pub(super) async fn reassert(&self) {
+        let spool = self.spool.clone();
+        let remembered = spawn_blocking(move || spool.remembered()).await;
+        let remembered = remembered.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let entries = remembered.unwrap_or_else(|error| {
+            tracing::error!(%error, "what was stored last cannot be read");
+            Vec::new()
+        });
+        for entry in entries {
+            self.reassert_grant(&entry).await;
+        }
+    }
+
+    async fn reassert_grant(&self, entry: &Entry) {
+        let Entry { connection: id, account, grant, refresh_at } = entry;
+        while let Some(record) = until_stored(|| self.store.record_by_id(*id)).await {
+            let now_of = record.connection.account.as_ref().map(|account| &account.id);
+            let before = record.generation() + 1;
+            if grant.generation < before || account.as_ref() != now_of {
+                return;
+            }
+            let Ok(next) = self.reseal(*id, grant, before) else {
+                tracing::error!(connection.id = %id, "a grant that was stored does not open");
+                return;
+            };
+            let refresh_hash =
+                self.open_refresh(*id, &next).ok().flatten().as_ref().map(Digest::of);
+            let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
+            if until_stored(|| self.store.commit_grant(&commit)).await {
+                tracing::warn!(connection.id = %id, "stored a grant again that was forgotten");
+                return;
+            }
+        }
+    }
+}
+
+/// Moves a stored grant out of the spool.
+async fn settle(kept: Kept) {
+    // What goes wrong is in the log already.
+    let _ = spawn_blocking(move || kept.settle()).await;
 }
 
 /// When to look at the connection again: when its token should be refreshed, or its refresh token

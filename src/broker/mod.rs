@@ -35,7 +35,6 @@ use std::{
 use dashmap::DashMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
-use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
@@ -52,7 +51,7 @@ pub use self::{
     token::{IssuedToken, TokenRequest},
 };
 use self::{
-    flight::Flight,
+    flight::Boarding,
     gate::Gate,
     memory::{End, Live, Memory, OpenGrant},
 };
@@ -123,8 +122,8 @@ pub struct Broker {
     closing: CancellationToken,
     /// How often the code of an API-key exchange was tried.
     exchange_tries: DashMap<uuid::Uuid, u32>,
-    /// The refreshes that run, each with what brings it forward in its queue.
-    flights: DashMap<ConnectionId, (Flight, Arc<Notify>)>,
+    /// The refreshes that run.
+    flights: DashMap<ConnectionId, Boarding>,
     /// When a reader's report last forced a refresh.
     forced_at: DashMap<ConnectionId, SinceBoot>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.

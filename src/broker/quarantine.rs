@@ -81,9 +81,13 @@ impl Broker {
         let mut found = self.store.identity().await?;
         match compare(seen.watermark.as_ref(), &found) {
             Finding::First | Finding::Same => {}
-            Finding::Failover => tracing::warn!("a standby of the database was promoted"),
+            Finding::Failover => {
+                tracing::warn!("a standby of the database was promoted");
+                self.reassert().await;
+            }
             Finding::Noticed => {
                 tracing::warn!("another replica has quarantined the database");
+                self.reassert().await;
                 self.start_over().await?;
             }
             Finding::Doubtful(doubt) => {
@@ -94,6 +98,9 @@ impl Broker {
                     return Ok(());
                 }
                 found.position.quarantines = quarantines;
+                if doubt != Doubt::Clone {
+                    self.reassert().await;
+                }
                 self.start_over().await?;
             }
         }

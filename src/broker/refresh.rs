@@ -9,7 +9,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use uuid::Uuid;
 
 use super::{
@@ -81,8 +81,8 @@ pub(super) struct Attempt {
     pub(super) asked_at: Timestamp,
     /// The claim is no ground for sending any more after this.
     pub(super) send_before: SinceBoot,
-    /// Who asked for it.
-    pub(super) why: Why,
+    /// Who asked for it, as far as is known by now.
+    pub(super) why: watch::Receiver<Why>,
 }
 
 impl Broker {
@@ -90,24 +90,24 @@ impl Broker {
     pub(super) async fn refresh_once(
         self: &Arc<Self>,
         errand: Errand,
-        hurry: &Notify,
         served: impl FnOnce(),
     ) -> Result<(), BrokerError> {
         let Errand { id, seen, .. } = errand;
+        let why = || *errand.why.borrow();
         let client = match self.client(&errand.client) {
             Ok(client) => Arc::clone(client),
-            Err(error) => return self.leave_for_later(id, errand.why, error).await,
+            Err(error) => return self.leave_for_later(id, why(), error).await,
         };
-        let turn = self.closing.run_until_cancelled(self.turn(&client, &errand, hurry));
+        let turn = self.closing.run_until_cancelled(self.turn(&client, &errand));
         let Some(turn) = turn.await else {
             return Err(BrokerError::Unavailable {
                 reason: "the broker is being stopped".to_owned(),
                 retry_after: Duration::from_secs(1),
             });
         };
-        let (_place, why) = turn?;
+        let _place = turn?;
         let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
-        if why != Why::Operator && self.suspect_crashes(&record).await? {
+        if why() != Why::Operator && self.suspect_crashes(&record).await? {
             return Err(BrokerError::Unavailable {
                 reason: "attempts to refresh the connection have ended without a word".to_owned(),
                 retry_after: CRASH_PAUSE,
@@ -118,12 +118,12 @@ impl Broker {
             Ok(Ok(request)) => request,
             Ok(Err(reason)) => {
                 self.await_consent(&record, reason).await?;
-                return self.leave_to_other(id, &record, lease, why).await;
+                return self.leave_to_other(id, &record, lease, why()).await;
             }
-            Err(error) => return self.leave_for_later(id, why, error).await,
+            Err(error) => return self.leave_for_later(id, why(), error).await,
         };
-        let Some(mut attempt) = self.begin(&record, request.spends, lease, why).await? else {
-            return self.leave_to_other(id, &record, lease, why).await;
+        let Some(mut attempt) = self.begin(&record, request.spends, lease, &errand).await? else {
+            return self.leave_to_other(id, &record, lease, why()).await;
         };
         let sent_at = self.clock.now();
         let mut reply = self.ask(&client, request.outbound, Some(attempt.send_before)).await;
@@ -152,7 +152,7 @@ impl Broker {
         if after.connection.account.is_none() {
             let (broker, access) = (Arc::clone(self), grant.access);
             let learn = async move { broker.learn_account(&client, &after, &access).await };
-            match why {
+            match why() {
                 // Whoever makes a connection wants to see whose it is.
                 Why::Created => learn.await,
                 _ => drop(self.tasks.spawn(learn)),
@@ -221,7 +221,7 @@ impl Broker {
         record: &Record,
         spent: Option<Digest>,
         lease: Duration,
-        why: Why,
+        errand: &Errand,
     ) -> Result<Option<Attempt>, BrokerError> {
         let id = format!("{}.{}", self.replica, Uuid::now_v7());
         let (spool, name) = (self.spool.clone(), id.clone());
@@ -255,6 +255,7 @@ impl Broker {
                 retry_after: Duration::from_secs(1),
             });
         }
+        let why = errand.why.clone();
         Ok(Some(Attempt { id, slot, spent, refused: false, asked_at, send_before, why }))
     }
 

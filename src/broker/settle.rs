@@ -133,7 +133,7 @@ impl Broker {
         let weight = match verdict {
             // An operator who asks while verdicts are held gets one; and our own crash explains a
             // refusal better than a mistake of the provider's does.
-            (State::NeedsConsent, _) if why != Why::Operator && !record.has_crashed() => {
+            (State::NeedsConsent, _) if *why.borrow() != Why::Operator && !record.has_crashed() => {
                 self.weigh(client, record).await
             }
             _ => Weight::Final,

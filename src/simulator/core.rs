@@ -7,6 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 
 use super::{
     fault::Fault,
@@ -24,6 +25,7 @@ pub(super) struct Core {
     ahead: Clock,
     ledger: Mutex<Ledger>,
     faults: Mutex<VecDeque<Fault>>,
+    cleared: watch::Sender<()>,
 }
 
 impl Core {
@@ -34,6 +36,7 @@ impl Core {
             ahead: Clock::system(),
             ledger: Mutex::new(Ledger::new(rotation)),
             faults: Mutex::default(),
+            cleared: watch::Sender::default(),
         }
     }
 
@@ -65,10 +68,13 @@ impl Core {
 
     pub(super) fn clear_faults(&self) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.cleared.send_replace(());
     }
 
-    pub(super) fn next_fault(&self) -> Option<Fault> {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    /// The fault of a token request, and what changes when the faults are cleared.
+    pub(super) fn next_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((faults.pop_front()?, self.cleared.subscribe()))
     }
 
     pub(super) fn arrived(&self, endpoint: Endpoint) {

@@ -10,6 +10,7 @@ use axum::{
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::{divar, serve::HangUp};
 
@@ -84,6 +85,8 @@ pub enum Fault {
         /// What stands in its place.
         value: Value,
     },
+    /// The true answer, once the faults are cleared.
+    Late,
     /// The true answer, this much later.
     Slow {
         /// How much later, in real time, whatever the simulator's clock says.
@@ -108,12 +111,18 @@ impl Fault {
             | Self::Stall { .. }
             | Self::NoAccessToken
             | Self::ExpiresIn { .. }
+            | Self::Late
             | Self::Slow { .. } => false,
         }
     }
 
-    /// The answer that arrives in place of the true one.
-    pub(super) async fn distort(self, answer: Response) -> Response {
+    /// The answer that arrives in place of the true one. `cleared` changes when the faults are
+    /// cleared.
+    pub(super) async fn distort(
+        self,
+        answer: Response,
+        mut cleared: watch::Receiver<()>,
+    ) -> Response {
         const PAGE: &str = "<!doctype html><title>Please wait</title><h1>Please wait</h1>";
         let html = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
         match self {
@@ -152,6 +161,11 @@ impl Fault {
                     fields.insert("expires_in".into(), value);
                 })
                 .await
+            }
+            Self::Late => {
+                // An error means that the simulator ends, and nobody is waiting any more.
+                let _ = cleared.changed().await;
+                answer
             }
             Self::Slow { milliseconds } => {
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;

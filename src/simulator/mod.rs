@@ -140,7 +140,8 @@ impl Simulator {
         self.core.order(fault, times);
     }
 
-    /// Takes back the faults that were ordered and have not come yet.
+    /// Takes back the faults that were ordered and have not come yet, and lets the answers go that
+    /// are [late](Fault::Late).
     pub fn clear_faults(&self) {
         self.core.clear_faults();
     }

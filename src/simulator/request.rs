@@ -133,7 +133,9 @@ pub(super) async fn token(
     }
     match core.next_fault() {
         None => answer(&request),
-        Some(fault) if fault.comes_before_processing() => fault.distort(Response::default()).await,
-        Some(fault) => fault.distort(answer(&request)).await,
+        Some((fault, cleared)) if fault.comes_before_processing() => {
+            fault.distort(Response::default(), cleared).await
+        }
+        Some((fault, cleared)) => fault.distort(answer(&request), cleared).await,
     }
 }

@@ -152,7 +152,8 @@ impl Store {
     /// lease: the connection is active, its claim and its failures are over. False, with nothing
     /// changed, when another grant was stored first or the connection is gone.
     ///
-    /// A connection that is being revoked stays so, with the new grant to revoke.
+    /// A connection that is being revoked stays so, with the new grant to revoke. One that is
+    /// quarantined stays so, too, until it is released.
     ///
     /// # Errors
     ///
@@ -175,8 +176,9 @@ impl Store {
     async fn commit(&self, commit: &Commit<'_>, confirms: bool) -> Result<bool, StoreError> {
         let activate = concat!(
             "UPDATE connections SET
-                state = CASE WHEN state IN ('revoked', 'revoking') THEN state ELSE 'active' END,
-                reason = CASE WHEN state IN ('revoked', 'revoking') THEN reason END,
+                state = CASE WHEN state IN ('revoked', 'revoking', 'quarantined') THEN state
+                    ELSE 'active' END,
+                reason = CASE WHEN state IN ('revoked', 'revoking', 'quarantined') THEN reason END,
                 account_id = CASE WHEN $4 IS NULL THEN account_id ELSE $4 END,
                 account_name = CASE WHEN $4 IS NULL THEN account_name ELSE $5 END,
                 account_aliases = CASE WHEN $4 IS NULL THEN account_aliases ELSE $6 END,

@@ -140,8 +140,8 @@ impl Mortal {
 async fn a_grant_that_was_received_survives_the_death_of_the_process() {
     let mut broker = Mortal::start().await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    // The answer is slow enough for the database to be taken away before it arrives.
-    broker.simulator(Simulated::Amocrm).fault(&Fault::Slow { milliseconds: 1_000 }, 1);
+    // The answer waits until the database has been taken away.
+    broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
     let path = "/v1/connections/amocrm-shop/refresh";
     let url = format!("{}{path}", broker.internal_url);
     let request = client().post(url).bearer_auth(&broker.operator).send();
@@ -150,6 +150,7 @@ async fn a_grant_that_was_received_survives_the_death_of_the_process() {
         let database = format!("sqlite:{}", broker.state("token-broker.sqlite").display());
         let mut holder = SqliteConnection::connect(&database).await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
+        broker.simulator(Simulated::Amocrm).clear_faults();
         until("the grant is on the disk", || broker.spooled()).await;
         broker.kill().await;
         sqlx::query("ROLLBACK").execute(&mut holder).await.unwrap();
@@ -182,7 +183,7 @@ async fn an_answer_that_died_with_the_process_is_asked_for_again_at_once() {
     let mut broker = Mortal::start().await;
     for (name, which) in [("divar-shop", Simulated::Divar), ("amocrm-shop", Simulated::Amocrm)] {
         broker.connect(name, which).await;
-        broker.simulator(which).fault(&Fault::Slow { milliseconds: 20_000 }, 1);
+        broker.simulator(which).fault(&Fault::Late, 1);
         let url = format!("{}/v1/connections/{name}/refresh", broker.internal_url);
         let request = client().post(url).bearer_auth(&broker.operator).send();
         let death = async {

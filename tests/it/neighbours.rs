@@ -64,12 +64,13 @@ async fn a_slow_provider_holds_up_nobody_else(database: TestDatabase) {
     broker.create("admitad-own", "admitad").await;
     broker.create("avito-own", "avito").await;
     broker.advance(Duration::from_hours(24 * 8)).await;
-    broker.simulator(Simulated::Admitad).fault(&Fault::Slow { milliseconds: 3_000 }, 1);
+    broker.simulator(Simulated::Admitad).fault(&Fault::Late, 1);
     assert_eq!(broker.broker().start_due(10).await.unwrap(), 2);
     let fresh = broker.token("avito-own").await;
     assert_eq!(fresh.json()["generation"], 2, "{fresh:?}");
     broker.broker().sync().await.unwrap();
     assert_eq!(broker.view("admitad-own").await["generation"], 1, "it is still under way");
+    broker.simulator(Simulated::Admitad).clear_faults();
     assert_eq!(broker.token("admitad-own").await.json()["generation"], 2);
     broker.stop().await;
 }
@@ -112,14 +113,16 @@ async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
-    broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 1_500 }, 1);
+    broker.simulator(Simulated::Avito).fault(&Fault::Late, 1);
     let path = "/v1/connections/avito-shop/refresh";
     let consent = async {
         let refreshing = || broker.presented(Simulated::Avito, Kind::Refresh).0 == 1;
         while !refreshing() {
             tokio::task::yield_now().await;
         }
-        Person::new(&broker).consent(&link, "allow").await
+        let page = Person::new(&broker).consent(&link, "allow").await;
+        broker.simulator(Simulated::Avito).clear_faults();
+        page
     };
     let (refreshed, page) = tokio::join!(broker.operator(Method::POST, path, None), consent);
     assert!(page.text.contains("Connected"), "{}", page.text);

@@ -234,14 +234,18 @@ async fn the_pace_of_a_profile_is_kept(database: TestDatabase) {
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
     due_at_once(&broker, Simulated::Avito, 6).await;
     let avito = broker.simulator(Simulated::Avito);
-    avito.fault(&Fault::Slow { milliseconds: 300 }, 6);
+    avito.fault(&Fault::Late, 6);
     let before = posts(&broker, Simulated::Avito);
     assert_eq!(broker.broker().start_due(10).await.unwrap(), 6);
+    // Somebody at another provider is refreshed meanwhile: whatever could begin has begun.
+    broker.create("admitad-own", "admitad").await;
     while posts(&broker, Simulated::Avito) - before < 2 {
         tokio::task::yield_now().await;
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let refreshed = broker.operator(Method::POST, "/v1/connections/admitad-own/refresh", None);
+    assert_eq!(refreshed.await.status, StatusCode::OK);
     assert_eq!(posts(&broker, Simulated::Avito) - before, 2, "no more than two under way");
+    avito.clear_faults();
     broker.idle().await;
     assert_eq!(posts(&broker, Simulated::Avito) - before, 6);
     broker.stop().await;
@@ -333,18 +337,20 @@ async fn a_reader_does_not_wait_behind_the_background(database: TestDatabase) {
         broker.advance(Duration::from_secs(1)).await;
     }
     broker.advance(Duration::from_hours(25)).await;
-    broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 3_000 }, 1);
+    broker.simulator(Simulated::Avito).fault(&Fault::Late, 1);
     let before = posts(&broker, Simulated::Avito);
     assert_eq!(broker.broker().start_due(10).await.unwrap(), 2);
     while posts(&broker, Simulated::Avito) == before {
         tokio::task::yield_now().await;
     }
-    // The only place is taken for three seconds; somebody needs the other one's token now.
+    // The only place is taken; somebody needs the other one's token now.
     let token = broker.token("avito-1").await;
     assert_eq!(token.json()["generation"], 2, "{token:?}");
     broker.broker().sync().await.unwrap();
     assert_eq!(broker.view("avito-0").await["generation"], 1, "it is still under way");
+    broker.simulator(Simulated::Avito).clear_faults();
     broker.idle().await;
+    assert_eq!(broker.view("avito-0").await["generation"], 2);
     broker.stop().await;
 }
 

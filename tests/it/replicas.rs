@@ -198,6 +198,10 @@ async fn beside_keeping_in_step(
     }
 }
 
+/// How many sessions wait for what this one holds.
+const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+    WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_gets_through_when_all_other_connections_are_busy() {
     const STEPS: usize = 60;
@@ -207,16 +211,18 @@ async fn a_commit_gets_through_when_all_other_connections_are_busy() {
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
     broker.create("avito-own", "avito").await;
     let busy = watcher.record("avito-own").await.unwrap().unwrap().connection.id;
-    broker.simulator(Simulated::Amocrm).fault(&Fault::Slow { milliseconds: 1_000 }, 1);
+    broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
     let rogue = async {
         sent(&broker, 1).await;
         let sql = "SELECT 1 FROM connections WHERE name = 'avito-own' FOR UPDATE";
-        let rogue = broker.hold(sql).await;
+        let mut rogue = broker.hold(sql).await;
         let mut steps = JoinSet::new();
         for _ in 0..STEPS {
             let (store, until) = (broker.broker().store().clone(), broker.clock.now());
             steps.spawn(async move { store.postpone(busy, until).await });
         }
+        until("they wait", async || number(&mut rogue, WAITING).await > 5).await;
+        broker.simulator(Simulated::Amocrm).clear_faults();
         until("the grant is stored", async || {
             watcher.record("amocrm-shop").await.unwrap().unwrap().generation() == 2
         })
@@ -235,15 +241,15 @@ async fn a_commit_gets_through_when_all_other_connections_are_busy() {
 async fn a_commit_that_a_lock_holds_up_is_not_lost() {
     let broker = TestBroker::start(TestDatabase::postgres().await).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    broker.simulator(Simulated::Amocrm).fault(&Fault::Slow { milliseconds: 300 }, 1);
+    broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
     let rogue = async {
         sent(&broker, 1).await;
         let mut rogue = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
-        let waits = "SELECT count(*) FROM pg_stat_activity
-            WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))";
+        broker.simulator(Simulated::Amocrm).clear_faults();
         // It waits, gives up, and comes again.
         for waiting in [1, 0, 1] {
-            until("the commit is tried", async || number(&mut rogue, waits).await == waiting).await;
+            until("the commit is tried", async || number(&mut rogue, WAITING).await == waiting)
+                .await;
         }
     };
     tokio::join!(refresh(&broker), rogue);

@@ -18,6 +18,7 @@ on_both_engines! {
     a_restored_database_presents_nothing_until_it_is_released,
     a_restore_under_a_running_replica_is_noticed,
     a_restore_that_another_replica_noticed_is_taken_over,
+    what_a_failover_forgot_is_stored_again,
     another_database_is_not_taken_for_the_one_last_served,
     one_quarantine_is_enough_for_all_replicas,
     nobody_consents_or_confirms_in_quarantine,
@@ -38,6 +39,14 @@ const RESTORE: &str = "
     INSERT INTO pending_grants SELECT * FROM saved_pending;
     DELETE FROM refresh_tombstones; INSERT INTO refresh_tombstones SELECT * FROM saved_tombstones;
     DELETE FROM identity; INSERT INTO identity SELECT * FROM saved_identity;";
+
+/// Puts the backup back when no replica remembers any more what it stored since.
+async fn restore_a_day_later(broker: &TestBroker) {
+    for file in fs::read_dir(broker.state("stored")).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    broker.execute(RESTORE).await;
+}
 
 /// How many token requests the providers have seen.
 fn posts(broker: &TestBroker) -> u64 {
@@ -105,7 +114,7 @@ async fn a_restored_database_presents_nothing_until_it_is_released(database: Tes
         assert_eq!(refresh(&broker, name).await, StatusCode::OK, "{name}");
     }
     broker.halt().await;
-    broker.execute(RESTORE).await;
+    restore_a_day_later(&broker).await;
     let before = posts(&broker);
     for _ in 0..2 {
         broker.restart(|_| {}).await;
@@ -175,7 +184,7 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
         store.claim(&record, attempt, None, Duration::ZERO).await.unwrap()
     };
     assert!(claim("before").await.is_some());
-    broker.execute(RESTORE).await;
+    restore_a_day_later(&broker).await;
     assert!(claim("after").await.is_none(), "claimed before anybody looked");
     let before = posts(&broker);
     broker.advance(Duration::from_hours(30)).await;
@@ -192,7 +201,7 @@ async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestData
     broker.execute(BACK_UP).await;
     assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
     broker.idle().await;
-    broker.execute(RESTORE).await;
+    restore_a_day_later(&broker).await;
     let store = broker.broker().store();
     let found = store.identity().await.unwrap();
     assert_eq!(store.quarantine(&found, 1, "database_restored").await.unwrap(), Some(1));
@@ -204,6 +213,50 @@ async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestData
     release(&broker, &["--all"]).await;
     assert_eq!(broker.refresh_due().await, 1);
     assert_eq!(broker.view("divar-shop").await["generation"], 2, "memory keeps step");
+    broker.stop().await;
+}
+
+async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    let names = ["amocrm-shop", "divar-shop", "admitad-own"];
+    broker.connect(names[0], Simulated::Amocrm).await;
+    broker.connect(names[1], Simulated::Divar).await;
+    broker.create(names[2], "admitad").await;
+    broker.execute(BACK_UP).await;
+    // The last moments: two refreshes of one connection, one of another, none of the third.
+    for name in [names[0], names[0], names[1]] {
+        assert_eq!(refresh(&broker, name).await, StatusCode::OK);
+    }
+    broker.idle().await;
+    for restart in [false, true] {
+        let before = posts(&broker);
+        if restart {
+            broker.halt().await;
+            broker.execute(RESTORE).await;
+            broker.restart(|_| {}).await;
+        } else {
+            // The standby that is promoted never had them.
+            broker.execute(RESTORE).await;
+            broker.broker().sync().await.unwrap();
+        }
+        // Nothing is refreshed before an operator has looked.
+        assert_eq!(states(&broker).await, all("quarantined", 3));
+        press_everything(&broker, &names.map(str::to_owned)).await;
+        assert_eq!(posts(&broker), before);
+    }
+    release(&broker, &["--all"]).await;
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.broker().sync().await.unwrap();
+    assert_eq!(broker.refresh_due().await, 3);
+    for name in names {
+        let token = broker.token(name).await.json();
+        assert_eq!(
+            (&token["connection"], &token["stale"]),
+            (&json!(name), &json!(false)),
+            "{token}"
+        );
+    }
+    assert_eq!(states(&broker).await, all("active", 3), "nothing is lost");
     broker.stop().await;
 }
 
@@ -233,7 +286,7 @@ async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     broker.halt().await;
     // What another replica saw, which comes back only after the release.
     let other = fs::read(broker.state("watermark")).unwrap();
-    broker.execute(RESTORE).await;
+    restore_a_day_later(&broker).await;
     broker.restart(|_| {}).await;
     assert_eq!(states(&broker).await, all("quarantined", 1));
     release(&broker, &["divar-shop"]).await;
@@ -244,7 +297,7 @@ async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     assert_eq!(states(&broker).await, all("active", 1));
     // The same backup once more is a restore again.
     broker.halt().await;
-    broker.execute(RESTORE).await;
+    restore_a_day_later(&broker).await;
     fs::write(broker.state("watermark"), ours).unwrap();
     broker.restart(|_| {}).await;
     assert_eq!(states(&broker).await, all("quarantined", 1));
