@@ -57,7 +57,7 @@ use self::{
 };
 use crate::{
     client::Client,
-    clock::{Clock, SinceBoot},
+    clock::Clock,
     connection::{ConnectionId, HeldGrant, Record, State},
     failpoint::Failpoints,
     provider::{
@@ -124,8 +124,6 @@ pub struct Broker {
     exchange_tries: DashMap<uuid::Uuid, u32>,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
-    /// When a reader's report last forced a refresh.
-    forced_at: DashMap<ConnectionId, SinceBoot>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.
     changes_mark: AtomicI64,
     /// How many milliseconds the wall clock is ahead of the database's; zero while they agree.
@@ -175,7 +173,6 @@ impl Broker {
             closing: CancellationToken::new(),
             exchange_tries: DashMap::new(),
             flights: DashMap::new(),
-            forced_at: DashMap::new(),
             changes_mark: AtomicI64::new(0),
             clocks_apart: AtomicI64::new(0),
             tasks: TaskTracker::new(),

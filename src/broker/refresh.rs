@@ -244,9 +244,7 @@ impl Broker {
                 return Err(error.into());
             }
         };
-        let Some(asked_at) = claimed.and_then(|claimed| claimed.claimed_at) else {
-            return Ok(None);
-        };
+        let Some(asked_at) = claimed else { return Ok(None) };
         self.failpoints.reach(Point::Claimed).await;
         if self.clock.since_boot() >= send_before {
             self.store.release(connection, &id).await?;

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use dashmap::Entry;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::time::timeout;
@@ -22,6 +21,9 @@ use crate::{
 /// How long a reader without a live token waits for the refresh unless it says otherwise, and the
 /// most it may ask for: a little more than the longest token request.
 const MAX_WAIT: Duration = Duration::from_mins(1);
+
+/// How many reports in an hour force a refresh of one connection.
+const MAX_REPORTS: i64 = 20;
 
 /// For how long keys and connections are served from memory while the store cannot confirm them.
 const MAX_UNCONFIRMED: Duration = Duration::from_mins(15);
@@ -180,7 +182,7 @@ impl Broker {
         if let Some(grant) = live.grant.as_ref()
             && grant.fingerprint == fingerprint
             && refresh_is_allowed(&live, self.clock.now()).is_ok()
-            && self.may_force(&live)
+            && self.report_counts(&live, grant).await
         {
             let flight = self.refresh(&live.connection, live.generation, Why::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
@@ -189,19 +191,28 @@ impl Broker {
         self.token(service, name, request).await
     }
 
-    /// A connection is forced to refresh once a minute at most, or once per half life of a token
-    /// that lives for less than two.
-    fn may_force(&self, live: &Live) -> bool {
-        let life = live.grant.as_ref().map_or(Duration::ZERO, OpenGrant::life);
-        let floor = Duration::from_mins(1).min(life / 2);
-        let now = self.clock.since_boot();
-        match self.forced_at.entry(live.connection.id) {
-            Entry::Occupied(forced_at) if now.since(*forced_at.get()) < floor => false,
-            entry => {
-                entry.insert(now);
-                true
-            }
+    /// Whether a report forces a refresh: once a minute at most, or once per half life of a token
+    /// that lives for less than two; and when a new token does not help again and again, the
+    /// connection becomes suspect instead.
+    async fn report_counts(&self, live: &Live, grant: &OpenGrant) -> bool {
+        let id = live.connection.id;
+        let floor = Duration::from_mins(1).min(grant.life() / 2);
+        let counted =
+            self.store.count_report(id, grant.generation, floor, Duration::from_hours(1)).await;
+        // Without the database nothing is refreshed either.
+        let Ok(Some(reports)) = counted else { return false };
+        if reports <= MAX_REPORTS {
+            return true;
         }
+        tracing::error!(
+            connection = %live.connection.name, reports,
+            "its tokens are reported as refused although they are new: nothing is refreshed for \
+             reports for now; look at the account and at the service that reports them"
+        );
+        if self.store.suspect_reports(id).await.is_ok() {
+            let _ = self.reload(id).await;
+        }
+        false
     }
 
     async fn live_for(&self, service: &Service, name: &str) -> Result<Arc<Live>, BrokerError> {

@@ -64,7 +64,6 @@ macro_rules! select_records {
         )
     };
 }
-pub(super) use select_records;
 
 impl Store {
     /// Adds a connection that holds no grant yet.
@@ -292,7 +291,7 @@ impl Store {
     }
 }
 
-pub(super) fn record(row: &impl Cells) -> Result<Record, StoreError> {
+fn record(row: &impl Cells) -> Result<Record, StoreError> {
     Ok(Record {
         connection: connection(row)?,
         grant: grant(row)?,

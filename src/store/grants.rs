@@ -4,10 +4,10 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    connections::{record, select_records},
     engine::{in_transaction, on},
     identity::{COUNT_GRANT, STILL_THE_SAME},
     json, millis, now, optional_millis,
+    row::Cells as _,
 };
 use crate::{
     connection::{Account, ConnectionId, HeldGrant, LastError, Record, State, Vars},
@@ -88,9 +88,10 @@ pub struct Failure<'a> {
 
 impl Store {
     /// Claims the right to refresh a connection for `lease`, and records the intent before anything
-    /// is sent. None when somebody else holds the lease, or has refreshed or tried to since the
-    /// caller saw the record, the connection's state forbids it, the refresh token was spent or
-    /// refused before, or the database is not the one that [`Store::expect`] names.
+    /// is sent. Returns when that was, on the database's clock; none when somebody else holds the
+    /// lease, or has refreshed or tried to since the caller saw the record, the connection's state
+    /// forbids it, the refresh token was spent or refused before, or the database is not the one that
+    /// [`Store::expect`] names.
     ///
     /// # Errors
     ///
@@ -102,7 +103,7 @@ impl Store {
         attempt: &str,
         refresh_hash: Option<&Digest>,
         lease: Duration,
-    ) -> Result<Option<Record>, StoreError> {
+    ) -> Result<Option<Timestamp>, StoreError> {
         let claim = concat!(
             "UPDATE grants SET lease_until = ",
             now!(),
@@ -115,9 +116,9 @@ impl Store {
             now!(),
             ") AND EXISTS (SELECT 1 FROM connections WHERE id = $2 AND state IN ",
             refreshing!(),
-            ") AND NOT EXISTS (SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $5)"
+            ") AND NOT EXISTS (SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $5)
+            RETURNING attempt_started_at"
         );
-        let read = select_records!("WHERE c.id = $1");
         let id = seen.connection.id.to_string();
         let expected = self.expected();
         in_transaction!(self, |tx| {
@@ -138,13 +139,9 @@ impl Store {
                 .bind(refresh_hash.map(Digest::to_string))
                 .bind(millis(lease))
                 .bind(i64::from(seen.open_attempts))
-                .execute(&mut *tx)
+                .fetch_optional(&mut *tx)
                 .await?;
-            if claimed.rows_affected() == 0 {
-                return Ok(None);
-            }
-            let row = sqlx::query(read).bind(&id).fetch_one(&mut *tx).await?;
-            Ok(Some(record(&row)?))
+            claimed.map(|row| row.time("attempt_started_at")).transpose()
         })
     }
 

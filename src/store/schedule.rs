@@ -1,12 +1,14 @@
 //! When a connection is due, and for whom.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
     engine::{in_transaction, on},
     grants::refreshing,
-    now,
+    millis, now,
     row::Cells,
 };
 use crate::{connection::ConnectionId, slug::Slug};
@@ -117,6 +119,50 @@ impl Store {
             sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
         });
         Ok(true)
+    }
+
+    /// Counts a report that a token is refused by the API, if none was counted within `floor` and the
+    /// connection holds that generation still. Returns how many there were within `window`, this one
+    /// included, on all replicas; none when it does not count.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn count_report(
+        &self,
+        id: ConnectionId,
+        generation: i64,
+        floor: Duration,
+        window: Duration,
+    ) -> Result<Option<i64>, StoreError> {
+        let sql = concat!(
+            "UPDATE grants SET reported_at = ",
+            now!(),
+            ", reports = CASE WHEN reports_since > ",
+            now!(),
+            " - $5 THEN reports + 1 ELSE 1 END,
+                reports_since = CASE WHEN reports_since > ",
+            now!(),
+            " - $5 THEN reports_since ELSE ",
+            now!(),
+            " END
+            WHERE connection_id = $2 AND generation = $3
+                AND (reported_at IS NULL OR reported_at <= ",
+            now!(),
+            " - $4)
+            RETURNING reports"
+        );
+        on!(self, |pool| {
+            let counted = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .bind(generation)
+                .bind(millis(floor))
+                .bind(millis(window))
+                .fetch_optional(pool)
+                .await?;
+            counted.map(|row| row.number("reports")).transpose()
+        })
     }
 
     /// Ends the leases of a replica that has died and is here again; its attempts stay as evidence.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    engine::in_transaction,
+    engine::{in_transaction, on},
     grants::refreshing,
     millis, now, optional_millis,
     schedule::{LET_GO, list, listed},
@@ -100,6 +100,24 @@ impl Store {
             }
         });
         Ok(true)
+    }
+
+    /// Doubts an active connection whose tokens are reported as refused however new they are. Its
+    /// next refresh is due as before, and ends the doubt.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn suspect_reports(&self, id: ConnectionId) -> Result<(), StoreError> {
+        let sql = concat!(
+            "UPDATE connections SET state = 'suspect', reason = 'rejected', changed_at = ",
+            now!(),
+            " WHERE id = $2 AND state = 'active'"
+        );
+        on!(self, |pool| {
+            sqlx::query(sql).bind(self.ahead()).bind(id.to_string()).execute(pool).await?;
+        });
+        Ok(())
     }
 
     /// Takes back the verdicts of the last `within` on connections of these clients: their refresh

@@ -21,6 +21,7 @@ on_both_engines! {
     an_api_key_becomes_a_connection,
     a_refused_refresh_asks_for_a_new_consent,
     a_rejected_token_is_replaced_once,
+    a_token_that_is_always_rejected_is_not_replaced_for_ever,
     a_deleted_connection_is_forgotten,
 }
 
@@ -245,6 +246,32 @@ async fn a_rejected_token_is_replaced_once(database: TestDatabase) {
     assert_eq!(report(&second["fingerprint"]).await.json()["generation"], 2);
     broker.advance(Duration::from_secs(61)).await;
     assert_eq!(report(&second["fingerprint"]).await.json()["generation"], 3);
+    broker.stop().await;
+}
+
+async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    let path = "/v1/connections/amocrm-shop/token/rejected";
+    let minutes = async |minutes: usize| {
+        for _ in 0..minutes * 3 {
+            broker.advance(Duration::from_secs(20)).await;
+            let newest = broker.token("amocrm-shop").await.json();
+            let body = json!({ "fingerprint": newest["fingerprint"] });
+            let answer = broker.ask(&broker.service_key, Method::POST, path, Some(body)).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        }
+    };
+    minutes(59).await;
+    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (20, 1));
+    let view = broker.view("amocrm-shop").await;
+    assert_eq!((&view["state"], &view["reason"]), (&json!("suspect"), &json!("rejected")));
+    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    assert_eq!(health["status"], "degraded", "{health}");
+    // The next hour is another one, and what is refreshed is trusted again.
+    minutes(2).await;
+    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh).0, 21);
+    assert_eq!(broker.view("amocrm-shop").await["state"], "active");
     broker.stop().await;
 }
 

@@ -23,6 +23,7 @@ on_both_engines! {
     a_refresh_token_does_not_die_of_disuse,
     a_capped_token_is_used_to_its_end,
     a_reader_does_not_wait_behind_the_background,
+    an_operator_who_joins_a_waiting_refresh_is_let_through,
     a_provider_with_many_due_takes_nothing_from_the_others,
 }
 
@@ -351,6 +352,39 @@ async fn a_reader_does_not_wait_behind_the_background(database: TestDatabase) {
     broker.simulator(Simulated::Avito).clear_faults();
     broker.idle().await;
     assert_eq!(broker.view("avito-0").await["generation"], 2);
+    broker.stop().await;
+}
+
+async fn an_operator_who_joins_a_waiting_refresh_is_let_through(database: TestDatabase) {
+    let pace = "[providers.profiles.avito.pace]\nin_flight = 1\n";
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
+    for name in ["avito-0", "avito-1", "avito-2"] {
+        broker.create(name, "avito").await;
+        broker.advance(Duration::from_secs(1)).await;
+    }
+    broker.execute("UPDATE connections SET refresh_at = created_at WHERE name <> 'avito-2'").await;
+    broker.broker().sync().await.unwrap();
+    let avito = broker.simulator(Simulated::Avito);
+    avito.fault(&Fault::Late, 1);
+    avito.fault(&Fault::ServerError { processed: false }, 5);
+    let before = posts(&broker, Simulated::Avito);
+    assert_eq!(broker.broker().start_due(10).await.unwrap(), 2);
+    while posts(&broker, Simulated::Avito) == before {
+        tokio::task::yield_now().await;
+    }
+    // The second waits for the place of the first while the provider falls silent to everybody.
+    let refresh = |name: &str| {
+        let path = format!("/v1/connections/{name}/refresh");
+        let broker = &broker;
+        async move { broker.operator(Method::POST, &path, None).await.status }
+    };
+    for _ in 0..5 {
+        assert_eq!(refresh("avito-2").await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert!(notes(&broker).await.contains("Avito does not answer"));
+    assert_eq!(refresh("avito-1").await, StatusCode::OK);
+    avito.clear_faults();
+    broker.idle().await;
     broker.stop().await;
 }
 
