@@ -268,6 +268,8 @@ pub struct PendingGrant {
     pub account: Option<Account>,
     /// Captured from the callback.
     pub vars: Vars,
+    /// The token endpoint that issued it, as the profile had it.
+    pub token_url: Option<String>,
 }
 
 /// A connection with what it holds.
@@ -279,6 +281,8 @@ pub struct Record {
     pub grant: Option<HeldGrant>,
     /// A grant that waits for its account to be confirmed.
     pub pending: Option<PendingGrant>,
+    /// The token endpoint that issued the live grant, as the profile had it; none where nobody knows.
+    pub token_url: Option<String>,
     /// How many refreshes from this generation were begun and have no known outcome.
     pub open_attempts: u32,
     /// How many of them ended without a word: the process died, or was cut off.

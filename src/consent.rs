@@ -47,6 +47,8 @@ impl fmt::Display for LinkId {
 words! {
     /// How the last attempt through a link ended.
     Outcome {
+        /// The code may have been exchanged, and nobody here knows what for: it is never sent again.
+        Ambiguous = "exchange_ambiguous",
         /// The account is live.
         Connected = "connected",
         /// The person declined at the provider.
@@ -58,6 +60,14 @@ words! {
         /// Another account consented than the one that was expected.
         WrongAccount = "wrong_account",
     }
+}
+
+/// The scopes that were asked for and not granted. A provider that grants what was asked for need not
+/// repeat it (RFC 6749 section 5.1); what it says is compared whole.
+#[must_use]
+pub fn missing_scopes<'a>(asked: &'a [String], granted: &[String]) -> Vec<&'a str> {
+    let missing = asked.iter().filter(|scope| !granted.contains(scope));
+    missing.map(String::as_str).collect()
 }
 
 /// A one-time URL that a person opens to authorise a connection.

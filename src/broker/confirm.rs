@@ -87,6 +87,7 @@ impl Broker {
             account: pending.account.as_ref(),
             vars: Some(&pending.vars),
             scopes: None,
+            token_url: pending.token_url.as_deref(),
             refresh_hash: refresh.as_ref().map(Digest::of),
         };
         if !self.store.commit_confirmed(&commit).await? {

@@ -113,6 +113,10 @@ impl Broker {
             )
         };
         let client = Arc::clone(self.clients.get(&callback.client).ok_or_else(refused)?);
+        let issuer = client.profile.authorize.as_ref().and_then(|from| from.issuer.as_ref());
+        if issuer.is_some_and(|issuer| callback.params.get("iss") != Some(issuer)) {
+            return Err(refused());
+        }
         let state = callback.params.get("state").filter(|state| state.len() == 43);
         let (Some(state), Some(browser)) = (state, &callback.browser) else {
             return Err(refused());

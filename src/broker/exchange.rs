@@ -9,8 +9,8 @@ use super::{
 use crate::{
     client::Client,
     connection::{Account, Connection, ConnectionId, PendingGrant, Record, Vars},
-    consent::Outcome,
-    provider::{ProviderError, request},
+    consent::{Outcome, missing_scopes},
+    provider::{Grant, Held, ProviderError, Verdict, request},
     seal::Place,
     secret::Digest,
     store,
@@ -35,12 +35,26 @@ impl Broker {
         .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
         let sent_at = self.clock.now();
         let connection = &record.connection;
-        let grant = match self.ask(client, request, None).await {
+        let mut reply = self.ask(client, request, None).await;
+        if let Err(error) = &reply {
+            log_exchange_failure(connection, error);
+        }
+        if let Err(ProviderError { salvaged_refresh: Some(refresh), .. }) = &reply {
+            // The code is spent, and the refresh token is all that came of it: it brings the rest.
+            let held = Held { refresh, access: &SecretString::default() };
+            let request = request::refresh(client, held, exchange.redirect_uri, &exchange.vars)
+                .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
+            reply = self.ask(client, request, None).await.map(|grant| Grant {
+                refresh: grant.refresh.or_else(|| Some(refresh.clone())),
+                ..grant
+            });
+        }
+        let grant = match reply {
             Ok(grant) => grant,
-            Err(error) => {
-                log_exchange_failure(connection, &error);
-                return Ok(Outcome::Failed);
+            Err(ProviderError { verdict: Verdict::Ambiguous, .. }) => {
+                return Ok(Outcome::Ambiguous);
             }
+            Err(_) => return Ok(Outcome::Failed),
         };
         let account = self.account(client, &grant.access, &exchange.vars).await;
         let account = account.unwrap_or_else(|error| {
@@ -55,7 +69,19 @@ impl Broker {
             expires_at: sent_at + grant.expires_in,
             origin: None,
         };
-        match judge_account(connection, account.as_ref(), &exchange) {
+        let missing = missing_scopes(exchange.scopes, &received.scopes);
+        let verified = match judge_account(connection, account.as_ref(), &exchange) {
+            // Somebody has to look whether it is of any use.
+            Verified::Meant if !missing.is_empty() => Verified::Unknown,
+            verified => verified,
+        };
+        if !missing.is_empty() {
+            tracing::warn!(
+                connection = %connection.name, ?missing,
+                "not every scope was granted; the grant waits to be confirmed"
+            );
+        }
+        match verified {
             Verified::Refused => {
                 tracing::warn!(connection = %connection.name, "another account consented");
                 Ok(Outcome::WrongAccount)
@@ -65,7 +91,8 @@ impl Broker {
                 Ok(Outcome::Connected)
             }
             Verified::Unknown => {
-                let pending = self.seal_pending(connection.id, received, account, exchange.vars);
+                let pending =
+                    self.seal_pending(client, connection.id, received, account, exchange.vars);
                 until_stored(|| self.store.put_pending(connection.id, &pending)).await;
                 self.reload(connection.id).await?;
                 Ok(Outcome::PendingConfirm)
@@ -75,6 +102,7 @@ impl Broker {
 
     fn seal_pending(
         &self,
+        client: &Client,
         id: ConnectionId,
         received: ReceivedGrant<'_>,
         account: Option<Account>,
@@ -91,6 +119,7 @@ impl Broker {
             expires_at: received.expires_at,
             account,
             vars,
+            token_url: Some(client.profile.token.url.as_str().to_owned()),
         }
     }
 
@@ -112,6 +141,7 @@ impl Broker {
                 account: account.as_ref(),
                 vars: Some(&exchange.vars),
                 scopes: Some(exchange.scopes),
+                token_url: Some(client.profile.token.url.as_str()),
                 refresh_hash: received.refresh.map(Digest::of),
             };
             if until_stored(|| self.store.commit_grant(&commit)).await {

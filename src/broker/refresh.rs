@@ -20,7 +20,7 @@ use super::{
 use crate::{
     client::Client,
     clock::SinceBoot,
-    connection::{ConnectionId, GrantType, Record},
+    connection::{Connection, ConnectionId, GrantType, LastError, Record, State},
     failpoint::Point,
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
@@ -107,6 +107,8 @@ impl Broker {
         };
         let _place = turn?;
         let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
+        self.refuse_what_went_back(&record).await?;
+        self.settle_endpoint(&client, &record, why()).await?;
         if why() != Why::Operator && self.suspect_crashes(&record).await? {
             return Err(BrokerError::Unavailable {
                 reason: "attempts to refresh the connection have ended without a word".to_owned(),
@@ -181,6 +183,58 @@ impl Broker {
             return Ok(None);
         }
         Ok(Some(record))
+    }
+
+    /// A row that lacks a grant which this process has had was put back by somebody who can write the
+    /// database: its refresh token is spent. What this replica remembers of it is stored again.
+    async fn refuse_what_went_back(&self, record: &Record) -> Result<(), BrokerError> {
+        let connection = &record.connection;
+        let held = self.memory.connection(connection.name.as_str());
+        let known = held.filter(|live| live.connection.id == connection.id);
+        if known.is_none_or(|live| live.generation <= record.generation()) {
+            return Ok(());
+        }
+        self.reassert().await;
+        let now = self.clock.now();
+        let message = "the database holds an older grant than the one last seen";
+        let error =
+            LastError { code: "went_back".to_owned(), message: message.to_owned(), at: now };
+        tracing::error!(connection = %connection.name, "{message}; nothing is refreshed from it");
+        let until = now + CRASH_PAUSE;
+        self.store.hold(connection.id, State::Suspect, "went_back", &error, until).await?;
+        Err(BrokerError::Unavailable { reason: message.to_owned(), retry_after: CRASH_PAUSE })
+    }
+
+    /// What one token endpoint issued is sent to no other because a profile was changed, unless an
+    /// operator asks for it.
+    async fn settle_endpoint(
+        &self,
+        client: &Client,
+        record: &Record,
+        why: Why,
+    ) -> Result<(), BrokerError> {
+        let Connection { id, name, .. } = &record.connection;
+        let now_at = client.profile.token.url.as_str();
+        match &record.token_url {
+            Some(issued_at) if issued_at == now_at => return Ok(()),
+            Some(issued_at) if why != Why::Operator && record.grant.is_some() => {
+                let message = format!(
+                    "its tokens were issued at {issued_at}, and the profile says {now_at} now; an \
+                     operator who refreshes the connection accepts that"
+                );
+                tracing::error!(connection = %name, "{message}");
+                let now = self.clock.now();
+                let code = "token_url_changed".to_owned();
+                let error = LastError { code, message: message.clone(), at: now };
+                let until = now + CRASH_PAUSE;
+                let state = State::BlockedConfig;
+                self.store.hold(*id, state, "token_url_changed", &error, until).await?;
+                self.reload(*id).await?;
+                return Err(BrokerError::Misconfigured(message));
+            }
+            _ => self.store.accept_endpoint(*id, now_at).await?,
+        }
+        Ok(())
     }
 
     /// A refresh cannot even be begun. It stays due, and in the background must not stand in the way

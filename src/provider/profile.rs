@@ -100,6 +100,9 @@ pub struct Authorize {
     /// Whether PKCE is used (always with S256).
     #[serde(default = "yes")]
     pub pkce: bool,
+    /// The issuer that the provider names in every callback (RFC 9207): one that names none, or
+    /// another, is refused. None for a provider that is not known to name itself.
+    pub issuer: Option<String>,
 }
 
 /// A parameter of RFC 6749 that is sent unless a profile omits it.

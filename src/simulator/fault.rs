@@ -85,6 +85,17 @@ pub enum Fault {
         /// What stands in its place.
         value: Value,
     },
+    /// The answer with this `scope`; without any if it is null.
+    Scope {
+        /// What stands in its place.
+        value: Value,
+    },
+    /// 200 with this body in place of the true one, which is lost; `{refresh_token}` in it stands for
+    /// the refresh token of the true one.
+    Body {
+        /// The text of the body.
+        text: String,
+    },
     /// The true answer, once the faults are cleared.
     Late,
     /// The true answer, this much later.
@@ -111,6 +122,8 @@ impl Fault {
             | Self::Stall { .. }
             | Self::NoAccessToken
             | Self::ExpiresIn { .. }
+            | Self::Scope { .. }
+            | Self::Body { .. }
             | Self::Late
             | Self::Slow { .. } => false,
         }
@@ -159,6 +172,21 @@ impl Fault {
             Self::ExpiresIn { value } => {
                 edit(answer, |fields| {
                     fields.insert("expires_in".into(), value);
+                })
+                .await
+            }
+            Self::Scope { value } => {
+                edit(answer, |fields| match value {
+                    Value::Null => drop(fields.remove("scope")),
+                    value => drop(fields.insert("scope".into(), value)),
+                })
+                .await
+            }
+            Self::Body { text } => {
+                change(answer, |body| {
+                    let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                    let refresh = answer["refresh_token"].as_str().unwrap_or_default();
+                    Body::from(text.replace("{refresh_token}", refresh))
                 })
                 .await
             }

@@ -46,7 +46,7 @@ macro_rules! select_records {
         concat!(
             "SELECT c.id, c.name, c.client, c.grant_type, c.scopes, c.state, c.reason,
                 c.account_id, c.account_name, c.account_aliases, c.expected_account, c.vars,
-                c.created_at, c.changed_at, c.refresh_at, c.failures,
+                c.created_at, c.changed_at, c.refresh_at, c.failures, c.token_url,
                 c.last_error_code, c.last_error_message, c.last_error_at,
                 g.generation, g.attempts, g.crashes, g.parent_hash, g.asked_at,
                 CASE WHEN g.lease_until IS NULL THEN NULL ELSE g.attempt_started_at END
@@ -56,7 +56,8 @@ macro_rules! select_records {
                 p.scopes AS pending_scopes, p.received_at AS pending_received_at,
                 p.expires_at AS pending_expires_at, p.account_id AS pending_account_id,
                 p.account_name AS pending_account_name,
-                p.account_aliases AS pending_account_aliases, p.vars AS pending_vars
+                p.account_aliases AS pending_account_aliases, p.vars AS pending_vars,
+                p.token_url AS pending_token_url
             FROM connections c
             JOIN grants g ON g.connection_id = c.id
             LEFT JOIN pending_grants p ON p.connection_id = c.id ",
@@ -296,6 +297,7 @@ fn record(row: &impl Cells) -> Result<Record, StoreError> {
         connection: connection(row)?,
         grant: grant(row)?,
         pending: pending(row)?,
+        token_url: row.text_or_null("token_url")?,
         open_attempts: u32::try_from(row.number("attempts")?).unwrap_or_default(),
         crashes: u32::try_from(row.number("crashes")?).unwrap_or_default(),
         claimed_at: row.time_or_null("claimed_at")?,
@@ -358,6 +360,7 @@ fn pending(row: &impl Cells) -> Result<Option<PendingGrant>, StoreError> {
         expires_at: row.time("pending_expires_at")?,
         account: account(row, columns)?,
         vars: row.json("pending_vars")?,
+        token_url: row.text_or_null("pending_token_url")?,
     }))
 }
 

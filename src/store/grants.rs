@@ -39,6 +39,8 @@ pub struct Commit<'a> {
     pub vars: Option<&'a Vars>,
     /// The scopes to ask for from now on; none leaves them.
     pub scopes: Option<&'a [String]>,
+    /// The token endpoint that issued the grant, as the profile has it; none leaves what is known.
+    pub token_url: Option<&'a str>,
     /// The digest of the grant's refresh token: another one that was presented for it is spent.
     pub refresh_hash: Option<Digest>,
 }
@@ -60,6 +62,7 @@ impl<'a> Commit<'a> {
             account: None,
             vars: None,
             scopes: None,
+            token_url: None,
             refresh_hash,
         }
     }
@@ -180,6 +183,7 @@ impl Store {
                 account_name = CASE WHEN $4 IS NULL THEN account_name ELSE $5 END,
                 account_aliases = CASE WHEN $4 IS NULL THEN account_aliases ELSE $6 END,
                 vars = COALESCE($7, vars), scopes = COALESCE($8, scopes),
+                token_url = COALESCE($9, token_url),
                 refresh_at = $3, failures = 0,
                 last_error_code = NULL, last_error_message = NULL, last_error_at = NULL,
                 changed_at = ",
@@ -218,6 +222,7 @@ impl Store {
                 .bind(commit.account.map(|account| json(&account.aliases)))
                 .bind(commit.vars.map(json))
                 .bind(commit.scopes.map(json))
+                .bind(commit.token_url)
                 .execute(&mut *tx)
                 .await?;
             sqlx::query(bury)

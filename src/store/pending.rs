@@ -27,13 +27,14 @@ impl Store {
             WHERE id = $2"
         );
         let put = "INSERT INTO pending_grants (connection_id, access, refresh, scopes, received_at,
-                expires_at, account_id, account_name, account_aliases, vars)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                expires_at, account_id, account_name, account_aliases, vars, token_url)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
             ON CONFLICT (connection_id) DO UPDATE SET access = excluded.access,
                 refresh = excluded.refresh, scopes = excluded.scopes,
                 received_at = excluded.received_at, expires_at = excluded.expires_at,
                 account_id = excluded.account_id, account_name = excluded.account_name,
-                account_aliases = excluded.account_aliases, vars = excluded.vars";
+                account_aliases = excluded.account_aliases, vars = excluded.vars,
+                token_url = excluded.token_url";
         let account = pending.account.as_ref();
         in_transaction!(self.for_commits(), |tx| {
             let updated =
@@ -52,6 +53,7 @@ impl Store {
                 .bind(account.and_then(|account| account.name.as_deref()))
                 .bind(account.map(|account| json(&account.aliases)))
                 .bind(json(&pending.vars))
+                .bind(pending.token_url.as_deref())
                 .execute(&mut *tx)
                 .await?;
         });

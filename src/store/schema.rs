@@ -32,6 +32,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0005_reports.sql"),
         include_str!("../../migrations/sqlite/0005_reports.sql"),
     ),
+    (
+        "token endpoint",
+        include_str!("../../migrations/postgres/0006_token_endpoint.sql"),
+        include_str!("../../migrations/sqlite/0006_token_endpoint.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

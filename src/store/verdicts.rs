@@ -12,7 +12,7 @@ use super::{
     schedule::{LET_GO, list, listed},
 };
 use crate::{
-    connection::{ConnectionId, Record},
+    connection::{ConnectionId, LastError, Record, State},
     slug::Slug,
 };
 
@@ -100,6 +100,63 @@ impl Store {
             }
         });
         Ok(true)
+    }
+
+    /// Lets what the connection holds be presented to a token endpoint, which its profile has, from
+    /// now on.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn accept_endpoint(
+        &self,
+        id: ConnectionId,
+        token_url: &str,
+    ) -> Result<(), StoreError> {
+        let sql = "UPDATE connections SET token_url = $1 WHERE id = $2";
+        on!(self, |pool| {
+            sqlx::query(sql).bind(token_url).bind(id.to_string()).execute(pool).await?;
+        });
+        Ok(())
+    }
+
+    /// Stops the refreshes of a connection before anything is claimed, for a reason that somebody has
+    /// to look at: until then it is tried again at `until` only.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn hold(
+        &self,
+        id: ConnectionId,
+        state: State,
+        reason: &str,
+        error: &LastError,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
+        let describe = concat!(
+            "UPDATE connections SET state = $3, reason = $4, last_error_code = $5,
+                last_error_message = $6, last_error_at = $7, refresh_at = $8, changed_at = ",
+            now!(),
+            " WHERE id = $2 AND state IN ",
+            refreshing!()
+        );
+        let id = id.to_string();
+        in_transaction!(self, |tx| {
+            sqlx::query(describe)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(state.as_str())
+                .bind(reason)
+                .bind(&error.code)
+                .bind(&error.message)
+                .bind(error.at.as_millisecond())
+                .bind(until.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+        });
+        Ok(())
     }
 
     /// Doubts an active connection whose tokens are reported as refused however new they are. Its

@@ -269,7 +269,7 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
     let health = broker.ask("", Method::GET, "/health", None).await.json();
     assert_eq!(health["status"], "degraded", "{health}");
     // The next hour is another one, and what is refreshed is trusted again.
-    minutes(2).await;
+    minutes(3).await;
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh).0, 21);
     assert_eq!(broker.view("amocrm-shop").await["state"], "active");
     broker.stop().await;

@@ -79,6 +79,7 @@ fn pending(db: &TestDatabase, mark: &str) -> PendingGrant {
         expires_at: db.clock.now() + Duration::from_hours(1),
         account: Some(account()),
         vars: Vars::new(),
+        token_url: Some("https://provider.example/token".to_owned()),
     }
 }
 

@@ -157,15 +157,7 @@ impl World {
             expires_at: now + Duration::from_hours(24),
             origin: None,
         };
-        let commit = Commit {
-            connection: connection.id,
-            grant: &grant,
-            refresh_at: Some(now),
-            account: None,
-            vars: None,
-            scopes: None,
-            refresh_hash: Some(refresh_hash),
-        };
+        let commit = Commit::refreshed(connection.id, &grant, Some(now), Some(refresh_hash));
         assert!(store.commit_grant(&commit).await.unwrap());
         connection.id
     }

@@ -106,15 +106,7 @@ async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
 async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
-    let commit = Commit {
-        connection: id,
-        grant: &held,
-        refresh_at: None,
-        account: None,
-        vars: None,
-        scopes: None,
-        refresh_hash: None,
-    };
+    let commit = Commit::refreshed(id, &held, None, None);
     assert!(db.store.commit_grant(&commit).await.unwrap());
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
     consents::started(&db, id).await;

@@ -186,11 +186,13 @@ async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
         account: Some(&account),
         vars: Some(&vars),
         scopes: Some(&scopes),
+        token_url: Some("https://provider.example/token"),
         ..commit(id, &first)
     };
     assert!(db.store.commit_grant(&full).await.unwrap());
     let read = record(&db, id).await;
     assert!(read.grant.unwrap().refresh.is_none());
+    assert_eq!(read.token_url.as_deref(), full.token_url);
     let read = read.connection;
     assert_eq!((read.state, read.reason, read.failures), (State::Active, None, 0));
     assert_eq!((read.last_error, read.refresh_at), (None, Some(first.expires_at)));
