@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use token_broker::simulator::{Simulated, SimulatorSettings};
+use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::support::{
     broker::{Answer, Person, TestBroker},
@@ -22,6 +22,7 @@ on_both_engines! {
     the_waiting_page_tells_what_was_decided,
     the_wrong_account_changes_nothing,
     an_operators_own_browser_needs_no_confirmation,
+    scopes_that_were_not_granted_wait_for_a_person,
     another_account_never_replaces_the_one_that_is_live,
     five_attempts_of_a_link_may_be_under_way,
     a_press_from_another_site_is_refused,
@@ -307,6 +308,29 @@ async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) 
     let body = json!({ "connection": "avito-shop", "client": "avito", "self": true });
     let refused = broker.ask(&key, Method::POST, "/v1/consent-links", Some(body)).await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN, "{refused:?}");
+    broker.stop().await;
+}
+
+async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for (name, granted, state) in [
+        ("as-asked", json!(null), "active"),
+        ("more", json!("messenger:read,user:read,items:info,messenger:write"), "active"),
+        ("fewer", json!("user:read"), "pending_confirm"),
+    ] {
+        let scopes = json!(["messenger:read", "user:read"]);
+        let link = broker.link(name, "avito", json!({ "self": true, "scopes": scopes })).await;
+        broker.simulator(Simulated::Avito).fault(&Fault::Scope { value: granted }, 1);
+        Person::new(&broker).consent(&link, "allow").await;
+        let view = broker.view(name).await;
+        assert_eq!(view["state"], state, "{name}: {view}");
+    }
+    // Whoever looks at it may take it as it is.
+    let account = broker.account(Simulated::Avito);
+    let path = "/v1/connections/fewer/confirm";
+    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
+    assert_eq!(broker.token("fewer").await.json()["scope"], json!(["user:read"]));
     broker.stop().await;
 }
 

@@ -268,9 +268,11 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
     assert_eq!((&view["state"], &view["reason"]), (&json!("suspect"), &json!("rejected")));
     let health = broker.ask("", Method::GET, "/health", None).await.json();
     assert_eq!(health["status"], "degraded", "{health}");
-    // The next hour is another one, and what is refreshed is trusted again.
-    minutes(3).await;
-    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh).0, 21);
+    // Its next refresh is due as ever, and ends the doubt.
+    minutes(5).await;
+    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh).0, 20);
+    broker.advance(Duration::from_hours(20)).await;
+    assert_eq!(broker.refresh_due().await, 1);
     assert_eq!(broker.view("amocrm-shop").await["state"], "active");
     broker.stop().await;
 }

@@ -13,6 +13,7 @@ mod fifth_provider;
 mod journeys;
 mod limits;
 mod lost_answers;
+mod mix_up;
 mod neighbours;
 mod outages;
 mod pages;

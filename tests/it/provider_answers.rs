@@ -13,6 +13,7 @@ use crate::support::{
 on_both_engines! {
     a_refresh_survives_every_bad_answer,
     a_bad_answer_to_the_code_leaves_everything_as_it_was,
+    a_refresh_token_that_is_all_a_code_brought_brings_the_rest,
     an_odd_lifetime_is_read_or_replaced_by_the_usual_one,
     a_wrong_client_secret_touches_no_connection,
 }
@@ -72,7 +73,7 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
     let mut faults = unprocessed();
-    faults.extend([Fault::CutJson, Fault::CutBody { at: 40 }, Fault::NoAccessToken]);
+    faults.extend([Fault::CutBody { at: 40 }, Fault::Body { text: "{\"scope\":".to_owned() }]);
     faults.push(Fault::Drop { processed: true });
     for fault in faults {
         let before = broker.token("avito-shop").await.json();
@@ -87,6 +88,30 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     }
     // An exchange is never sent again.
     assert_eq!(broker.presented(Simulated::Avito, Kind::Code).1, 1);
+    broker.stop().await;
+}
+
+async fn a_refresh_token_that_is_all_a_code_brought_brings_the_rest(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    // Divar takes a refresh token only together with its access token.
+    for which in Simulated::ALL.into_iter().filter(|which| *which != Simulated::Divar) {
+        let name = format!("{which}-shop");
+        let link = broker.link(&name, which.as_str(), json!({ "self": true })).await;
+        broker.simulator(which).fault(&Fault::NoAccessToken, 1);
+        let page = Person::new(&broker).consent(&link, "allow").await;
+        assert!(page.text.contains("Connected"), "{which}: {}", page.text);
+        assert_eq!(broker.presented(which, Kind::Code), (1, 1), "{which}");
+        let path = format!("/v1/connections/{name}/refresh");
+        let refreshed = broker.operator(Method::POST, &path, None).await;
+        assert_eq!(refreshed.status, StatusCode::OK, "{which}: {refreshed:?}");
+    }
+    // One that works for nothing leaves all as it was.
+    let link = broker.link("avito-other", "avito", json!({ "self": true })).await;
+    broker.simulator(Simulated::Avito).fault(&Fault::NoAccessToken, 1);
+    broker.simulator(Simulated::Avito).fault(&Fault::ServerError { processed: true }, 1);
+    let page = Person::new(&broker).consent(&link, "allow").await;
+    assert!(page.text.contains("did not succeed"), "{}", page.text);
+    assert_eq!(broker.view("avito-other").await["state"], "pending_consent");
     broker.stop().await;
 }
 

@@ -19,6 +19,7 @@ on_both_engines! {
     a_restore_under_a_running_replica_is_noticed,
     a_restore_that_another_replica_noticed_is_taken_over,
     what_a_failover_forgot_is_stored_again,
+    a_row_that_went_back_is_not_refreshed,
     another_database_is_not_taken_for_the_one_last_served,
     one_quarantine_is_enough_for_all_replicas,
     nobody_consents_or_confirms_in_quarantine,
@@ -257,6 +258,37 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
         );
     }
     assert_eq!(states(&broker).await, all("active", 3), "nothing is lost");
+    broker.stop().await;
+}
+
+async fn a_row_that_went_back_is_not_refreshed(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    for name in ["divar-shop", "divar-other"] {
+        broker.connect(name, Simulated::Divar).await;
+    }
+    broker.execute(BACK_UP).await;
+    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    broker.idle().await;
+    let before = posts(&broker);
+    // Somebody who can write the database puts one row back, and nobody remembers the other.
+    broker
+        .execute(
+            "UPDATE grants SET generation = 1, access = s.access, refresh = s.refresh
+             FROM saved_grants s WHERE s.connection_id = grants.connection_id
+                 AND grants.generation = 2;
+         DELETE FROM refresh_tombstones; UPDATE connections SET refresh_at = created_at",
+        )
+        .await;
+    for file in fs::read_dir(broker.state("stored")).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    broker.refresh_due().await;
+    assert_eq!(posts(&broker), before + 1, "the other one is refreshed");
+    assert_eq!(broker.token("divar-shop").await.json()["generation"], 2, "what lives is served");
+    let store = broker.broker().store();
+    let record = store.record("divar-shop").await.unwrap().unwrap();
+    assert_eq!(record.connection.state.as_str(), "suspect");
+    assert_eq!(record.connection.reason.as_deref(), Some("went_back"));
     broker.stop().await;
 }
 

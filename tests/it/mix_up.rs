@@ -1,0 +1,119 @@
+//! What one provider issued never reaches another: not its code, and not its tokens.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use token_broker::simulator::{Endpoint, Simulated, SimulatorSettings};
+
+use crate::support::{
+    broker::{Person, TestBroker},
+    database::{TestDatabase, on_both_engines},
+};
+
+on_both_engines! {
+    a_callback_of_another_issuer_is_refused_before_any_call,
+    a_profile_that_changes_while_a_person_consents_gets_no_code,
+    a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so,
+    a_grant_that_waits_stays_with_the_endpoint_that_issued_it,
+}
+
+fn posts(broker: &TestBroker, which: Simulated) -> u64 {
+    let requests = broker.simulator(which).oracle().requests;
+    requests.get(&Endpoint::Token).copied().unwrap_or_default()
+}
+
+/// Changes the token endpoint of Divar's profile: another text for the same place.
+fn moved(settings: &mut toml::Table) {
+    let url = &mut settings["providers"]["profiles"]["divar"]["token"]["url"];
+    *url = url.as_str().unwrap().replace("localhost", "LOCALHOST").into();
+}
+
+async fn a_callback_of_another_issuer_is_refused_before_any_call(database: TestDatabase) {
+    const ISSUER: &str = "https://login.divar.example";
+    let overlay = format!("[providers.profiles.divar.authorize]\nissuer = \"{ISSUER}\"\n");
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), &overlay).await;
+    let link = broker.link("divar-shop", "divar", json!({ "self": true })).await;
+    let mut person = Person::new(&broker);
+    let provider = person.start(&link).await;
+    let callback = person.decide(&provider, "allow").await;
+    let before = broker.simulator(Simulated::Divar).oracle().requests;
+    for wrong in [
+        String::new(),
+        "&iss=".to_owned(),
+        "&iss=https%3A%2F%2Flogin.avito.example".to_owned(),
+        format!("&iss={ISSUER}/"),
+        format!("&iss={}", ISSUER.to_uppercase()),
+        format!("&iss={ISSUER}&iss={ISSUER}"),
+    ] {
+        let refused = person.get(&format!("{callback}{wrong}")).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    assert_eq!(broker.simulator(Simulated::Divar).oracle().requests, before);
+    // None of that has used up the attempt.
+    let back = person.get(&format!("{callback}&iss={ISSUER}")).await;
+    let page = person.get(back.header("location")).await;
+    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.stop().await;
+}
+
+async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    let link = broker.link("divar-shop", "divar", json!({ "self": true })).await;
+    let mut person = Person::new(&broker);
+    let provider = person.start(&link).await;
+    let callback = person.decide(&provider, "allow").await;
+    broker.restart(moved).await;
+    let before = posts(&broker, Simulated::Divar);
+    let back = person.get(&callback).await;
+    let page = person.get(back.header("location")).await;
+    assert!(page.text.contains("did not succeed"), "{}", page.text);
+    assert_eq!(posts(&broker, Simulated::Divar), before);
+    broker.stop().await;
+}
+
+async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.connect("divar-shop", Simulated::Divar).await;
+    broker.create("avito-own", "avito").await;
+    broker.restart(moved).await;
+    let before = posts(&broker, Simulated::Divar);
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    assert_eq!(broker.refresh_due().await, 2);
+    let token = broker.token("divar-shop").await;
+    assert_eq!(token.status, StatusCode::OK, "{token:?}");
+    let path = "/v1/connections/divar-shop/token/rejected";
+    let body = json!({ "fingerprint": token.json()["fingerprint"] });
+    broker.ask(&broker.service_key, Method::POST, path, Some(body)).await;
+    assert_eq!(posts(&broker, Simulated::Divar), before, "nothing is sent to the new address");
+    let view = broker.view("divar-shop").await;
+    assert_eq!(view["state"], "blocked_config", "{view}");
+    assert_eq!(view["reason"], "token_url_changed", "{view}");
+    assert_eq!(broker.view("avito-own").await["generation"], 2, "others go on");
+    // An operator accepts it by asking for the refresh.
+    let path = "/v1/connections/divar-shop/refresh";
+    let accepted = broker.operator(Method::POST, path, None).await;
+    assert_eq!(accepted.status, StatusCode::OK, "{accepted:?}");
+    assert_eq!(accepted.json()["state"], "active");
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.refresh_due().await;
+    assert_eq!(broker.view("divar-shop").await["generation"], 3);
+    broker.stop().await;
+}
+
+async fn a_grant_that_waits_stays_with_the_endpoint_that_issued_it(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    let link = broker.link("divar-shop", "divar", json!({})).await;
+    Person::new(&broker).consent(&link, "allow").await;
+    assert_eq!(broker.view("divar-shop").await["state"], "pending_confirm");
+    broker.restart(moved).await;
+    let account = broker.account(Simulated::Divar);
+    let path = "/v1/connections/divar-shop/confirm";
+    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
+    let before = posts(&broker, Simulated::Divar);
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.refresh_due().await;
+    assert_eq!(posts(&broker, Simulated::Divar), before);
+    assert_eq!(broker.view("divar-shop").await["state"], "blocked_config");
+    assert_eq!(broker.token("divar-shop").await.status, StatusCode::OK);
+    broker.stop().await;
+}
