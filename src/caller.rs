@@ -25,7 +25,8 @@ words! {
     }
 }
 
-/// Which connections a service may use: a name, or a beginning followed by `*`.
+/// Names: one, or all with the same beginning, which is followed by `*`. It says which connections a
+/// service may use, and which services may use a client.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, example = "avito-*")]
@@ -33,16 +34,16 @@ pub struct Pattern(String);
 
 /// Why a text is not a [`Pattern`].
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a pattern: use a connection's name, or a beginning of one followed by `*`")]
+#[error("`{0}` is not a pattern: use a name, or a beginning of one followed by `*`")]
 pub struct NotAPattern(String);
 
 impl Pattern {
-    /// Whether the pattern covers a connection's name.
+    /// Whether the pattern covers a name.
     #[must_use]
-    pub fn covers(&self, connection: &str) -> bool {
+    pub fn covers(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {
-            Some(beginning) => connection.starts_with(beginning),
-            None => self.0 == connection,
+            Some(beginning) => name.starts_with(beginning),
+            None => self.0 == name,
         }
     }
 }

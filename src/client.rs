@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use secrecy::SecretString;
 
-use crate::{connection::GrantType, provider::Profile, slug::Slug};
+use crate::{
+    caller::{Pattern, Service},
+    connection::GrantType,
+    provider::Profile,
+    slug::Slug,
+};
 
 /// Our registration at a provider, checked against the provider's profile.
 #[derive(Clone, Debug)]
@@ -21,6 +26,8 @@ pub struct Client {
     pub settings: BTreeMap<String, SecretString>,
     /// The scopes to ask for where a connection or link names none.
     pub scopes: Vec<String>,
+    /// The services that may ask for consents through it, for connections that they may use.
+    pub services: Vec<Pattern>,
     /// How a connection made with `POST /v1/connections` obtains its tokens.
     pub grant_type: GrantType,
     /// Where the provider sends the browser back to; registered at the provider byte for byte.
@@ -28,6 +35,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// Whether a service may ask for consents through this registration.
+    #[must_use]
+    pub fn is_open_to(&self, service: &Service) -> bool {
+        self.services.iter().any(|pattern| pattern.covers(service.name.as_str()))
+    }
+
     /// Checks scopes that somebody asks for: none may be empty, hold white space or control
     /// characters, or the provider's separator, with which it would become two.
     ///

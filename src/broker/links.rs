@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{Broker, BrokerError, Caller, Gone, NewConnection, quarantine::refuse_in_quarantine};
 use crate::{
-    caller::Verb,
+    caller::{Service, Verb},
+    client::Client,
     connection::{Account, Connection, GrantType, Record},
     consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LIVE_LINKS, OWN_LINK_LIFE},
     secret::{self, Digest},
@@ -80,7 +81,7 @@ impl Broker {
         may_expect(caller, &request, expected)?;
         let record = match existing {
             Some(record) => record,
-            None => self.create_for_link(&request).await?,
+            None => self.create_for_link(caller, &request).await?,
         };
         let connection = &record.connection;
         if request.client.as_ref().is_some_and(|client| *client != connection.client) {
@@ -96,6 +97,10 @@ impl Broker {
         }
         refuse_in_quarantine(connection)?;
         let client = self.client(&connection.client)?;
+        if let Caller::Service(service) = caller {
+            let client = self.client_of(service, &connection.client)?;
+            may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
+        }
         if let Some(scopes) = &request.scopes {
             client
                 .check_scopes(scopes)
@@ -136,8 +141,15 @@ impl Broker {
         })
     }
 
+    /// A client that a service may not use looks like one that does not exist.
+    fn client_of(&self, service: &Service, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
+        let open = self.clients.get(name).filter(|client| client.is_open_to(service));
+        open.ok_or_else(|| BrokerError::NotFound(format!("there is no client `{name}`")))
+    }
+
     async fn create_for_link(
         self: &Arc<Self>,
+        caller: &Caller,
         request: &LinkRequest,
     ) -> Result<Record, BrokerError> {
         let client = request.client.clone().ok_or_else(|| {
@@ -146,6 +158,9 @@ impl Broker {
                 request.connection
             ))
         })?;
+        if let Caller::Service(service) = caller {
+            may_widen(request, &self.client_of(service, &client)?.scopes)?;
+        }
         self.create_connection(NewConnection {
             name: request.connection.clone(),
             client,
@@ -219,6 +234,21 @@ fn may_ask(caller: &Caller, request: &LinkRequest) -> Result<(), BrokerError> {
         ));
     }
     Ok(())
+}
+
+/// A service asks for no more scopes than somebody who runs the broker has written down.
+fn may_widen<'a>(
+    request: &LinkRequest,
+    known: impl IntoIterator<Item = &'a String>,
+) -> Result<(), BrokerError> {
+    let known: Vec<_> = known.into_iter().collect();
+    let mut asked = request.scopes.iter().flatten();
+    if asked.all(|scope| known.contains(&scope)) {
+        return Ok(());
+    }
+    Err(BrokerError::Forbidden(
+        "a service may ask only for scopes of the client or of the connection".to_owned(),
+    ))
 }
 
 /// Whether the caller may name this `expected_account`, where the connection has `expected`. The

@@ -5,8 +5,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{ConfigError, secret::one_of, written, wrong};
+use super::{
+    ConfigError,
+    secret::one_of,
+    written::{self, List},
+    wrong,
+};
 use crate::{
+    caller::Pattern,
     client::{Client, choose_grant},
     provider::Catalogue,
     slug::Slug,
@@ -59,6 +65,10 @@ impl written::Client {
         })?;
         let grant_type =
             choose_grant(profile, grant).map_err(|problem| wrong(setting("grant"), problem))?;
+        let services = self.services.map_or_else(|| vec!["*".to_owned()], List::into_vec);
+        let services = services.into_iter().map(Pattern::try_from).collect::<Result<_, _>>();
+        let services =
+            services.map_err(|problem| wrong(setting("services"), problem.to_string()))?;
         let client = Client {
             name: name.clone(),
             profile: Arc::clone(profile),
@@ -66,6 +76,7 @@ impl written::Client {
             client_secret,
             settings,
             scopes: self.scopes.into_vec(),
+            services,
             grant_type,
             redirect_uri: redirect_uri(public_url, name),
         };

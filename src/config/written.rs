@@ -76,7 +76,9 @@ pub(super) struct Client {
     pub(super) client_secret: Option<SecretString>,
     pub(super) client_secret_file: Option<PathBuf>,
     #[serde(default)]
-    pub(super) scopes: Scopes,
+    pub(super) scopes: List,
+    /// Every service, unless it is set.
+    pub(super) services: Option<List>,
     pub(super) grant: Option<String>,
     #[serde(default)]
     pub(super) settings: BTreeMap<String, SecretString>,
@@ -85,18 +87,18 @@ pub(super) struct Client {
 /// A list, or one text with spaces between: the environment has no lists.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a list of texts, or one text with spaces between")]
-pub(super) enum Scopes {
+pub(super) enum List {
     List(Vec<String>),
     Text(String),
 }
 
-impl Default for Scopes {
+impl Default for List {
     fn default() -> Self {
         Self::List(Vec::new())
     }
 }
 
-impl Scopes {
+impl List {
     pub(super) fn into_vec(self) -> Vec<String> {
         match self {
             Self::List(list) => list,

@@ -23,6 +23,7 @@ pub(super) fn of(profile: Arc<Profile>) -> Client {
         client_id: "«client_id»".to_owned(),
         client_secret: "«client_secret»".into(),
         scopes: Vec::new(),
+        services: Vec::new(),
         grant_type: GrantType::AuthorizationCode,
         redirect_uri: "https://broker.example/callback/main".to_owned(),
     }

@@ -13,6 +13,7 @@ use crate::support::{
 
 on_both_engines! {
     a_service_that_may_not_confirm_chooses_no_account,
+    a_service_uses_only_the_clients_and_scopes_that_are_open_to_it,
     health_is_not_ok_while_nothing_can_be_served,
     health_tells_of_our_own_misconfiguration,
     a_token_that_is_fetched_on_demand_may_have_ended,
@@ -63,6 +64,44 @@ async fn health(broker: &TestBroker) -> Value {
     let answer = broker.ask("", Method::GET, "/health", None).await;
     assert!(!answer.text.contains("-shop"), "no names: {answer:?}");
     answer.json()
+}
+
+async fn a_service_uses_only_the_clients_and_scopes_that_are_open_to_it(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.link("shop-old", "amocrm", json!({})).await;
+    broker
+        .restart(|settings| {
+            let amocrm = settings["clients"]["amocrm"].as_table_mut().unwrap();
+            amocrm.insert("services".into(), "crm-*".into());
+        })
+        .await;
+    let verbs = json!(["consent", "confirm"]);
+    let crm = broker.service("crm-web", json!(["*"]), verbs.clone()).await;
+    let shop = broker.service("shop", json!(["shop-*"]), verbs).await;
+    let ask = async |key: &str, name: &str, client: &str, scopes: Value| {
+        let body = json!({ "connection": name, "client": client, "scopes": scopes });
+        broker.ask(key, Method::POST, "/v1/consent-links", Some(body)).await
+    };
+    assert_eq!(ask(&crm, "crm-new", "amocrm", json!(null)).await.status, StatusCode::CREATED);
+    // What is not open to it looks like what is not there.
+    for (name, client) in [("shop-new", "amocrm"), ("shop-old", "amocrm"), ("shop-new", "none")] {
+        let refused = ask(&shop, name, client, json!(null)).await;
+        assert_eq!(refused.status, StatusCode::NOT_FOUND, "{refused:?}");
+        let detail = refused.json()["detail"].clone();
+        assert_eq!(detail, format!("there is no client `{client}`"), "{name}");
+    }
+    assert_eq!(broker.operator(Method::GET, "/v1/connections/shop-new", None).await.status, 404);
+    for (scopes, status) in [
+        (json!(["user:read"]), StatusCode::CREATED),
+        (json!(["ratings:read"]), StatusCode::FORBIDDEN),
+        (json!(["user:read", "ratings:read"]), StatusCode::FORBIDDEN),
+    ] {
+        let answer = ask(&shop, "shop-avito", "avito", scopes).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
+    // An operator may ask for anything.
+    broker.link("shop-avito", "avito", json!({ "scopes": ["ratings:read"] })).await;
+    broker.stop().await;
 }
 
 async fn health_is_not_ok_while_nothing_can_be_served(database: TestDatabase) {
