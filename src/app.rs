@@ -30,6 +30,9 @@ const COMMIT_GRACE: Duration = Duration::from_secs(10);
 const SEALING_CHECK: Place<'static> =
     Place { record: "database", field: "sealing_check", generation: 0 };
 
+/// Where the database keeps the name of the installation that it belongs to.
+pub const DEPLOYMENT: &str = "deployment";
+
 /// Why the broker did not start: one line that says what is wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -193,6 +196,24 @@ async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartEr
     Ok(keyring)
 }
 
+/// Refuses the database of another installation: what is refreshed from a copy is lost where it came
+/// from. A database that knows no name yet takes ours.
+///
+/// # Errors
+///
+/// When the names differ, with what to do.
+pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
+    let Some(ours) = &config.deployment else { return Ok(()) };
+    let named = store.put_meta_if_absent(DEPLOYMENT, ours.as_str()).await?;
+    if named == ours.as_str() {
+        return Ok(());
+    }
+    Err(StartError::Settings(format!(
+        "setting `deployment`: the database belongs to `{named}`, not to `{ours}`; if it is a copy of \
+         your own, `token-broker release --adopt` quarantines all of it and makes it `{ours}`'s"
+    )))
+}
+
 /// Why a key file cannot be `done`, which is read or written, as one line.
 #[must_use]
 pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
@@ -239,6 +260,7 @@ impl App {
         let state_dir = StateDir::open(&config)?;
         let store = connect_store(&config, clock.clone()).await?;
         let keyring = open_keyring(&config, &store).await?;
+        check_deployment(&config, &store).await?;
         let outbound = Outbound::new(clock.clone(), failpoints.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
         if let Database::Embedded(path) = &config.database {

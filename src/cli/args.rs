@@ -225,7 +225,7 @@ pub(crate) enum KeyAction {
 #[derive(Arguments, Debug)]
 pub(crate) struct Release {
     /// The connection's name.
-    #[arg(required_unless_present_any = ["all", "plan"])]
+    #[arg(required_unless_present_any = ["all", "plan", "adopt"])]
     pub(crate) connection: Option<Slug>,
     /// Every connection that is quarantined.
     #[arg(long, conflicts_with = "connection")]
@@ -233,6 +233,9 @@ pub(crate) struct Release {
     /// Only say what would be done.
     #[arg(long)]
     pub(crate) plan: bool,
+    /// Take over a copy of another deployment's database: quarantine all of it, release nothing.
+    #[arg(long, conflicts_with_all = ["all", "plan", "connection"])]
+    pub(crate) adopt: bool,
 }
 
 #[derive(Arguments, Debug)]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Failure, args::Release, say, table::table};
 use crate::{
-    app::{StartError, open_store},
+    app::{DEPLOYMENT, StartError, check_deployment, open_store},
     client::Client,
     clock::Clock,
     config::Config,
@@ -32,6 +32,10 @@ async fn release_in(
     args: &Release,
     now: Timestamp,
 ) -> Result<(), Failure> {
+    if args.adopt {
+        return adopt(store, config).await;
+    }
+    check_deployment(config, store).await?;
     let records = store.records().await.map_err(StartError::from)?;
     let chosen = choose(records, args.connection.as_ref())?;
     if chosen.is_empty() {
@@ -47,6 +51,24 @@ async fn release_in(
         released += usize::from(store.end_quarantine(id).await.map_err(StartError::from)?);
     }
     say(&format!("released: {released}; a running broker knows within a few seconds"))
+}
+
+/// Makes the database that of our deployment; nothing is refreshed from it before a release.
+async fn adopt(store: &Store, config: &Config) -> Result<(), Failure> {
+    let Some(ours) = &config.deployment else {
+        return Err(Failure::usage("set `deployment` to the name that this copy shall have"));
+    };
+    let found = store.identity().await.map_err(StartError::from)?;
+    let quarantines = found.position.quarantines + 1;
+    let stopped = store.quarantine(&found, quarantines, "database_adopted").await;
+    let Some(stopped) = stopped.map_err(StartError::from)? else {
+        return Err(Failure::usage("somebody quarantined it at this moment; try again"));
+    };
+    store.put_meta(DEPLOYMENT, ours.as_str()).await.map_err(StartError::from)?;
+    say(&format!(
+        "the database belongs to `{ours}` now; quarantined: {stopped}; see `token-broker release \
+         --plan` before you release anything"
+    ))
 }
 
 /// The quarantined connections, or the one of that name.

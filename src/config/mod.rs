@@ -21,7 +21,11 @@ use url::{Host, Url};
 pub use self::{client::redirect_uri, secret::read_secret};
 use self::{secret::one_of, written::Written};
 use crate::{
-    client::Client, provider::Catalogue, simulator::SimulatorSettings, slug::Slug, telemetry,
+    client::Client,
+    provider::Catalogue,
+    simulator::SimulatorSettings,
+    slug::{NotASlug, Slug},
+    telemetry,
 };
 
 /// Everything the broker is told, checked.
@@ -37,6 +41,8 @@ pub struct Config {
     pub internal_listen: SocketAddr,
     /// This replica's own folder.
     pub state_dir: PathBuf,
+    /// The name of this installation, which its database must be of.
+    pub deployment: Option<Slug>,
     /// Where the connections are kept.
     pub database: Database,
     /// The file of sealing keys.
@@ -159,6 +165,9 @@ impl Written {
         if self.state_dir.as_os_str().is_empty() {
             return Err(wrong("state_dir", "expected a folder"));
         }
+        let deployment = self.deployment.map(|name| name.parse()).transpose();
+        let deployment =
+            deployment.map_err(|problem: NotASlug| wrong("deployment", problem.to_string()))?;
         let database =
             match one_of("database.url", self.database.url, self.database.url_file.as_deref())? {
                 Some(url) => check_database(url)?,
@@ -183,6 +192,7 @@ impl Written {
             internal_url,
             internal_listen,
             state_dir: self.state_dir,
+            deployment,
             database,
             key_file,
             log: self.log.check()?,

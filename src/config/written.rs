@@ -30,6 +30,7 @@ pub(super) struct Written {
     pub(super) internal_url: String,
     pub(super) internal_listen: String,
     pub(super) state_dir: PathBuf,
+    pub(super) deployment: Option<String>,
     pub(super) database: Database,
     pub(super) sealing: Sealing,
     pub(super) log: Log,

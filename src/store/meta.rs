@@ -28,6 +28,20 @@ impl Store {
         })
     }
 
+    /// Keeps a value in place of the one that the key has.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn put_meta(&self, key: &str, value: &str) -> Result<(), StoreError> {
+        let sql = "INSERT INTO meta (key, value) VALUES ($1, $2)
+            ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        on!(self, |pool| {
+            sqlx::query(sql).bind(key).bind(value).execute(pool).await?;
+        });
+        Ok(())
+    }
+
     /// Keeps a value unless the key has one, and gives the value that stands: of two replicas that
     /// start together, both get the first one's.
     ///

@@ -20,6 +20,7 @@ on_both_engines! {
     a_restore_that_another_replica_noticed_is_taken_over,
     what_a_failover_forgot_is_stored_again,
     a_row_that_went_back_is_not_refreshed,
+    a_copy_for_another_deployment_is_refused_until_it_is_adopted,
     another_database_is_not_taken_for_the_one_last_served,
     one_quarantine_is_enough_for_all_replicas,
     nobody_consents_or_confirms_in_quarantine,
@@ -307,6 +308,36 @@ async fn another_database_is_not_taken_for_the_one_last_served(database: TestDat
     broker.restart(|_| {}).await;
     assert_eq!(broker.refresh_due().await, 1);
     assert_eq!(broker.view("divar-shop").await["generation"], 2);
+    broker.stop().await;
+}
+
+async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    let named = |name: &'static str| {
+        move |settings: &mut toml::Table| {
+            settings.insert("deployment".to_owned(), name.into());
+        }
+    };
+    broker.restart(named("production")).await;
+    broker.restart(named("production")).await;
+    broker.halt().await;
+    // The same rows, opened by staging, whose state directory knows nothing of them.
+    fs::remove_file(broker.state("watermark")).unwrap();
+    let before = posts(&broker);
+    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.change(named("staging"));
+    for arguments in [["serve"].as_slice(), &["release", "--all"]] {
+        let refused = broker.command(arguments).await;
+        assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+        let complaint = refused.stderr.join("\n");
+        assert!(complaint.contains("belongs to `production`, not to `staging`"), "{complaint}");
+    }
+    release(&broker, &["--adopt"]).await;
+    broker.restart(|_| {}).await;
+    assert_eq!(states(&broker).await, all("quarantined", 1));
+    press_everything(&broker, &["amocrm-shop".to_owned()]).await;
+    assert_eq!(posts(&broker), before);
     broker.stop().await;
 }
 

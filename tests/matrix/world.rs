@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How long anything is waited for before the test fails.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The provider, the database, and the connections between them.
 pub(crate) struct World {

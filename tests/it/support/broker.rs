@@ -69,7 +69,9 @@ impl Running {
         clock: Clock,
         manner: Manner,
     ) -> Self {
-        let app = App::start(load(settings), listeners, clock, manner.failpoints).await.unwrap();
+        let app = Box::pin(App::start(load(settings), listeners, clock, manner.failpoints))
+            .await
+            .unwrap();
         let broker = Arc::clone(app.broker());
         let shutdown = app.shutdown();
         let tasks = TaskTracker::new();
@@ -232,6 +234,11 @@ impl TestBroker {
     /// Ends the broker as a signal would; [`TestBroker::restart`] starts it again.
     pub(crate) async fn halt(&self) {
         self.running.stop().await;
+    }
+
+    /// Changes the settings for the next start and the next command.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut toml::Table)) {
+        change(&mut self.settings);
     }
 
     /// Runs the real binary on this broker's database and state directory.

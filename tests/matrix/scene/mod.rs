@@ -38,7 +38,7 @@ in_flight = 64
 ";
 
 /// How long anything is waited for before the test fails.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Looks again and again until it has happened.
 pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
