@@ -284,7 +284,7 @@ impl Broker {
                 let key = sealed.key_id().unwrap_or_default();
                 return Err(BrokerError::Misconfigured(format!(
                     "sealing key: a received grant in `state_dir` is sealed with key `{key}`, which is \
-                     not in the key file: put it back; the grant is stored then and needs it no more"
+                     not in the key file: put it back, and take it out after the next rotation"
                 )));
             }
         }
