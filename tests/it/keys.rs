@@ -6,10 +6,13 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
+    connection::HeldGrant,
     refresher::keep_in_step,
-    seal::{Keyring, add_key, promote_key},
-    simulator::{Kind, Simulated},
-    store::{SEALED_COLUMNS, Store},
+    rotation::Origin,
+    seal::{Keyring, Place, add_key, promote_key},
+    secret::Digest,
+    simulator::{Fault, Kind, Simulated},
+    store::{Commit, SEALED_COLUMNS, Store},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +25,7 @@ use crate::support::{
 on_both_engines! {
     swapped_values_open_nowhere,
     a_key_that_a_replica_lacks_is_no_integrity_error,
+    a_grant_that_cannot_be_read_yet_is_not_thrown_away,
 }
 
 /// What somebody who can write the database may try, each with the connection that it hits.
@@ -155,6 +159,51 @@ async fn a_key_that_a_replica_lacks_is_no_integrity_error(database: TestDatabase
     broker.broker().sync().await.unwrap();
     let health = broker.ask("", Method::GET, "/health", None).await.text;
     assert!(!health.contains(&key), "{health}");
+    broker.stop().await;
+}
+
+async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    let (ours, theirs) = (broker.state("sealing.keys"), broker.state("theirs.keys"));
+    fs::copy(&ours, &theirs).unwrap();
+    add_key(&theirs).unwrap();
+    promote_key(&theirs).unwrap();
+    let ring = Keyring::read(&theirs).unwrap();
+    let store = broker.broker().store().clone();
+    let held = store.record("amocrm-shop").await.unwrap().unwrap();
+    let id = held.connection.id.to_string();
+    let place = |field, generation| Place { record: &id, field, generation };
+    let held_refresh = held.grant.as_ref().unwrap().refresh.as_ref().unwrap();
+    let parent = Digest::of(&ring.open(place("refresh", 1), held_refresh).unwrap());
+    // While a refresh is under way, another replica stores what an earlier one has brought.
+    let sibling = HeldGrant {
+        generation: 2,
+        access: ring.seal(place("access", 2), &"the sibling's".into()),
+        refresh: Some(ring.seal(place("refresh", 2), &"the sibling's, too".into())),
+        origin: Some(Origin {
+            parent: Some(parent),
+            asked_at: broker.clock.now() - Duration::from_mins(5),
+        }),
+        ..held.grant.clone().unwrap()
+    };
+    broker.simulator(Simulated::Amocrm).fault(&Fault::Slow { milliseconds: 1_000 }, 1);
+    let other = async {
+        while broker.presented(Simulated::Amocrm, Kind::Refresh).0 == 0 {
+            tokio::task::yield_now().await;
+        }
+        let commit = Commit::refreshed(held.connection.id, &sibling, None, None);
+        assert!(store.commit_grant(&commit).await.unwrap());
+    };
+    // Ours is on the disk and is served, and waits until the two can be compared.
+    let (served, ()) = tokio::join!(refresh(&broker, "amocrm-shop"), other);
+    assert_eq!(served, StatusCode::OK);
+    let generation = async || store.record("amocrm-shop").await.unwrap().unwrap().generation();
+    assert_eq!(generation().await, 2);
+    fs::copy(&theirs, &ours).unwrap();
+    broker.idle().await;
+    assert_eq!(generation().await, 3);
+    assert!(broker.has_escrow("amocrm-shop").await, "the sibling's grant was thrown away");
     broker.stop().await;
 }
 
