@@ -70,11 +70,14 @@ fn a_running_ring_follows_its_file_and_loses_no_key() {
     assert_eq!(running.ids(), [first.as_str(), &second]);
     assert_eq!(running.waiting_ids(), [second.as_str()]);
     assert_eq!(promote_key(&path).unwrap().as_deref(), Some(second.as_str()));
-    // What others have sealed with a key that we have not seen yet opens at once.
-    let elsewhere = Keyring::read(&path).unwrap().seal(PLACE, &SecretString::from("new"));
-    assert!(opens(&running, PLACE, &elsewhere));
     running.follow();
     assert_eq!(running.ids(), [second.as_str(), &first]);
+    // What others have sealed with a key that we have not seen yet opens at once.
+    let third = add_key(&path).unwrap();
+    promote_key(&path).unwrap();
+    let elsewhere = Keyring::read(&path).unwrap().seal(PLACE, &SecretString::from("new"));
+    assert!(opens(&running, PLACE, &elsewhere));
+    assert_eq!(running.ids(), [third.as_str(), &second, &first]);
 
     // The old key is removed: early or not, what it sealed goes on opening here.
     let text = fs::read_to_string(&path).unwrap();
@@ -84,7 +87,7 @@ fn a_running_ring_follows_its_file_and_loses_no_key() {
         .fold(String::new(), |all, line| all + line + "\n");
     fs::write(&path, without).unwrap();
     running.follow();
-    assert_eq!(running.active_id(), second);
+    assert_eq!(running.active_id(), third);
     assert!(opens(&running, PLACE, &old) && running.problem().is_none());
     assert!(matches!(
         Keyring::read(&path).unwrap().open(PLACE, &old),
