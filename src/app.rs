@@ -1,13 +1,13 @@
 //! Wiring: from checked settings to a running broker, and back down in order.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{Broker, LastSeen, Parts},
+    broker::{Broker, BrokerError, LastSeen, Parts},
     clock::Clock,
     config::{Config, Database},
     failpoint::Failpoints,
@@ -97,11 +97,13 @@ pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartErr
     Ok(store)
 }
 
-async fn migrate(store: &Store) -> Result<(), StartError> {
-    if store.schema_status().await? != SchemaStatus::Current {
+/// True when there was something to do.
+async fn migrate(store: &Store) -> Result<bool, StartError> {
+    let behind = store.schema_status().await? != SchemaStatus::Current;
+    if behind {
         store.migrate().await?;
     }
-    Ok(())
+    Ok(behind)
 }
 
 /// Connects to the database as it is.
@@ -133,10 +135,12 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
 ///
 /// # Errors
 ///
-/// When the key file is missing, unreadable, or of another database.
+/// When the key file is missing, unreadable, of another database, or lacks a key that a stored value
+/// needs.
 pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyring>, StartError> {
     let path = &config.key_file;
-    let check = match store.schema_status().await? {
+    let schema = store.schema_status().await?;
+    let check = match schema {
         SchemaStatus::Fresh => None,
         SchemaStatus::Newer { found, known } => {
             return Err(StoreError::NewerSchema { found, known }.into());
@@ -167,7 +171,32 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
             ))
         })?;
     }
+    if schema == SchemaStatus::Current {
+        check_needed_keys(path, &keyring, store).await?;
+    }
     Ok(Some(keyring))
+}
+
+/// Whether a key was removed too early.
+async fn check_needed_keys(
+    path: &Path,
+    keyring: &Keyring,
+    store: &Store,
+) -> Result<(), StartError> {
+    let held = keyring.ids();
+    let mut missing = BTreeMap::new();
+    for count in store.count_sealed().await? {
+        if !count.key.is_empty() && !held.contains(&count.key) {
+            *missing.entry(count.key).or_insert(0) += count.values;
+        }
+    }
+    let Some((key, values)) = missing.into_iter().next() else { return Ok(()) };
+    let path = path.display();
+    let key: String = key.chars().take(64).collect();
+    Err(StartError::Settings(format!(
+        "sealing key: {path} lacks key `{key}`, with which stored values are sealed ({values}): put \
+         it back; see `token-broker keys status`"
+    )))
 }
 
 /// As [`read_keyring`]; then brings the schema up to date and makes what a new database lacks: the
@@ -175,8 +204,11 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
 async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
     let path = &config.key_file;
     let read = read_keyring(config, store).await?;
-    migrate(store).await?;
+    let migrated = migrate(store).await?;
     let keyring = if let Some(keyring) = read {
+        if migrated {
+            check_needed_keys(path, &keyring, store).await?;
+        }
         keyring
     } else {
         let keyring = Keyring::generate();
@@ -297,7 +329,10 @@ impl App {
             failpoints,
         })
         .await?;
-        broker.recover().await.map_err(|error| StartError::Unavailable(error.to_string()))?;
+        broker.recover().await.map_err(|error| match error {
+            BrokerError::Misconfigured(problem) => StartError::Settings(problem),
+            error => StartError::Unavailable(error.to_string()),
+        })?;
         for title in broker.loopback_providers() {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }

@@ -28,6 +28,7 @@
 //! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
 //! | [`simulator`] | strict imitations of the built-in providers |
 //! | [`clock`], [`slug`], [`telemetry`] | time, names, logging |
+//! | [`core_dump`] | memory that no crash writes to a disk |
 //! | [`failpoint`] | named points at which tests hold a refresh |
 //!
 //! # Fetch
@@ -72,6 +73,7 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod consent;
+mod core_dump;
 pub mod failpoint;
 pub mod guard;
 pub mod http;

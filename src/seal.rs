@@ -5,13 +5,15 @@
 //! salt, so no pair of key and nonce is ever used twice however many values a key seals. The
 //! associated data name the record, the field and the generation: a value copied to any other
 //! place does not open.
+//!
+//! A running broker follows its key file: see [`Keyring::follow`].
+
+mod key_file;
 
 use std::{
     fmt,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use aws_lc_rs::{
@@ -24,6 +26,8 @@ use secrecy::{
     zeroize::{Zeroize as _, Zeroizing},
 };
 
+use self::key_file::Stamp;
+pub use self::key_file::{KeyFileError, add_key, promote_key};
 use crate::secret;
 
 const SALT_LEN: usize = 32;
@@ -98,79 +102,125 @@ pub enum OpenError {
     Refused,
 }
 
-/// Why a key file could not be used or written.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyFileError {
-    /// The file cannot be read or written.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// A line of the file is not a key.
-    #[error("line {line} is not a key: expected `<key id> <43 characters of base64url>`")]
-    Malformed {
-        /// Counted from 1.
-        line: usize,
-    },
-    /// Two lines name the same key.
-    #[error("line {line} repeats a key id")]
-    Repeated {
-        /// Counted from 1.
-        line: usize,
-    },
-    /// There is no key in the file.
-    #[error("the file holds no key")]
-    Empty,
-}
-
 struct Key {
     id: String,
     bytes: SecretBox<[u8; KEY_LEN]>,
+    /// Added to the file, and not yet to seal with.
+    waits: bool,
 }
+
+impl Key {
+    fn generate() -> Self {
+        let mut bytes = secret::random_bytes::<KEY_LEN>();
+        let id: String = secret::random_bytes::<4>().map(|byte| format!("{byte:02x}")).concat();
+        let key = Self { id, bytes: SecretBox::new(Box::new(bytes)), waits: false };
+        bytes.zeroize();
+        key
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "two keys are compared, neither leaves")]
+    fn is(&self, other: &Self) -> bool {
+        self.id == other.id && self.bytes.expose_secret() == other.bytes.expose_secret()
+    }
+}
+
+type Keys = Vec<Arc<Key>>;
 
 /// The sealing keys. The first seals, all of them open.
 pub struct Keyring {
-    keys: Vec<Key>,
+    keys: RwLock<Arc<Keys>>,
+    file: Option<Mutex<Followed>>,
+}
+
+/// The file that a ring was read from, as it was last seen.
+struct Followed {
+    path: PathBuf,
+    /// None while the file is to be read again whatever it looks like.
+    stamp: Option<Stamp>,
+    problem: Option<String>,
 }
 
 impl Keyring {
-    /// A ring of one new random key.
+    /// A ring of one new random key, of no file.
     #[must_use]
     pub fn generate() -> Self {
-        let mut bytes = secret::random_bytes::<KEY_LEN>();
-        let id: String = secret::random_bytes::<4>().map(|byte| format!("{byte:02x}")).concat();
-        let key = Key { id, bytes: SecretBox::new(Box::new(bytes)) };
-        bytes.zeroize();
-        Self { keys: vec![key] }
+        Self { keys: RwLock::new(Arc::new(vec![Arc::new(Key::generate())])), file: None }
     }
 
     /// Reads a key file: one key a line, `<key id> <base64url of 32 bytes>`, the sealing key
-    /// first; empty lines and lines that begin with `#` are passed over.
+    /// first; empty lines and lines that begin with `#` are passed over. A line may end in the word
+    /// `new`: its key waits for `keys rotate` to put it first, and opens meanwhile.
     ///
     /// # Errors
     ///
     /// When the file cannot be read, or a line is not a key. No error carries key material.
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
-        let text = Zeroizing::new(fs::read_to_string(path)?);
-        let mut keys: Vec<Key> = Vec::new();
-        for (index, line) in text.lines().enumerate() {
-            let line_number = index + 1;
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
+        let (keys, stamp) = key_file::read(path)?;
+        let file = Followed { path: path.to_owned(), stamp: Some(stamp), problem: None };
+        Ok(Self { keys: RwLock::new(Arc::new(keys)), file: Some(Mutex::new(file)) })
+    }
+
+    /// Reads the key file again if it has changed since it was last read. A key that it has lost is
+    /// held until the process ends: what was sealed with it goes on opening. A file that cannot be
+    /// read, or has nothing in common with what is held, changes nothing, and the log says so once.
+    ///
+    /// Looks at the disk, for a file of a few lines.
+    pub fn follow(&self) {
+        let Some(file) = &self.file else { return };
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = file.path.display();
+        let read = key_file::read_if_changed(&file.path, file.stamp.as_ref());
+        let problem = match read.and_then(|read| self.take_up(read)) {
+            Ok(None) => return,
+            Ok(Some(stamp)) => {
+                let sealing = self.active_id();
+                tracing::info!(sealing, "the key file {path} has changed and is taken up");
+                file.stamp = Some(stamp);
+                file.problem = None;
+                return;
             }
-            let malformed = || KeyFileError::Malformed { line: line_number };
-            let (id, encoded) = line.split_once(' ').ok_or_else(malformed)?;
-            if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-                return Err(malformed());
-            }
-            let decoded =
-                Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded.trim()).map_err(|_| malformed())?);
-            let bytes: [u8; KEY_LEN] = decoded.as_slice().try_into().map_err(|_| malformed())?;
-            if keys.iter().any(|key| key.id == id) {
-                return Err(KeyFileError::Repeated { line: line_number });
-            }
-            keys.push(Key { id: id.to_owned(), bytes: SecretBox::new(Box::new(bytes)) });
+            Err(error) => format!("the key file {path} is not taken up: {error}"),
+        };
+        file.stamp = None;
+        if file.problem.as_ref() != Some(&problem) {
+            tracing::error!("{problem}; the keys that were read before stay in use");
+            file.problem = Some(problem);
         }
-        if keys.is_empty() { Err(KeyFileError::Empty) } else { Ok(Self { keys }) }
+    }
+
+    fn take_up(&self, read: Option<(Keys, Stamp)>) -> Result<Option<Stamp>, KeyFileError> {
+        let Some((mut keys, stamp)) = read else { return Ok(None) };
+        let held = self.keys();
+        let namesake = |key: &Arc<Key>| keys.iter().find(|other| other.id == key.id);
+        if let Some(replaced) =
+            held.iter().find(|key| namesake(key).is_some_and(|other| !other.is(key)))
+        {
+            return Err(KeyFileError::Replaced { id: replaced.id.clone() });
+        }
+        let lost: Keys = held.iter().filter(|key| namesake(key).is_none()).cloned().collect();
+        if lost.len() == held.len() {
+            return Err(KeyFileError::Foreign);
+        }
+        for key in &lost {
+            tracing::warn!(
+                key = key.id,
+                "a sealing key is not in the key file any more: it is held until this process ends"
+            );
+        }
+        keys.extend(lost);
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        Ok(Some(stamp))
+    }
+
+    /// What is wrong with the key file, if it could not be taken up when it was last looked at.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let file = self.file.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        file.problem.clone()
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Writes the ring to a new file that only its owner may read.
@@ -178,29 +228,37 @@ impl Keyring {
     /// # Errors
     ///
     /// When the file exists already or cannot be written; an existing file is never touched.
-    #[expect(clippy::disallowed_methods, reason = "the key file is where the keys live")]
     pub fn write_new(&self, path: &Path) -> Result<(), KeyFileError> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        let mut text = Zeroizing::new(String::from(
-            "# Sealing keys of token-broker. The first seals, all open. Keep a copy apart from the\n\
-             # database: without this file the stored tokens are lost, with both they are open.\n",
-        ));
-        for key in &self.keys {
-            let encoded = Zeroizing::new(URL_SAFE_NO_PAD.encode(key.bytes.expose_secret()));
-            text.push_str(&key.id);
-            text.push(' ');
-            text.push_str(&encoded);
-            text.push('\n');
-        }
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        Ok(())
+        key_file::write_new(path, &self.keys())
     }
 
     /// The id of the key that seals.
     #[must_use]
-    pub fn active_id(&self) -> &str {
-        &self.keys[0].id
+    pub fn active_id(&self) -> String {
+        self.keys()[0].id.clone()
+    }
+
+    /// The ids of all keys, the sealing one first.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        self.keys().iter().map(|key| key.id.clone()).collect()
+    }
+
+    /// The ids of the keys that were added and wait to be put first.
+    #[must_use]
+    pub fn waiting_ids(&self) -> Vec<String> {
+        self.keys().iter().skip(1).filter(|key| key.waits).map(|key| key.id.clone()).collect()
+    }
+
+    /// Whether the ring holds the key of a sealed value, after another look at the key file if need
+    /// be. True as well for what is not a sealed value at all: no key opens that.
+    pub fn knows(&self, sealed: &Sealed) -> bool {
+        let Some(id) = sealed.key_id() else { return true };
+        let holds = || self.keys().iter().any(|key| key.id == id);
+        holds() || {
+            self.follow();
+            holds()
+        }
     }
 
     /// Seals a secret for its place.
@@ -211,7 +269,8 @@ impl Keyring {
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the secret leaves its wrapper to be sealed")]
     pub fn seal(&self, place: Place<'_>, secret: &SecretString) -> Sealed {
-        let key = &self.keys[0];
+        let keys = self.keys();
+        let key = &keys[0];
         let salt = secret::random_bytes::<SALT_LEN>();
         let mut buffer = secret.expose_secret().as_bytes().to_vec();
         let tag = value_key(key, &salt)
@@ -227,7 +286,8 @@ impl Keyring {
         Sealed(format!("v1.{}.{}", key.id, URL_SAFE_NO_PAD.encode(payload)))
     }
 
-    /// Opens a sealed value in its place.
+    /// Opens a sealed value in its place, after another look at the key file where its key is not
+    /// known.
     ///
     /// # Errors
     ///
@@ -238,8 +298,9 @@ impl Keyring {
         else {
             return Err(OpenError::Malformed);
         };
-        let key = self
-            .keys
+        self.knows(sealed);
+        let keys = self.keys();
+        let key = keys
             .iter()
             .find(|key| key.id == key_id)
             .ok_or_else(|| OpenError::UnknownKey(key_id.escape_debug().take(64).collect()))?;
@@ -257,7 +318,7 @@ impl Keyring {
 
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.keys.iter().map(|key| &key.id)).finish()
+        f.debug_list().entries(self.keys().iter().map(|key| &key.id)).finish()
     }
 }
 
@@ -277,82 +338,4 @@ fn zero_nonce() -> Nonce {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "the tests look at what was sealed")]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    const PLACE: Place<'static> = Place { record: "c1", field: "access", generation: 7 };
-
-    fn opens(ring: &Keyring, place: Place<'_>, sealed: &Sealed) -> bool {
-        ring.open(place, sealed).is_ok()
-    }
-
-    #[test]
-    fn a_value_opens_in_its_place_and_in_no_other() {
-        let ring = Keyring::generate();
-        let sealed = ring.seal(PLACE, &SecretString::from("the token"));
-        assert_eq!(ring.open(PLACE, &sealed).unwrap().expose_secret(), "the token");
-        assert!(!sealed.as_str().contains("token"));
-        assert!(!opens(&ring, Place { record: "c2", ..PLACE }, &sealed));
-        assert!(!opens(&ring, Place { field: "refresh", ..PLACE }, &sealed));
-        assert!(!opens(&ring, Place { generation: 8, ..PLACE }, &sealed));
-    }
-
-    #[test]
-    fn an_altered_value_and_a_foreign_key_are_refused() {
-        let ring = Keyring::generate();
-        let sealed = ring.seal(PLACE, &SecretString::from("the token"));
-        let mut altered = sealed.as_str().to_owned();
-        let last = altered.pop().unwrap();
-        altered.push(if last == 'A' { 'E' } else { 'A' });
-        assert!(!opens(&ring, PLACE, &Sealed::from_stored(altered)));
-        for text in ["", "v1", "v1.x", "v2.a.b", "v1.a.!", "v1..", "v1.a.AAAA"] {
-            assert!(!opens(&ring, PLACE, &Sealed::from_stored(text.to_owned())), "{text}");
-        }
-        let foreign = Keyring::generate();
-        assert!(matches!(foreign.open(PLACE, &sealed), Err(OpenError::UnknownKey(_))));
-    }
-
-    #[test]
-    fn two_seals_of_one_secret_differ() {
-        let ring = Keyring::generate();
-        let secret = SecretString::from("the token");
-        assert_ne!(ring.seal(PLACE, &secret), ring.seal(PLACE, &secret));
-    }
-
-    #[test]
-    fn a_key_file_reads_back_and_is_never_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys");
-        let ring = Keyring::generate();
-        ring.write_new(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let again = Keyring::read(&path).unwrap();
-        let sealed = ring.seal(PLACE, &SecretString::from("x"));
-        assert!(opens(&again, PLACE, &sealed));
-        assert!(Keyring::generate().write_new(&path).is_err());
-        assert_eq!(Keyring::read(&path).unwrap().active_id(), ring.active_id());
-    }
-
-    #[test]
-    fn a_bad_key_file_is_refused_by_line_and_without_its_text() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keys");
-        let good = format!("k1 {}", URL_SAFE_NO_PAD.encode([7; 32]));
-        for (text, expected) in [
-            (String::new(), "the file holds no key"),
-            ("# only words\n".to_owned(), "the file holds no key"),
-            (format!("{good}\nsecret"), "line 2 is not a key"),
-            (format!("{good}\nk2 c2VjcmV0"), "line 2 is not a key"),
-            (format!("k-1 {}", &good[3..]), "line 1 is not a key"),
-            (format!("{good}\n{good}"), "line 2 repeats a key id"),
-        ] {
-            fs::write(&path, text).unwrap();
-            let message = Keyring::read(&path).unwrap_err().to_string();
-            assert!(message.starts_with(expected), "{message}");
-            assert!(!message.contains("secret") && !message.contains("c2VjcmV0"), "{message}");
-        }
-    }
-}
+mod tests;

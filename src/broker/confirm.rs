@@ -66,7 +66,7 @@ impl Broker {
         let open = |field, sealed: &Sealed| {
             self.keyring
                 .open(Place { record: &text, field, generation: 0 }, sealed)
-                .map_err(|_| BrokerError::Integrity)
+                .map_err(BrokerError::from)
         };
         let access = open("pending.access", &pending.access)?;
         let refresh =

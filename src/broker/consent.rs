@@ -158,7 +158,7 @@ impl Broker {
         let id = consent.link.to_string();
         self.keyring
             .open(Place { record: &id, field, generation: 0 }, sealed)
-            .map_err(|_| BrokerError::Integrity)
+            .map_err(BrokerError::from)
     }
 
     /// What the provider's answer means, and the exchange if there is a code.

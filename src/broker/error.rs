@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::store::StoreError;
+use crate::{seal::OpenError, store::StoreError};
 
 /// Why a use case did not succeed. Knows nothing of HTTP; carries no secret and no provider text.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,6 +87,21 @@ impl From<StoreError> for BrokerError {
                 tracing::error!(error = &error as &dyn std::error::Error, "store failed");
                 Self::Internal
             }
+        }
+    }
+}
+
+impl From<OpenError> for BrokerError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            // The other replicas know the key; it says nothing about the value.
+            OpenError::UnknownKey(key) => Self::Unavailable {
+                reason: format!(
+                    "a stored value is sealed with key `{key}`, which this replica's key file lacks"
+                ),
+                retry_after: Duration::from_secs(2),
+            },
+            OpenError::Malformed | OpenError::Refused => Self::Integrity,
         }
     }
 }

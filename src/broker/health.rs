@@ -1,6 +1,10 @@
 //! Health, for people and monitors: no names of accounts, no secrets.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -89,6 +93,7 @@ impl Broker {
             notes.push("the database does not answer; live tokens are served".to_owned());
         }
         notes.extend(self.clock_note());
+        notes.extend(self.key_notes());
         let mut clients: BTreeMap<String, ClientHealth> = self
             .clients
             .values()
@@ -222,6 +227,17 @@ fn is_on_demand(live: &Live) -> bool {
 fn is_misconfigured(live: &Live) -> bool {
     let error = live.connection.last_error.as_ref();
     error.is_some_and(|error| error.code == "provider_misconfigured")
+}
+
+impl Broker {
+    /// What is wrong with the sealing keys.
+    fn key_notes(&self) -> impl Iterator<Item = String> {
+        let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let lacking = lacking.map(|key| {
+            format!("stored tokens are sealed with key `{key}`, which this key file lacks")
+        });
+        self.keyring.problem().into_iter().chain(lacking)
+    }
 }
 
 /// Why a state is worth a person's attention, if it is. Connections are counted and not named,

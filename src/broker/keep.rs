@@ -109,6 +109,7 @@ impl Broker {
                 self.put_in_escrow(*id, &next).await;
                 return None;
             };
+            self.until_known(held.refresh.as_ref().unwrap_or(&held.access)).await;
             let now_of = record.connection.account.as_ref().map(|account| &account.id);
             if account.is_some() && account.as_ref() != now_of {
                 tracing::warn!(connection.id = %id, "a late grant of another account is dropped");
@@ -128,6 +129,18 @@ impl Broker {
                     next = self.reseal(*id, &next, record.generation() + 1).ok()?;
                 }
             }
+        }
+    }
+
+    /// Waits until the key file holds the key of a stored value, for as long as it takes: what cannot
+    /// be read can neither be compared with a received grant nor be kept beside it.
+    async fn until_known(&self, sealed: &Sealed) {
+        let mut pause = Duration::from_millis(100);
+        while !self.keyring.knows(sealed) {
+            let key = sealed.key_id();
+            tracing::error!(key, "a received grant waits for a key that the key file lacks");
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
 
@@ -180,6 +193,7 @@ impl Broker {
         let Some(escrowed) = until_stored(|| self.store.escrowed(id)).await else {
             return false;
         };
+        self.until_known(&escrowed.refresh).await;
         let text = id.to_string();
         let open = |field, sealed: &Sealed| {
             let place = Place { record: &text, field, generation: escrowed.generation };
@@ -235,7 +249,7 @@ impl Broker {
     ) -> Result<SecretString, BrokerError> {
         let id = id.to_string();
         let place = Place { record: &id, field: "access", generation: held.generation };
-        self.keyring.open(place, &held.access).map_err(|_| BrokerError::Integrity)
+        self.keyring.open(place, &held.access).map_err(BrokerError::from)
     }
 
     pub(super) fn open_refresh(
@@ -249,7 +263,7 @@ impl Broker {
             .as_ref()
             .map(|sealed| self.keyring.open(place, sealed))
             .transpose()
-            .map_err(|_| BrokerError::Integrity)
+            .map_err(BrokerError::from)
     }
 
     /// Takes up what a crash of this replica left: stores the grants in the spool, and ends the
@@ -257,9 +271,24 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// When the spool cannot be read or the database does not answer; nothing is lost then.
+    /// When the spool cannot be read, a grant in it needs a key that is missing
+    /// ([`BrokerError::Misconfigured`]), or the database does not answer; nothing is lost then.
     pub async fn recover(&self) -> Result<(), BrokerError> {
-        for (entry, kept) in self.spooled().await? {
+        let spooled = self.spooled().await?;
+        for (entry, _) in &spooled {
+            let HeldGrant { access, refresh, .. } = &entry.grant;
+            let unknown = |sealed: &&Sealed| !self.keyring.knows(sealed);
+            if let Some(sealed) =
+                [Some(access), refresh.as_ref()].into_iter().flatten().find(unknown)
+            {
+                let key = sealed.key_id().unwrap_or_default();
+                return Err(BrokerError::Misconfigured(format!(
+                    "sealing key: a received grant in `state_dir` is sealed with key `{key}`, which is \
+                     not in the key file: put it back, and take it out after the next rotation"
+                )));
+            }
+        }
+        for (entry, kept) in spooled {
             self.recover_grant(entry, kept).await?;
         }
         let abandoned = self.store.abandon(&self.replica).await?;

@@ -38,7 +38,7 @@ pub(crate) struct Live {
 }
 
 /// A grant with its access token open.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct OpenGrant {
     pub(crate) generation: i64,
     pub(crate) access: SecretString,
@@ -205,6 +205,12 @@ impl Memory {
     pub(crate) fn holds(&self, connection: &Connection) -> bool {
         let held = self.connections.get(&connection.name);
         held.is_some_and(|held| held.connection.id == connection.id)
+    }
+
+    /// The grant that is served for this very connection.
+    pub(crate) fn grant_of(&self, connection: &Connection) -> Option<OpenGrant> {
+        let held = self.connections.get(&connection.name)?;
+        if held.connection.id == connection.id { held.grant.clone() } else { None }
     }
 
     pub(crate) fn forget(&self, name: &str, id: ConnectionId) {

@@ -27,7 +27,7 @@ mod token;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -128,6 +128,8 @@ pub struct Broker {
     changes_mark: AtomicI64,
     /// How many milliseconds the wall clock is ahead of the database's; zero while they agree.
     clocks_apart: AtomicI64,
+    /// A key that the key file lacked at the last look at the store.
+    lacking: Mutex<Option<String>>,
     tasks: TaskTracker,
 }
 
@@ -175,6 +177,7 @@ impl Broker {
             flights: DashMap::new(),
             changes_mark: AtomicI64::new(0),
             clocks_apart: AtomicI64::new(0),
+            lacking: Mutex::default(),
             tasks: TaskTracker::new(),
         });
         broker.sync().await?;
@@ -187,19 +190,25 @@ impl Broker {
     ///
     /// When the store cannot be read; memory keeps what it has.
     pub async fn sync(&self) -> Result<(), StoreError> {
+        self.keyring.follow();
         self.check_database().await?;
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
         let changes = self.store.changed_since(mark).await?;
         self.compare_clocks();
+        let mut lacking = None;
         for record in changes.records {
-            self.adopt(record).await;
+            lacking = self.adopt(record).await.or(lacking);
         }
         for (id, name) in changes.deleted {
             self.memory.forget(name.as_str(), id);
         }
         self.load_keys().await?;
-        self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
+        if lacking.is_none() {
+            self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
+        }
+        // Otherwise all of it is read again the next time, when the key may be there.
+        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = lacking;
         self.memory.mark_synced(self.clock.since_boot());
         Ok(())
     }
@@ -242,11 +251,22 @@ impl Broker {
     }
 
     /// Takes a record as the store has it into memory, with its access token open. One that does
-    /// not open is marked and never served.
-    async fn adopt(&self, mut record: Record) {
+    /// not open is marked and never served. Where only its key is not known here, what memory holds
+    /// goes on being served, and the key's id is given.
+    async fn adopt(&self, mut record: Record) -> Option<String> {
+        let mut lacking = None;
         let grant = match record.grant.as_ref().map(|grant| self.open(&record, grant)) {
             None => None,
             Some(Ok(grant)) => Some(grant),
+            Some(Err(OpenError::UnknownKey(key))) => {
+                tracing::error!(
+                    connection.id = %record.connection.id, key,
+                    "a stored token is sealed with a key that the key file lacks: put the key into \
+                     it; until then only what memory holds is served"
+                );
+                lacking = Some(key);
+                self.memory.grant_of(&record.connection)
+            }
             Some(Err(error)) => {
                 self.mark_integrity_error(&mut record, &error).await;
                 None
@@ -260,6 +280,7 @@ impl Broker {
             pending_account: record.pending.and_then(|pending| pending.account),
             changed_at: record.changed_at,
         });
+        lacking
     }
 
     async fn mark_integrity_error(&self, record: &mut Record, error: &OpenError) {
@@ -281,6 +302,10 @@ impl Broker {
         let id = record.connection.id.to_string();
         let place = Place { record: &id, field: "access", generation: grant.generation };
         let access = self.keyring.open(place, &grant.access)?;
+        if let Some(refresh) = &grant.refresh {
+            // Not needed here, but a value that was tampered with is better known before it is used.
+            self.keyring.open(Place { field: "refresh", ..place }, refresh)?;
+        }
         let client = self.clients.get(&record.connection.client);
         let vars = &record.connection.vars;
         Ok(OpenGrant {

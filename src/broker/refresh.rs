@@ -122,7 +122,12 @@ impl Broker {
                 self.await_consent(&record, reason).await?;
                 return self.leave_to_other(id, &record, lease, why()).await;
             }
-            Err(error) => return self.leave_for_later(id, why(), error).await,
+            Err(error) => {
+                if matches!(error, BrokerError::Integrity) {
+                    self.adopt(record).await;
+                }
+                return self.leave_for_later(id, why(), error).await;
+            }
         };
         let Some(mut attempt) = self.begin(&record, request.spends, lease, &errand).await? else {
             return self.leave_to_other(id, &record, lease, why()).await;
@@ -246,7 +251,8 @@ impl Broker {
         error: BrokerError,
     ) -> Result<(), BrokerError> {
         tracing::error!(%error, "the refresh cannot be begun");
-        if why == Why::Due {
+        // What passes, as a key that this replica lacks does, is no reason to keep others from trying.
+        if why == Why::Due && !matches!(error, BrokerError::Unavailable { .. }) {
             self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
         }
         Err(error)

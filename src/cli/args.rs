@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Services(Services),
     /// Make an operator and print their key.
     Operators(Operators),
-    /// Make the keys that seal stored tokens.
+    /// Make, rotate and count the keys that seal stored tokens.
     Keys(Keys),
     /// Bring the database's schema up to date.
     Migrate,
@@ -214,12 +214,19 @@ pub(crate) struct Keys {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeyAction {
-    /// Write a new sealing key to a new file; an existing file is never touched.
+    /// Write a new sealing key to a new file; an existing file is touched by `--add` alone.
     Generate {
         /// Where to [default: the setting `sealing.key_file`].
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Add the key to the file that is there: it opens, and seals after `keys rotate`.
+        #[arg(long)]
+        add: bool,
     },
+    /// Put the newest key first and seal every stored value with it, while brokers serve.
+    Rotate,
+    /// Show which key seals, and how many stored values need each.
+    Status,
 }
 
 #[derive(Arguments, Debug)]

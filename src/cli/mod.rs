@@ -32,7 +32,7 @@ use crate::{
     app::StartError,
     broker::BrokerError,
     config::{Config, ConfigError},
-    http, telemetry,
+    core_dump, http, telemetry,
 };
 
 /// What a command ends with: a line for a person and an exit code for a script, in the numbers of
@@ -94,6 +94,9 @@ impl From<io::Error> for Failure {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Err(error) = core_dump::forbid() {
+        return finish(Err(Failure::internal(format!("core dumps cannot be forbidden: {error}"))));
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return finish(usage::answer(&error)),
@@ -129,7 +132,7 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Operators(operators) => {
             runtime.block_on(operators::operators(&load(config)?, &operators))
         }
-        Command::Keys(keys) => keys::keys(config, &keys),
+        Command::Keys(keys) => runtime.block_on(keys::keys(config, &keys)),
         Command::Migrate => runtime.block_on(migrate::migrate(&load(config)?)),
         Command::Release(release) => runtime.block_on(release::release(&load(config)?, &release)),
         Command::Openapi => {

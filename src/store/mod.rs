@@ -32,6 +32,7 @@ mod purge;
 mod row;
 mod schedule;
 mod schema;
+mod sealed;
 mod tombstones;
 mod verdicts;
 
@@ -51,6 +52,7 @@ pub use grants::{Commit, Failure};
 pub use purge::Purged;
 pub use schedule::Due;
 pub use schema::SchemaStatus;
+pub use sealed::{SEALED_COLUMNS, SealedColumn, SealedCount, SealedValue};
 
 /// The broker's memory. Clones share their connections.
 #[derive(Clone)]

@@ -11,6 +11,7 @@ mod crashes;
 mod demo;
 mod fifth_provider;
 mod journeys;
+mod keys;
 mod limits;
 mod lost_answers;
 mod mix_up;

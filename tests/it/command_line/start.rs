@@ -66,14 +66,14 @@ async fn refuse_to_start(machine: &Machine, expected: &str) {
 }
 
 /// Everything that a start could change. What SQLite keeps beside its file comes and goes.
-async fn stored(machine: &Machine) -> String {
+pub(super) async fn stored(machine: &Machine) -> String {
     match &machine.postgres {
         Some(database) => database.contents().await,
         None => format!("{:?}", fs::read(machine.path("state/token-broker.sqlite")).unwrap()),
     }
 }
 
-async fn start_once(machine: &mut Machine) {
+pub(super) async fn start_once(machine: &mut Machine) {
     if machine.postgres.is_some() && !machine.key_file().exists() {
         machine.output(&["keys", "generate"]).await;
     }

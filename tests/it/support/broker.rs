@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -256,10 +256,15 @@ impl TestBroker {
 
     /// Starts another replica, with a state directory and listeners of its own. It shares the clock.
     pub(crate) async fn replica(&self) -> Replica {
+        self.replica_with_keys(&load(&self.settings).key_file).await
+    }
+
+    /// As [`TestBroker::replica`], with a key file of its own.
+    pub(crate) async fn replica_with_keys(&self, key_file: &Path) -> Replica {
         let listeners = bind("127.0.0.1:0", "127.0.0.1:0").await;
         let internal_url = format!("http://{}", listeners.internal.local_addr().unwrap());
         let state_dir = tempfile::tempdir().unwrap();
-        let key_file = load(&self.settings).key_file.display().to_string();
+        let key_file = key_file.display().to_string();
         let mut settings = self.settings.clone();
         settings.insert("internal_url".into(), internal_url.clone().into());
         settings.insert("state_dir".into(), state_dir.path().to_str().unwrap().into());

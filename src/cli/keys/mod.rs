@@ -1,0 +1,91 @@
+//! `keys`: the file of sealing keys, and what is sealed with them.
+
+mod rotate;
+mod status;
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Failure,
+    args::{KeyAction, Keys},
+    environment, say,
+};
+use crate::{
+    app::{StartError, connect_store, key_problem},
+    clock::Clock,
+    config::{Config, Database},
+    seal::{Keyring, add_key},
+    state_dir::make_state_dir,
+    store::{SchemaStatus, Store, StoreError},
+};
+
+pub(crate) async fn keys(config: Option<&Path>, args: &Keys) -> Result<(), Failure> {
+    match &args.action {
+        KeyAction::Generate { file, add: true } => add(&key_file(config, file.as_deref())?),
+        KeyAction::Generate { file, add: false } => generate(config, file.as_deref()),
+        KeyAction::Rotate => rotate::rotate(&Config::load(config, environment())?).await,
+        KeyAction::Status => status::status(&Config::load(config, environment())?).await,
+    }
+}
+
+fn key_file(config: Option<&Path>, file: Option<&Path>) -> Result<PathBuf, Failure> {
+    match file {
+        Some(path) => Ok(path.to_owned()),
+        None => Ok(Config::load(config, environment())?.key_file),
+    }
+}
+
+fn generate(config: Option<&Path>, file: Option<&Path>) -> Result<(), Failure> {
+    let path = if let Some(path) = file {
+        path.to_owned()
+    } else {
+        let config = Config::load(config, environment())?;
+        // On a fresh machine the key comes before the first start.
+        if config.key_file.starts_with(&config.state_dir) {
+            make_state_dir(&config)?;
+        }
+        config.key_file
+    };
+    Keyring::generate().write_new(&path).map_err(|error| key_problem(&path, "written", &error))?;
+    say(&format!(
+        "wrote {}; keep a copy of it apart from the database: without it the stored tokens are lost",
+        path.display()
+    ))
+}
+
+fn add(path: &Path) -> Result<(), Failure> {
+    let key = add_key(path).map_err(|error| key_problem(path, "changed", &error))?;
+    let path = path.display();
+    say(&format!(
+        "added key {key} to {path}: it opens, and seals after `token-broker keys rotate`; keep a new \
+         copy of the file apart from the database"
+    ))?;
+    say(
+        "a running broker takes it up within a few seconds; where replicas have files of their own, \
+         give this one to each of them first",
+    )
+}
+
+/// Opens the database as it is; it has to be the one that this program knows.
+async fn open(config: &Config) -> Result<Store, Failure> {
+    if let Database::Embedded(path) = &config.database
+        && !path.exists()
+    {
+        let path = path.display();
+        return Err(Failure::usage(format!("nothing is sealed yet: there is no database {path}")));
+    }
+    let store = connect_store(config, Clock::system()).await?;
+    let problem = match store.schema_status().await.map_err(StartError::from)? {
+        SchemaStatus::Current => return Ok(store),
+        SchemaStatus::Fresh => "nothing is sealed yet: the database is empty".to_owned(),
+        SchemaStatus::Older { .. } => {
+            "the database's schema is older than this program: run `token-broker migrate` first"
+                .to_owned()
+        }
+        SchemaStatus::Newer { found, known } => {
+            StoreError::NewerSchema { found, known }.to_string()
+        }
+    };
+    store.close().await;
+    Err(Failure::usage(problem))
+}

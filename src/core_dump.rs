@@ -1,0 +1,19 @@
+//! Tokens and keys lie open in this process's memory: no crash writes it to a disk, and nobody of the
+//! same user reads it.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+/// Forbids core dumps for good. On Linux the process becomes non-dumpable besides: a core handler gets
+/// nothing, and neither debuggers nor `/proc` show its memory to anyone but root.
+///
+/// # Errors
+///
+/// When the system refuses; a secret should not be read then.
+pub(crate) fn forbid() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
