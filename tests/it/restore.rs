@@ -326,7 +326,12 @@ async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: 
     fs::remove_file(broker.state("watermark")).unwrap();
     let before = posts(&broker);
     broker.execute("UPDATE connections SET refresh_at = created_at").await;
-    broker.change(named("staging"));
+    broker.change(|settings| {
+        named("staging")(settings);
+        for listen in ["public_listen", "internal_listen"] {
+            settings.insert(listen.to_owned(), "127.0.0.1:0".into());
+        }
+    });
     for arguments in [["serve"].as_slice(), &["release", "--all"]] {
         let refused = broker.command(arguments).await;
         assert_eq!(refused.status.code(), Some(64), "{refused:?}");
