@@ -248,13 +248,14 @@ impl Broker {
         })
     }
 
-    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges.
+    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges; and old events.
     ///
     /// # Errors
     ///
     /// When the store fails.
     pub async fn purge(&self) -> Result<(), StoreError> {
-        self.store.purge_expired().await.map(drop)
+        self.store.purge_expired().await?;
+        self.purge_events().await.map(drop)
     }
 }
 

@@ -27,6 +27,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0004_hints.sql"),
         include_str!("../../migrations/sqlite/0004_hints.sql"),
     ),
+    (
+        "events",
+        include_str!("../../migrations/postgres/0005_events.sql"),
+        include_str!("../../migrations/sqlite/0005_events.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.
