@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn a_detail_is_one_short_line_whoever_chose_it() {
-        let record = record().with_detail(&format!("a\nb\u{1b}[31m\0\u{202e}é{}", "x".repeat(9_999)));
+        let record =
+            record().with_detail(&format!("a\nb\u{1b}[31m\0\u{202e}é{}", "x".repeat(9_999)));
         let detail = record.detail.as_ref().unwrap();
         assert!(detail.starts_with("a?b?[31m???xxx"), "{detail}");
         assert_eq!(detail.len(), MAX_DETAIL);

@@ -30,6 +30,7 @@ pub enum ShipError {
 /// When the files or the database fail. Some of the records may be in the database then.
 pub async fn ship(trail: &Arc<Trail>, store: &Store) -> Result<usize, ShipError> {
     let _turn = trail.shipping.lock().await;
+    trail.settle().await;
     let reading = Arc::clone(trail);
     let (batch, before, written) = blocking(move || {
         let (before, written) = (reading.folder.cursor(), reading.written());

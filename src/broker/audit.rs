@@ -106,7 +106,8 @@ impl Broker {
         for client in self.clients.values() {
             let profile = &client.profile;
             let authorize = profile.authorize.as_ref().map_or("", |there| there.url.as_str());
-            let (token, resource) = (profile.token.url.as_str(), profile.resource.base_url.as_str());
+            let (token, resource) =
+                (profile.token.url.as_str(), profile.resource.base_url.as_str());
             let (name, provider) = (&client.name, &profile.name);
             writeln!(text, "{name} {provider} {authorize} {token} {resource}")
                 .expect("a text takes all that is written to it");

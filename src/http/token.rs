@@ -175,8 +175,7 @@ pub(crate) async fn rejected(
     headers: HeaderMap,
     Body(body): Body<Rejected>,
 ) -> Result<Response, Problem> {
-    let request =
-        TokenRequest { wait: preferred_wait(&headers), peer, ..TokenRequest::default() };
+    let request = TokenRequest { wait: preferred_wait(&headers), peer, ..TokenRequest::default() };
     let token =
         state.broker.token_rejected(&service, &connection, &body.fingerprint, request).await?;
     Ok(answer(&token))

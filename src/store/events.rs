@@ -82,8 +82,7 @@ impl Store {
                 provider, fingerprint, generation, detail
             FROM events WHERE seq > $1 ORDER BY seq LIMIT $2";
         on!(self, |pool| {
-            let rows =
-                sqlx::query(sql).bind(after).bind(i64::from(limit)).fetch_all(pool).await?;
+            let rows = sqlx::query(sql).bind(after).bind(i64::from(limit)).fetch_all(pool).await?;
             rows.iter().map(event).collect()
         })
     }

@@ -3,6 +3,7 @@
 mod callers;
 mod connections;
 mod consents;
+mod events;
 mod grants;
 mod verdicts;
 

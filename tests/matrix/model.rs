@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
+    audit::Trail,
     broker::{Broker, LastSeen, Parts},
     client::Client,
     clock::Clock,
@@ -265,6 +266,8 @@ async fn start(
         spool: Spool::open(spool.path()).unwrap(),
         watermark: LastSeen::read(WatermarkFile::of(spool.path())).unwrap(),
         replica: format!("replica-{number}"),
+        trail: Trail::open(spool.path()).unwrap(),
+        keep_events: Duration::from_hours(24),
         clock,
         clients: world.clients.clone(),
         public_url: "http://127.0.0.1:9".parse().unwrap(),
