@@ -174,7 +174,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
         "refresh_asked | operator tester | 127.0.0.1 | amocrm-shop | -",
         "refresh_granted | broker | - | amocrm-shop | operator",
         "refresh_asked | operator tester | 127.0.0.1 | amocrm-shop | -",
-        "refresh_failed | broker | - | amocrm-shop | ambiguous, server_error, uncertain",
+        "refresh_failed | broker | - | amocrm-shop | ambiguous, http_500, uncertain",
         "connection_made | operator tester | 127.0.0.1 | avito-shop | -",
         "link_made | operator tester | 127.0.0.1 | avito-shop | link",
         "consent_begun | browser | 127.0.0.1 | avito-shop | link",
@@ -466,9 +466,8 @@ async fn old_events_are_purged_as_the_settings_say(database: TestDatabase) {
 async fn a_replica_that_commits_late_is_not_skipped() {
     let broker = TestBroker::start(TestDatabase::postgres().await).await;
     let replica = broker.replica().await;
-    let before = events(&broker).await.len();
     replica.broker().ship_events().await.unwrap();
-    let before = page_through(&broker).await[before - 1..].len() - 1 + before;
+    let before = events(&broker).await.len();
     // Somebody has been given places and does not commit.
     let mut late = broker.hold("UPDATE events_head SET seq = seq + 1").await;
     let record = Record::new(Kind::TokenIssued, &By::broker(), broker.clock.now());
