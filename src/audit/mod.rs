@@ -292,7 +292,7 @@ mod tests {
         let detail = record.detail.as_ref().unwrap();
         assert!(detail.starts_with("a?b?[31m???xxx"), "{detail}");
         assert_eq!(detail.len(), MAX_DETAIL);
-        assert_eq!(record.line().iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(record.line().split_inclusive(|byte| *byte == b'\n').count(), 1);
     }
 
     #[test]

@@ -294,7 +294,9 @@ impl Writer {
                 self.write_all(batch);
             }
             // Whoever went away does not mind.
-            settled.into_iter().for_each(|waits| drop(waits.send(())));
+            for waits in settled {
+                let _ = waits.send(());
+            }
             self.sync_in_time();
         }
         self.close();
