@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sqlx::Connection as _;
 use token_broker::{
     audit::{By, Kind, Record},
-    simulator::{Fault, Simulated},
+    simulator::{Fault, Simulated, SimulatorSettings},
 };
 
 use crate::{
@@ -451,7 +451,7 @@ async fn the_trail_is_for_operators_and_paged(database: TestDatabase) {
 
 async fn old_events_are_purged_as_the_settings_say(database: TestDatabase) {
     let settings = "[audit]\nkeep_days = 2";
-    let broker = TestBroker::start_with(database, Default::default(), settings).await;
+    let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;
     assert_eq!(events(&broker).await.len(), 3);
     broker.advance(Duration::from_hours(47)).await;
     broker.broker().purge().await.unwrap();
@@ -471,7 +471,7 @@ async fn a_replica_that_commits_late_is_not_skipped() {
     // Somebody has been given places and does not commit.
     let mut late = broker.hold("UPDATE events_head SET seq = seq + 1").await;
     let record = Record::new(Kind::TokenIssued, &By::broker(), broker.clock.now());
-    assert!(broker.broker().store().insert_events(&[record.clone()]).await.is_err());
+    assert!(broker.broker().store().insert_events(std::slice::from_ref(&record)).await.is_err());
     assert_eq!(page_through(&broker).await.len(), before, "nothing with a higher place is there");
     sqlx::raw_sql(
         "INSERT INTO events (seq, id, happened_at, kind, actor)

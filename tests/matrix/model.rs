@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
-    audit::Trail,
+    audit::{By, Trail},
     broker::{Broker, LastSeen, Parts},
     client::Client,
     clock::Clock,
@@ -453,7 +453,7 @@ impl<'w> Walk<'w> {
         let could_save = self.could_save().await;
         // What is stored may be dead, and only its use tells.
         brokers[0].sync().await.unwrap();
-        let _ = brokers[0].refresh_now("avito-shop").await;
+        let _ = brokers[0].refresh_now(&By::broker(), "avito-shop").await;
         self.settle(&brokers).await;
         let record = self.world.record(self.id).await;
         let (state, reason) = (record.connection.state, record.connection.reason.as_deref());
