@@ -7,6 +7,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    audit::Trail,
     broker::{Broker, BrokerError, LastSeen, Parts},
     clock::Clock,
     config::{Config, Database},
@@ -305,6 +306,10 @@ impl App {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/spool: {error}"))
         })?;
+        let trail = Trail::open(&config.state_dir).map_err(|error| {
+            let path = config.state_dir.display();
+            StartError::Settings(format!("setting `state_dir`: {path}/audit: {error}"))
+        })?;
         let watermark = LastSeen::read(WatermarkFile::of(&config.state_dir)).map_err(|error| {
             let path = config.state_dir.display();
             StartError::Settings(format!(
@@ -322,6 +327,8 @@ impl App {
             spool,
             replica: state_dir.replica.clone(),
             watermark,
+            trail,
+            keep_events: config.keep_events,
             clock,
             clients: config.clients,
             public_url: config.public_url.clone(),
@@ -333,6 +340,7 @@ impl App {
             BrokerError::Misconfigured(problem) => StartError::Settings(problem),
             error => StartError::Unavailable(error.to_string()),
         })?;
+        broker.note_start().await;
         for title in broker.loopback_providers() {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }
@@ -407,6 +415,7 @@ impl App {
         if let Err(error) = broker.check_database().await {
             tracing::warn!(%error, "the watermark stays a moment behind the database");
         }
+        broker.close_trail().await;
         broker.store().close().await;
         if crashed { Err(Crashed) } else { Ok(()) }
     }

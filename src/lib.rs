@@ -24,6 +24,7 @@
 //! | [`throttle`], [`refusals`], [`rotation`] | pure rules of the refresh: when a provider is left alone, what its refusals are worth, which of two grants stays |
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
 //! | [`spool`] | received grants on disk, on their way into the store |
+//! | [`audit`] | who had what and when: records in a file, then in the database |
 //! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
 //! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
 //! | [`simulator`] | strict imitations of the built-in providers |
@@ -65,6 +66,7 @@
 //! [`Broker::confirm`](broker::Broker::confirm).
 
 pub mod app;
+pub mod audit;
 pub mod broker;
 pub mod caller;
 pub mod cli;

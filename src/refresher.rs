@@ -1,5 +1,5 @@
 //! The background: starts what is due, through the same refresh as a reader; keeps memory in step
-//! with the store; forgets what has ended. Each at its own pace, so that none waits for another.
+//! with the store; forgets what has ended; ships audit records. Each at its own pace, so that none waits for another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,6 +20,9 @@ const BURST: Duration = Duration::from_millis(100);
 /// How often to forget what has ended.
 const PURGE_TICK: Duration = Duration::from_mins(1);
 
+/// How often to ship audit records to the database.
+const SHIP_TICK: Duration = Duration::from_secs(1);
+
 /// How many due connections a look may start. They wait for a place among their provider's, so a
 /// provider with many is no hindrance to the others.
 const MAX_DUE: u32 = 1_000;
@@ -31,6 +34,7 @@ pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
         () = refresh(&broker) => {}
         () = keep_in_step(&broker, TICK) => {}
         () = purge(&broker) => {}
+        () = ship(&broker) => {}
     }
 }
 
@@ -72,6 +76,15 @@ async fn purge(broker: &Broker) {
         if let Err(error) = broker.purge().await {
             tracing::warn!(%error, "nothing was purged");
         }
+    }
+}
+
+async fn ship(broker: &Broker) {
+    let mut ticks = every(SHIP_TICK);
+    loop {
+        ticks.tick().await;
+        // What goes wrong is logged where it happens, once.
+        let _ = broker.ship_events().await;
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
     memory::{Caller, Keys, KnownKey},
 };
 use crate::{
+    audit::{By, Kind},
     caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
     secret::Digest,
     slug::Slug,
@@ -56,6 +57,7 @@ impl Broker {
         let now = self.clock.now();
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
         self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
+        self.note_key(Kind::OperatorMade, &By::command_line(), &stored);
         self.load_keys().await?;
         Ok(key)
     }
@@ -67,6 +69,7 @@ impl Broker {
     /// When the name is taken, nothing is allowed, or the store fails.
     pub async fn create_service(
         &self,
+        by: &By,
         name: Slug,
         connections: Vec<Pattern>,
         verbs: BTreeSet<Verb>,
@@ -85,6 +88,7 @@ impl Broker {
         let service = Service { name: name.clone(), connections, verbs, created_at: now };
         let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
         self.store.create_service(&service, &stored).await?;
+        self.note_key(Kind::ServiceMade, by, &stored);
         self.load_keys().await?;
         Ok((service, key, stored))
     }
@@ -96,6 +100,7 @@ impl Broker {
     /// When there is no such service, it has two live keys already, or the store fails.
     pub async fn add_service_key(
         &self,
+        by: &By,
         name: &Slug,
         expires_at: Option<Timestamp>,
     ) -> Result<(SecretString, StoredKey), BrokerError> {
@@ -108,6 +113,7 @@ impl Broker {
                 "service `{name}` has two live keys already; delete one first"
             )));
         }
+        self.note_key(Kind::KeyMade, by, &stored);
         self.load_keys().await?;
         Ok((key, stored))
     }
@@ -151,8 +157,12 @@ impl Broker {
     /// # Errors
     ///
     /// When there is no such service or the store fails.
-    pub async fn delete_service(&self, name: &Slug) -> Result<(), BrokerError> {
+    pub async fn delete_service(&self, by: &By, name: &Slug) -> Result<(), BrokerError> {
         let existed = self.store.delete_service(name.as_str()).await?;
+        if existed {
+            let record = self.record(Kind::ServiceDeleted, by);
+            self.note(&record.with_detail(&format!("service {name}")));
+        }
         self.load_keys().await?;
         if existed {
             Ok(())
@@ -166,12 +176,19 @@ impl Broker {
     /// # Errors
     ///
     /// When the service has no such key or the store fails.
-    pub async fn delete_service_key(&self, name: &Slug, id: &str) -> Result<(), BrokerError> {
+    pub async fn delete_service_key(
+        &self,
+        by: &By,
+        name: &Slug,
+        id: &str,
+    ) -> Result<(), BrokerError> {
         let (_, keys) = self.service(name).await?;
-        if !keys.iter().any(|key| key.id == id) {
+        let Some(key) = keys.iter().find(|key| key.id == id) else {
             return Err(BrokerError::NotFound(format!("service `{name}` has no such key")));
+        };
+        if self.store.delete_key(id).await? {
+            self.note_key(Kind::KeyDeleted, by, key);
         }
-        self.store.delete_key(id).await?;
         self.load_keys().await?;
         Ok(())
     }
@@ -197,9 +214,25 @@ impl Broker {
                 keys.by_id.insert(stored.id.clone(), KnownKey { stored, caller });
             }
         }
+        let now = self.clock.now();
+        for (id, KnownKey { stored, .. }) in &self.memory.keys().by_id {
+            if !keys.by_id.contains_key(id) && stored.expires_at.is_some_and(|end| end <= now) {
+                let record = self.record(Kind::KeyExpired, &By::broker());
+                self.note(&record.with_detail(&label(stored)).once_for(id));
+            }
+        }
         self.memory.put_keys(keys);
         Ok(())
     }
+
+    fn note_key(&self, kind: Kind, by: &By, key: &StoredKey) {
+        self.note(&self.record(kind, by).with_detail(&label(key)));
+    }
+}
+
+/// A key in records: whose it is, and its public part.
+fn label(key: &StoredKey) -> String {
+    format!("{} {}, key {}", key.holder, key.owner, key.id)
 }
 
 fn check_expiry(expires_at: Option<Timestamp>, now: Timestamp) -> Result<(), BrokerError> {

@@ -1,12 +1,13 @@
 //! Confirmation: somebody says that the account that consented is the one that was meant.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
     Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, keep::due_at,
     quarantine::refuse_in_quarantine,
 };
 use crate::{
+    audit::{By, Kind},
     caller::Verb,
     seal::{Place, Sealed},
     secret::Digest,
@@ -23,6 +24,7 @@ impl Broker {
     pub async fn confirm(
         self: &Arc<Self>,
         caller: &Caller,
+        peer: Option<IpAddr>,
         name: &str,
         account: Option<&str>,
     ) -> Result<ConnectionView, BrokerError> {
@@ -36,6 +38,7 @@ impl Broker {
                 ));
             }
         }
+        let by = By::new(caller.label(), peer);
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -55,6 +58,7 @@ impl Broker {
         }
         if pending.account.as_ref().map(|account| account.id.as_str()) != account {
             self.store.drop_pending(id).await?;
+            self.note_of(Kind::AccountMismatch, &by, &record.connection, "confirmed another");
             self.reload(id).await?;
             return Err(BrokerError::Invalid(
                 "another account consented than the one named in `account`; its tokens were \
@@ -96,6 +100,8 @@ impl Broker {
             ));
         }
         tracing::info!(connection = %name, by = %caller.label(), "account confirmed");
+        let confirmed = self.of(self.record(Kind::AccountConfirmed, &by), &record.connection);
+        self.note(&confirmed.with_grant(Digest::of(&access).fingerprint(), next.generation));
         self.raise_watermark();
         let record = self.reload(id).await?;
         self.view(&record.connection.name).await

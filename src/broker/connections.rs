@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::{Broker, BrokerError, Caller, Why, memory::Live};
 use crate::{
+    audit::{By, Kind},
     client::{Client, choose_grant},
     connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
     slug::Slug,
@@ -95,6 +96,7 @@ impl Broker {
     /// When the client is unknown, the provider does not offer the grant, or the name is taken.
     pub async fn create_connection(
         self: &Arc<Self>,
+        by: &By,
         new: NewConnection,
     ) -> Result<ConnectionView, BrokerError> {
         let client = self.client_by_name(&new.client)?;
@@ -126,6 +128,7 @@ impl Broker {
         self.store.create(&connection).await?;
         self.reload(connection.id).await?;
         tracing::info!(connection = %new.name, "connection made");
+        self.note_of(Kind::ConnectionMade, by, &connection, "");
         if direct {
             // A failure is recorded with the connection, and the refresher tries again.
             let _ = self.refresh(&connection, 0, Why::Created).await;
@@ -204,7 +207,11 @@ impl Broker {
     /// # Errors
     ///
     /// When it does not exist, its state does not allow it, or the refresh fails.
-    pub async fn refresh_now(self: &Arc<Self>, name: &str) -> Result<ConnectionView, BrokerError> {
+    pub async fn refresh_now(
+        self: &Arc<Self>,
+        by: &By,
+        name: &str,
+    ) -> Result<ConnectionView, BrokerError> {
         let live = self.live(name).await?;
         let connection = &live.connection;
         match connection.state {
@@ -220,6 +227,7 @@ impl Broker {
             }
             _ => {}
         }
+        self.note_of(Kind::RefreshAsked, by, connection, "");
         self.refresh(connection, live.generation, Why::Operator).await?;
         self.view(&connection.name).await
     }
@@ -229,12 +237,13 @@ impl Broker {
     /// # Errors
     ///
     /// When it does not exist or the store fails.
-    pub async fn delete_connection(&self, name: &str) -> Result<Deleted, BrokerError> {
+    pub async fn delete_connection(&self, by: &By, name: &str) -> Result<Deleted, BrokerError> {
         let live = self.live(name).await?;
         let connection = &live.connection;
         self.store.delete(connection.id).await?;
         self.memory.forget(name, connection.id);
         tracing::info!(connection = %name, "connection deleted");
+        self.note_of(Kind::ConnectionDeleted, by, connection, "");
         let provider = self
             .clients
             .get(&connection.client)
@@ -249,8 +258,8 @@ impl Broker {
         })
     }
 
-    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, and the files of
-    /// grants that were stored a while ago.
+    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, old events, and the
+    /// files of grants that were stored a while ago.
     ///
     /// # Errors
     ///
@@ -260,7 +269,8 @@ impl Broker {
         if let Ok(Err(error)) = spawn_blocking(move || spool.sweep()).await {
             tracing::warn!(%error, "files of stored grants stay longer than they need to");
         }
-        self.store.purge_expired().await.map(drop)
+        self.store.purge_expired().await?;
+        self.purge_events().await.map(drop)
     }
 }
 

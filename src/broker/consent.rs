@@ -1,6 +1,6 @@
 //! Consent: from the press of a link's button to the provider and back.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
@@ -11,7 +11,9 @@ use super::{
     quarantine::refuse_in_quarantine,
 };
 use crate::{
+    audit::{By, Kind},
     client::Client,
+    connection::Connection,
     consent::{CONSENT_LIFE, Consent, MAX_LIVE_CONSENTS, Outcome},
     provider::{Authorization, request},
     seal::{Place, Sealed},
@@ -28,6 +30,8 @@ pub struct Callback {
     pub params: BTreeMap<String, String>,
     /// The browser's binding, from its cookie.
     pub browser: Option<SecretString>,
+    /// Where the browser is, for the record of it.
+    pub peer: Option<IpAddr>,
 }
 
 impl Broker {
@@ -38,6 +42,42 @@ impl Broker {
     /// When the link has ended, belongs to another browser, or has too many attempts under way.
     pub async fn begin_consent(
         &self,
+        secret: &SecretString,
+        browser: &SecretString,
+        peer: Option<IpAddr>,
+    ) -> Result<Url, BrokerError> {
+        let by = By::browser(peer);
+        let begun = self.begin_by(&by, secret, browser).await;
+        let refused = match &begun {
+            Err(BrokerError::Gone(Gone::Ended)) => "link ended",
+            Err(BrokerError::Gone(Gone::OtherBrowser)) => "other browser",
+            Err(BrokerError::Gone(Gone::Used)) => "link used",
+            Err(BrokerError::TooMany(_)) => "too many attempts",
+            Err(BrokerError::Conflict(_)) => "quarantined",
+            _ => return begun,
+        };
+        self.note_refused_link(&by, secret, refused).await;
+        begun
+    }
+
+    /// Records that a link was refused: with its connection where there is such a link.
+    async fn note_refused_link(&self, by: &By, secret: &SecretString, why: &str) {
+        let link = self.store.link(&Digest::of(secret)).await.ok().flatten();
+        match link {
+            Some(link) => match self.store.record_by_id(link.connection).await {
+                Ok(Some(record)) => {
+                    let detail = format!("{why}, link {}", link.id);
+                    self.note_of(Kind::ConsentRefused, by, &record.connection, &detail);
+                }
+                _ => self.note_stranger(by, why),
+            },
+            None => self.note_stranger(by, why),
+        }
+    }
+
+    async fn begin_by(
+        &self,
+        by: &By,
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
@@ -92,6 +132,8 @@ impl Broker {
                 "too many attempts of this link are under way; wait ten minutes".to_owned(),
             ));
         }
+        let detail = format!("link {}", consent.link);
+        self.note_of(Kind::ConsentBegun, by, &connection, &detail);
         Ok(url)
     }
 
@@ -105,6 +147,7 @@ impl Broker {
         self: &Arc<Self>,
         callback: Callback,
     ) -> Result<SecretString, BrokerError> {
+        let by = By::browser(callback.peer);
         let refused = || {
             BrokerError::Invalid(
                 "this callback belongs to no consent that is under way in this browser; open the \
@@ -112,27 +155,39 @@ impl Broker {
                     .to_owned(),
             )
         };
-        let client = Arc::clone(self.clients.get(&callback.client).ok_or_else(refused)?);
+        let Some(client) = self.clients.get(&callback.client).cloned() else {
+            self.note_stranger(&by, "unknown client");
+            return Err(refused());
+        };
         let issuer = client.profile.authorize.as_ref().and_then(|from| from.issuer.as_ref());
         if issuer.is_some_and(|issuer| callback.params.get("iss") != Some(issuer)) {
+            self.note_stranger(&by, "another issuer");
             return Err(refused());
         }
         let state = callback.params.get("state").filter(|state| state.len() == 43);
-        let (Some(state), Some(browser)) = (state, &callback.browser) else {
+        let Some(state) = state.map(|state| Digest::of_bytes(state.as_bytes())) else {
+            self.note_stranger(&by, "no state");
             return Err(refused());
         };
-        let state = Digest::of_bytes(state.as_bytes());
-        let consent = self
-            .store
-            .take_consent(&state, &Digest::of(browser), &callback.client)
-            .await?
-            .ok_or_else(refused)?;
+        let Some(browser) = &callback.browser else {
+            self.note_refused_state(&by, &state).await;
+            return Err(refused());
+        };
+        let consent =
+            self.store.take_consent(&state, &Digest::of(browser), &callback.client).await?;
+        let Some(consent) = consent else {
+            self.note_refused_state(&by, &state).await;
+            return Err(refused());
+        };
         let back = self.open_link_secret(&consent)?;
         // The exchange goes on when the browser hangs up: its code can be used only once.
         let broker = Arc::clone(self);
         let params = callback.params;
         let task = self.tasks.spawn(async move {
             let outcome = broker.conclude(&client, &consent, &params).await;
+            if let Ok(Some(record)) = broker.store.record_by_id(consent.connection).await {
+                broker.note_outcome(&by, &record.connection, outcome.as_ref().ok().copied());
+            }
             let outcome = outcome.unwrap_or_else(|error| {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
                 Outcome::Failed
@@ -143,6 +198,42 @@ impl Broker {
         });
         task.await.map_err(|_| BrokerError::Internal)?;
         Ok(self.link_url(&back))
+    }
+
+    /// Records that a callback was refused although its `state` may be one of ours.
+    async fn note_refused_state(&self, by: &By, state: &Digest) {
+        let connection = self.store.consent_of_state(state).await.ok().flatten();
+        let record = match connection {
+            Some(id) => self.store.record_by_id(id).await.ok().flatten(),
+            None => None,
+        };
+        match record {
+            Some(record) => {
+                let why = "other browser or client, or late";
+                self.note_of(Kind::ConsentRefused, by, &record.connection, why);
+            }
+            None => self.note_stranger(by, "unknown state"),
+        }
+    }
+
+    /// Records how an attempt at a consent ended; none for one that failed on our side.
+    pub(super) fn note_outcome(&self, by: &By, connection: &Connection, outcome: Option<Outcome>) {
+        let kind = match outcome {
+            Some(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
+            Some(Outcome::Denied) => Kind::ConsentDenied,
+            Some(Outcome::WrongAccount) => Kind::AccountMismatch,
+            Some(Outcome::Ambiguous | Outcome::Failed) | None => Kind::ConsentFailed,
+        };
+        let record = self.of(self.record(kind, by), connection);
+        let record = record.with_detail(outcome.map_or("internal", Outcome::as_str));
+        let live = self.memory.connection(connection.name.as_str());
+        let grant = live.as_ref().and_then(|live| live.grant.as_ref());
+        self.note(&match grant {
+            Some(grant) if outcome == Some(Outcome::Connected) => {
+                record.with_grant(&grant.fingerprint, grant.generation)
+            }
+            _ => record,
+        });
     }
 
     fn open_link_secret(&self, consent: &Consent) -> Result<SecretString, BrokerError> {

@@ -36,6 +36,9 @@ pub enum BrokerError {
         /// A stable word.
         reason: String,
     },
+    /// Nobody accepts the audit record of a token.
+    #[error("the audit trail cannot be written, and without a record no token leaves")]
+    Unaudited,
     /// A consent link can no longer be used, or not from this browser.
     #[error("the consent link can no longer be used")]
     Gone(Gone),

@@ -40,6 +40,8 @@ pub struct Health {
     pub database: DatabaseHealth,
     /// The background refresher.
     pub refresher: RefresherHealth,
+    /// The audit trail.
+    pub audit: AuditHealth,
     /// Every client, by name.
     pub clients: BTreeMap<String, ClientHealth>,
 }
@@ -52,6 +54,25 @@ pub struct DatabaseHealth {
     pub engine: EngineKind,
     /// Whether it answers.
     pub reachable: bool,
+}
+
+words! {
+    /// How the audit file is.
+    FileHealth {
+        /// It takes records, as far as is known.
+        Ok = "ok",
+        /// The last record was not written: no token is handed out until one is.
+        Failing = "failing",
+    }
+}
+
+/// How the audit trail is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AuditHealth {
+    /// The file of this replica.
+    pub file: FileHealth,
+    /// How many of its records are not in the database yet.
+    pub unshipped: u64,
 }
 
 /// How far the background refresher is behind.
@@ -145,6 +166,10 @@ impl Broker {
                 notes.push(format!("{count} {concern}"));
             }
         }
+        let (failing, unshipped) = self.audit_condition();
+        if failing {
+            notes.push("audit records cannot be written; no token is handed out".to_owned());
+        }
         notes.extend(self.gates.values().flat_map(Gate::notes));
         let status = match (reachable, notes.is_empty()) {
             (false, _) if self.is_too_old() => HealthStatus::Down,
@@ -156,6 +181,10 @@ impl Broker {
             notes,
             database: DatabaseHealth { engine: self.store.engine(), reachable },
             refresher: RefresherHealth { lag_seconds: lag.as_secs(), overdue },
+            audit: AuditHealth {
+                file: if failing { FileHealth::Failing } else { FileHealth::Ok },
+                unshipped,
+            },
             clients,
         }
     }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
+    audit::{By, Kind},
     client::Client,
     connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, refresh_at},
     failpoint::Point,
@@ -323,10 +324,15 @@ impl Broker {
             return Ok(());
         }
         if known.is_some() {
+            let mut recovered = false;
             if self.place(&entry).await.is_some() {
                 tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
+                recovered = true;
             }
-            self.reload(id).await?;
+            let record = self.reload(id).await?;
+            if recovered {
+                self.note_of(Kind::GrantRecovered, &By::broker(), &record.connection, "");
+            }
             settle(kept).await;
         } else {
             kept.remove();

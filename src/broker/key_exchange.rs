@@ -2,7 +2,7 @@
 //! neither state nor cookie. It is accepted only while such an exchange is pending for that client
 //! and account host.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
 use uuid::Uuid;
@@ -11,6 +11,7 @@ use super::{
     Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange, keep::until_stored,
 };
 use crate::{
+    audit::{By, Kind},
     connection::{GrantType, Vars},
     consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
     provider::{Verdict, amocrm},
@@ -44,6 +45,7 @@ impl Broker {
     /// refuses, or the store fails.
     pub async fn connect_with_api_key(
         self: &Arc<Self>,
+        by: &By,
         new: NewConnection,
         request: KeyExchangeRequest,
     ) -> Result<ConnectionView, BrokerError> {
@@ -65,7 +67,7 @@ impl Broker {
             }
             None => {
                 let grant_type = Some(GrantType::AuthorizationCode);
-                self.create_connection(NewConnection { grant_type, ..new }).await?;
+                self.create_connection(by, NewConnection { grant_type, ..new }).await?;
                 self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
             }
         };
@@ -90,6 +92,7 @@ impl Broker {
                 error.message
             )));
         }
+        self.note_of(Kind::ConsentBegun, by, &record.connection, "API key");
         tracing::info!(connection = %name, "API key accepted; the code is on its way");
         self.view(&name).await
     }
@@ -104,9 +107,13 @@ impl Broker {
         self: &Arc<Self>,
         client: &Slug,
         params: &BTreeMap<String, String>,
+        peer: Option<IpAddr>,
     ) -> Result<(), BrokerError> {
-        let refused =
-            || BrokerError::Invalid("no API-key exchange is pending for this account".to_owned());
+        let by = By::browser(peer);
+        let refused = || {
+            self.note_stranger(&by, "no API-key exchange");
+            BrokerError::Invalid("no API-key exchange is pending for this account".to_owned())
+        };
         let client = Arc::clone(self.clients.get(client).ok_or_else(refused)?);
         let code = params.get("code").filter(|code| !code.is_empty()).ok_or_else(refused)?;
         let vars = client
@@ -142,8 +149,10 @@ impl Broker {
                 expected_account: expected_account.as_deref(),
                 own_browser: false,
             };
+            let connection = record.connection.clone();
             let outcome = broker.exchange(&client, record, exchange).await;
             broker.raise_watermark();
+            broker.note_outcome(&by, &connection, outcome.as_ref().ok().copied());
             match outcome {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {

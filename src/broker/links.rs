@@ -1,6 +1,6 @@
 //! Consent links: made for a connection, and shown to whoever opens one.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Broker, BrokerError, Caller, Gone, NewConnection, quarantine::refuse_in_quarantine};
 use crate::{
+    audit::{By, Kind},
     caller::{Service, Verb},
     client::Client,
     connection::{Account, Connection, GrantType, Record},
@@ -70,8 +71,10 @@ impl Broker {
     pub async fn make_link(
         self: &Arc<Self>,
         caller: &Caller,
+        peer: Option<IpAddr>,
         request: LinkRequest,
     ) -> Result<MadeLink, BrokerError> {
+        let by = By::new(caller.label(), peer);
         let name = &request.connection;
         may_ask(caller, &request)?;
         let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
@@ -81,7 +84,7 @@ impl Broker {
         may_expect(caller, &request, expected)?;
         let record = match existing {
             Some(record) => record,
-            None => self.create_for_link(caller, &request).await?,
+            None => self.create_for_link(caller, &by, &request).await?,
         };
         let connection = &record.connection;
         if request.client.as_ref().is_some_and(|client| *client != connection.client) {
@@ -134,6 +137,7 @@ impl Broker {
         tracing::info!(
             link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
         );
+        self.note_of(Kind::LinkMade, &by, connection, &format!("link {}", link.id));
         Ok(MadeLink {
             url: self.link_url(&secret),
             expires_at: link.expires_at,
@@ -150,6 +154,7 @@ impl Broker {
     async fn create_for_link(
         self: &Arc<Self>,
         caller: &Caller,
+        by: &By,
         request: &LinkRequest,
     ) -> Result<Record, BrokerError> {
         let client = request.client.clone().ok_or_else(|| {
@@ -161,14 +166,14 @@ impl Broker {
         if let Caller::Service(service) = caller {
             may_widen(request, &self.client_of(service, &client)?.scopes)?;
         }
-        self.create_connection(NewConnection {
+        let new = NewConnection {
             name: request.connection.clone(),
             client,
             grant_type: Some(GrantType::AuthorizationCode),
             scopes: request.scopes.clone(),
             expected_account: request.expected_account.clone(),
-        })
-        .await?;
+        };
+        self.create_connection(by, new).await?;
         self.store.record(request.connection.as_str()).await?.ok_or(BrokerError::Internal)
     }
 

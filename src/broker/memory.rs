@@ -128,8 +128,13 @@ impl Caller {
     pub fn label(&self) -> String {
         match self {
             Self::Operator(name) => format!("operator {name}"),
-            Self::Service(service) => format!("service {}", service.name),
+            Self::Service(service) => Self::label_of(service),
         }
+    }
+
+    /// As [`Caller::label`], of a service.
+    pub(crate) fn label_of(service: &Service) -> String {
+        format!("service {}", service.name)
     }
 }
 

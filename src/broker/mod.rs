@@ -5,6 +5,7 @@
 //! who hangs up cancels nothing and shutdown waits for it.
 
 mod account;
+mod audit;
 mod callers;
 mod confirm;
 mod connections;
@@ -28,8 +29,9 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
+    time::Duration,
 };
 
 use dashmap::DashMap;
@@ -56,6 +58,7 @@ use self::{
     memory::{End, Live, Memory, OpenGrant},
 };
 use crate::{
+    audit::{By, Kind, Trail},
     client::Client,
     clock::Clock,
     connection::{ConnectionId, HeldGrant, Record, State},
@@ -87,6 +90,10 @@ pub struct Parts {
     pub replica: String,
     /// What this replica last saw of the store.
     pub watermark: LastSeen,
+    /// Where audit records go.
+    pub trail: Trail,
+    /// For how long the store keeps them.
+    pub keep_events: Duration,
     /// The time.
     pub clock: Clock,
     /// Our registrations.
@@ -109,6 +116,12 @@ pub struct Broker {
     replica: String,
     /// Locked for as long as it is compared, so that it is never compared with an older answer.
     watermark: tokio::sync::Mutex<LastSeen>,
+    trail: Arc<Trail>,
+    keep_events: Duration,
+    /// How many refusals of strangers were recorded lately.
+    strangers: audit::Flood,
+    /// Records could not be shipped the last time.
+    held_up: AtomicBool,
     clock: Clock,
     clients: BTreeMap<Slug, Arc<Client>>,
     public_url: Url,
@@ -147,6 +160,8 @@ impl Broker {
             spool,
             replica,
             watermark,
+            trail,
+            keep_events,
             clock,
             clients,
             public_url,
@@ -164,6 +179,10 @@ impl Broker {
             spool,
             replica,
             watermark: tokio::sync::Mutex::new(watermark),
+            trail: Arc::new(trail),
+            keep_events,
+            strangers: audit::Flood::new(clock.since_boot()),
+            held_up: AtomicBool::new(false),
             clock,
             clients,
             public_url,
@@ -293,6 +312,8 @@ impl Broker {
             connection.id = %id, %error,
             "a stored token does not open; nothing is served until a new consent or a deletion"
         );
+        let broken = self.record(Kind::IntegrityError, &By::broker());
+        self.note(&self.of(broken, &record.connection));
         if let Err(error) = self.store.set_state(id, State::IntegrityError, None).await {
             tracing::error!(error = &error as &dyn std::error::Error, "state not stored");
         }

@@ -7,6 +7,7 @@ use tokio::{sync::MutexGuard, task::spawn_blocking};
 
 use super::{Broker, BrokerError};
 use crate::{
+    audit::{By, Kind},
     connection::{Connection, State},
     guard::{Doubt, Finding, Identity, Watermark, compare},
     state_dir::WatermarkFile,
@@ -122,6 +123,10 @@ impl Broker {
         quarantines: i64,
     ) -> Result<bool, StoreError> {
         let stopped = self.store.quarantine(found, quarantines, doubt.reason()).await?;
+        if stopped.is_some() {
+            let record = self.record(Kind::ConnectionsQuarantined, &By::broker());
+            self.note(&record.with_detail(doubt.reason()));
+        }
         match stopped {
             None => return Ok(false),
             Some(0) => tracing::warn!("{doubt}; it holds nothing to refresh"),

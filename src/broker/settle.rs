@@ -12,6 +12,7 @@ use super::{
     refresh::Attempt,
 };
 use crate::{
+    audit::{By, Kind},
     client::Client,
     connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
     failpoint::Point,
@@ -42,6 +43,7 @@ impl Broker {
         let connection = &record.connection;
         let next = self.next_grant(record, &attempt, grant, sent_at);
         let (expires_at, refresh_at) = (next.expires_at, due_at(client, connection, &next));
+        let why = attempt.why;
         let kept = self.keep(record, next, refresh_at, attempt.slot, served).await;
         self.failpoints.reach(Point::Unpublished).await;
         let after = self.reload(connection.id).await?;
@@ -50,6 +52,10 @@ impl Broker {
                 connection = %connection.name, provider = %client.profile.name, generation,
                 %expires_at, "refreshed"
             );
+            let granted = self.of(self.record(Kind::RefreshGranted, &By::broker()), connection);
+            let granted = granted.with_grant(Digest::of(&grant.access).fingerprint(), generation);
+            let why = why.borrow().to_string();
+            self.note(&granted.with_detail(&why));
         }
         Ok(after)
     }
@@ -165,6 +171,8 @@ impl Broker {
             connection = %connection.name, provider = %client.profile.name, verdict = ?error.verdict,
             status = error.status, code = error.code, state = %state, "refresh failed: {}", error.message
         );
+        let detail = format!("{}, {}, {state}", word(&error.verdict), error.code);
+        self.note_of(Kind::RefreshFailed, &By::broker(), connection, &detail);
         let failure = store::Failure {
             connection: connection.id,
             from_generation: from,
@@ -212,6 +220,8 @@ impl Broker {
         })
         .await;
         tracing::warn!(taken_back, %provider, "verdicts were taken back");
+        let record = self.record(Kind::VerdictsTakenBack, &By::broker());
+        self.note(&record.at_provider(provider.as_str()).with_detail(&taken_back.to_string()));
     }
 
     /// The held access token with a new refresh token.
@@ -247,10 +257,24 @@ impl Broker {
         let given_up = self.store.give_up_refreshing(record, until, reason).await?;
         self.reload(record.connection.id).await?;
         if given_up {
+            let detail = format!("not sent, {reason}, {}", State::NeedsConsent);
+            self.note_of(Kind::RefreshFailed, &By::broker(), &record.connection, &detail);
             Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
         } else {
             Ok(())
         }
+    }
+}
+
+/// The word for a verdict in records.
+fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Ambiguous => "ambiguous",
+        Verdict::Busy { .. } => "busy",
+        Verdict::Misconfigured => "misconfigured",
+        Verdict::NotSent => "not sent",
+        Verdict::Refused { .. } => "refused",
+        Verdict::Retry => "retry",
     }
 }
 

@@ -1,17 +1,18 @@
 //! Fetch: the fresh token of a connection, from memory whenever one lives.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::time::timeout;
 
 use super::{
-    Broker, BrokerError,
+    Broker, BrokerError, Caller,
     flight::Why,
     memory::{Live, OpenGrant},
 };
 use crate::{
+    audit::{By, Kind},
     caller::{Service, Verb},
     clock::Moment,
     connection::{MIN_SCHEDULED_LIFE, State},
@@ -36,6 +37,8 @@ pub struct TokenRequest {
     /// How long to wait for a running refresh rather than take a token that lives for less. None:
     /// not at all while any token lives, and for a minute when none does.
     pub wait: Option<Duration>,
+    /// Where the reader is, for the record of it.
+    pub peer: Option<IpAddr>,
 }
 
 /// A live token with all that is needed to use it.
@@ -116,8 +119,20 @@ impl Broker {
     /// # Errors
     ///
     /// Only when there is no live token, or one must not be served; a failing provider, database
-    /// or refresh withholds no live token.
+    /// or refresh withholds no live token. [`BrokerError::Unaudited`] when nobody accepts the record
+    /// of it.
     pub async fn token(
+        self: &Arc<Self>,
+        service: &Service,
+        name: &str,
+        request: TokenRequest,
+    ) -> Result<IssuedToken, BrokerError> {
+        let token = self.find_token(service, name, request).await?;
+        self.record_issue(service, &token, request.peer, None).await?;
+        Ok(token)
+    }
+
+    async fn find_token(
         self: &Arc<Self>,
         service: &Service,
         name: &str,
@@ -188,7 +203,28 @@ impl Broker {
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
             let _ = timeout(request.wait.unwrap_or(MAX_WAIT).min(MAX_WAIT), flight).await;
         }
-        self.token(service, name, request).await
+        let token = self.find_token(service, name, request).await?;
+        self.record_issue(service, &token, request.peer, Some("after_rejected")).await?;
+        Ok(token)
+    }
+
+    /// Waits until the audit file has the record of a token: it leaves after that and not before.
+    async fn record_issue(
+        &self,
+        service: &Service,
+        token: &IssuedToken,
+        peer: Option<IpAddr>,
+        detail: Option<&str>,
+    ) -> Result<(), BrokerError> {
+        let by = By::new(Caller::label_of(service), peer);
+        let connection = &token.live.connection;
+        let record = self
+            .record(Kind::TokenIssued, &by)
+            .about(connection.id, &connection.name)
+            .at_provider(&token.provider)
+            .with_grant(token.fingerprint(), token.generation());
+        let record = detail.map(|detail| record.clone().with_detail(detail)).unwrap_or(record);
+        self.accept(&record).await
     }
 
     /// Whether a report forces a refresh: once a minute at most, or once per half life of a token

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     app::{StartError, open_store},
+    audit::{By, Kind, Record},
     caller::{self, Holder, Operator},
     clock::Clock,
     config::Config,
@@ -29,6 +30,9 @@ pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), F
         StoreError::NameTaken(name) => Failure::usage(format!("operator `{name}` exists already")),
         error => StartError::from(error).into(),
     })?;
+    let detail = format!("{} {}, key {}", stored.holder, stored.owner, stored.id);
+    let record = Record::new(Kind::OperatorMade, &By::command_line(), now).with_detail(&detail);
+    store.insert_events(&[record]).await.map_err(StartError::from)?;
     store.close().await;
     tracing::info!("a running broker knows this key within a few seconds");
     say(key.expose_secret())

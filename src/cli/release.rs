@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::{Failure, args::Release, say, table::table};
 use crate::{
     app::{DEPLOYMENT, StartError, check_deployment, open_store},
+    audit::{self, By, Kind},
     client::Client,
     clock::Clock,
     config::Config,
@@ -48,7 +49,12 @@ async fn release_in(
     let mut released = 0;
     for record in &chosen {
         let id = record.connection.id;
-        released += usize::from(store.end_quarantine(id).await.map_err(StartError::from)?);
+        if store.end_quarantine(id).await.map_err(StartError::from)? {
+            released += 1;
+            let event = audit::Record::new(Kind::ConnectionReleased, &By::command_line(), now)
+                .about(id, &record.connection.name);
+            store.insert_events(&[event]).await.map_err(StartError::from)?;
+        }
     }
     say(&format!("released: {released}; a running broker knows within a few seconds"))
 }

@@ -13,6 +13,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -47,6 +48,8 @@ pub struct Config {
     pub database: Database,
     /// The file of sealing keys.
     pub key_file: PathBuf,
+    /// For how long the database keeps audit records.
+    pub keep_events: Duration,
     /// How to log.
     pub log: Log,
     /// Every known provider.
@@ -195,12 +198,22 @@ impl Written {
             deployment,
             database,
             key_file,
+            keep_events: self.audit.check()?,
             log: self.log.check()?,
             providers,
             clients,
             return_to,
             simulators: self.simulators,
         })
+    }
+}
+
+impl written::Audit {
+    fn check(&self) -> Result<Duration, ConfigError> {
+        match self.keep_days {
+            1..=36_500 => Ok(Duration::from_hours(24) * self.keep_days),
+            _ => Err(wrong("audit.keep_days", "expected a number of days from 1 to 36500")),
+        }
     }
 }
 

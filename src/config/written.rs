@@ -33,6 +33,7 @@ pub(super) struct Written {
     pub(super) deployment: Option<String>,
     pub(super) database: Database,
     pub(super) sealing: Sealing,
+    pub(super) audit: Audit,
     pub(super) log: Log,
     pub(super) providers: Providers,
     pub(super) clients: BTreeMap<String, Client>,
@@ -52,6 +53,12 @@ pub(super) struct Database {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct Sealing {
     pub(super) key_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct Audit {
+    pub(super) keep_days: u32,
 }
 
 #[derive(Deserialize)]

@@ -1,22 +1,31 @@
 //! Who calls the internal listener, as extractors.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
-    extract::FromRequestParts,
-    http::{HeaderMap, header, request::Parts},
+    extract::{ConnectInfo, FromRequestParts},
+    http::{Extensions, HeaderMap, header, request::Parts},
 };
 use secrecy::SecretString;
 
 use super::{Problem, State};
 use crate::{
+    audit::By,
     broker::{BrokerError, Caller},
     caller::Service,
 };
 
-/// An operator's key was shown. Until an operator exists their routes answer 404.
+/// An operator's key was shown: who, and from where. Until an operator exists their routes answer 404.
 #[derive(Debug)]
-pub(crate) struct AsOperator;
+pub(crate) struct AsOperator(pub(crate) By);
+
+/// The other end of the socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) Option<IpAddr>);
 
 /// A service's key was shown.
 #[derive(Debug)]
@@ -45,7 +54,7 @@ impl FromRequestParts<State> for AsOperator {
         }
         let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
         match caller {
-            Caller::Operator(_) => Ok(Self),
+            Caller::Operator(_) => Ok(Self(By::new(caller.label(), peer(&parts.extensions)))),
             Caller::Service(_) => Err(BrokerError::Forbidden(
                 "this route is for operators; a service's key was shown".to_owned(),
             )
@@ -67,6 +76,19 @@ impl FromRequestParts<State> for AsService {
             .into()),
         }
     }
+}
+
+impl<S: Sync> FromRequestParts<S> for Peer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(peer(&parts.extensions)))
+    }
+}
+
+/// The address at the other end of a request's socket.
+pub(crate) fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip())
 }
 
 /// The key in `Authorization: Bearer KEY` (RFC 6750 section 2.1).

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{
     Problem, State,
-    auth::{AsCaller, AsOperator},
+    auth::{AsCaller, AsOperator, Peer},
     extract::{Body, Segment},
 };
 use crate::{
@@ -117,7 +117,7 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn create(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Body(body): Body<CreateConnection>,
 ) -> Result<(StatusCode, Json<ConnectionView>), Problem> {
     let new = NewConnection {
@@ -128,10 +128,10 @@ pub(crate) async fn create(
         expected_account: body.expected_account,
     };
     let view = match body.api_key_exchange {
-        None => state.broker.create_connection(new).await?,
+        None => state.broker.create_connection(&by, new).await?,
         Some(ApiKeyExchange { account_host, login, api_key }) => {
             let request = KeyExchangeRequest { account_host, login, api_key };
-            state.broker.connect_with_api_key(new, request).await?
+            state.broker.connect_with_api_key(&by, new, request).await?
         }
     };
     Ok((StatusCode::CREATED, Json(view)))
@@ -152,10 +152,10 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn refresh(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Segment(connection): Segment<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
-    Ok(Json(state.broker.refresh_now(&connection).await?))
+    Ok(Json(state.broker.refresh_now(&by, &connection).await?))
 }
 
 /// Accept the account that consented.
@@ -177,10 +177,12 @@ pub(crate) async fn refresh(
 pub(crate) async fn confirm(
     Extract(state): Extract<State>,
     AsCaller(caller): AsCaller,
+    Peer(peer): Peer,
     Segment(connection): Segment<String>,
     Body(body): Body<Confirm>,
 ) -> Result<Json<ConnectionView>, Problem> {
-    let view = state.broker.confirm(&caller, &connection, body.account.as_deref()).await?;
+    let account = body.account.as_deref();
+    let view = state.broker.confirm(&caller, peer, &connection, account).await?;
     Ok(Json(view))
 }
 
@@ -196,8 +198,8 @@ pub(crate) async fn confirm(
 )]
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Segment(connection): Segment<String>,
 ) -> Result<Json<Deleted>, Problem> {
-    Ok(Json(state.broker.delete_connection(&connection).await?))
+    Ok(Json(state.broker.delete_connection(&by, &connection).await?))
 }

@@ -14,6 +14,7 @@ use askama::Template;
 
 use super::{
     State,
+    auth::Peer,
     pages::{Ask, Connected, Message, Previous, STYLE_SOURCE, Waiting, WrongAccount},
 };
 use crate::{
@@ -44,6 +45,7 @@ pub(crate) async fn show(
 pub(crate) async fn begin(
     Extract(state): Extract<State>,
     link: Result<Path<String>, PathRejection>,
+    Peer(peer): Peer,
     jar: CookieJar,
     headers: HeaderMap,
 ) -> Response {
@@ -59,7 +61,7 @@ pub(crate) async fn begin(
     let Some(link) = link_secret(link) else { return gone(Gone::Ended) };
     let held = browser(&state, &jar);
     let browser = held.clone().unwrap_or_else(secret::random);
-    match state.broker.begin_consent(&link, &browser).await {
+    match state.broker.begin_consent(&link, &browser, peer).await {
         Ok(url) => {
             let jar = match held {
                 Some(_) => jar,
@@ -77,6 +79,7 @@ pub(crate) async fn callback(
     Extract(state): Extract<State>,
     client: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
+    Peer(peer): Peer,
     jar: CookieJar,
 ) -> Response {
     let client = client.ok().and_then(|Path(client)| client.parse::<Slug>().ok());
@@ -85,12 +88,12 @@ pub(crate) async fn callback(
         return refuse_callback();
     };
     if !params.contains_key("state") && params.get("from_exchange").is_some_and(|v| v == "1") {
-        return match state.broker.finish_key_exchange(&client, &params).await {
+        return match state.broker.finish_key_exchange(&client, &params, peer).await {
             Ok(()) => (StatusCode::OK, "accepted\n").into_response(),
             Err(_) => refuse_callback(),
         };
     }
-    let callback = Callback { client, params, browser: browser(&state, &jar) };
+    let callback = Callback { client, params, browser: browser(&state, &jar), peer };
     match state.broker.finish_consent(callback).await {
         Ok(back) => see_other(back.expose_secret()),
         Err(BrokerError::Invalid(_)) => refuse_callback(),

@@ -71,10 +71,12 @@ impl From<BrokerError> for Problem {
             BrokerError::Internal => (S::INTERNAL_SERVER_ERROR, "internal"),
             BrokerError::Misconfigured(_) => (S::BAD_GATEWAY, "provider_misconfigured"),
             BrokerError::Unavailable { .. } => (S::SERVICE_UNAVAILABLE, "provider_unavailable"),
+            BrokerError::Unaudited => (S::SERVICE_UNAVAILABLE, "audit_unavailable"),
         };
         let mut problem = Self::new(status, code, detail);
         problem.retry_after = match error {
             BrokerError::Unavailable { retry_after, .. } => Some(retry_after),
+            BrokerError::Unaudited => Some(Duration::from_secs(1)),
             BrokerError::TooMany(_) => Some(Duration::from_mins(1)),
             _ => None,
         };

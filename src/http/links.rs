@@ -6,7 +6,11 @@ use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Problem, State, auth::AsCaller, extract::Body};
+use super::{
+    Problem, State,
+    auth::{AsCaller, Peer},
+    extract::Body,
+};
 use crate::{broker::LinkRequest, slug::Slug};
 
 /// What a consent link is asked for.
@@ -62,6 +66,7 @@ pub(crate) struct Link {
 pub(crate) async fn create(
     Extract(state): Extract<State>,
     AsCaller(caller): AsCaller,
+    Peer(peer): Peer,
     Body(body): Body<MakeLink>,
 ) -> Result<impl IntoResponse, Problem> {
     let request = LinkRequest {
@@ -72,7 +77,7 @@ pub(crate) async fn create(
         return_to: body.return_to,
         own_browser: body.own_browser,
     };
-    let link = state.broker.make_link(&caller, request).await?;
+    let link = state.broker.make_link(&caller, peer, request).await?;
     let link = Link {
         url: link.url.expose_secret().to_owned(),
         expires_at: link.expires_at,

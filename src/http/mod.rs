@@ -7,6 +7,7 @@ mod auth;
 mod connections;
 mod consent;
 mod error;
+mod events;
 mod extract;
 mod health;
 mod links;
@@ -103,6 +104,7 @@ fn api_router() -> OpenApiRouter<State> {
         .routes(routes!(services::show, services::delete))
         .routes(routes!(services::create_key))
         .routes(routes!(services::delete_key))
+        .routes(routes!(events::list))
         .routes(routes!(oauth2::metadata))
         .routes(routes!(oauth2::token))
         .routes(routes!(health::health))

@@ -18,7 +18,7 @@ use serde::Serialize;
 use url::Url;
 use utoipa::ToSchema;
 
-use super::{NO_STORE, Problem, State, extract::MAX_BODY};
+use super::{NO_STORE, Problem, State, auth::peer, extract::MAX_BODY};
 use crate::broker::{BrokerError, Caller, TokenRequest};
 
 /// RFC 8414 metadata: what an OAuth library needs to know.
@@ -134,6 +134,11 @@ impl From<BrokerError> for OAuthError {
                 ..Self::new("temporarily_unavailable", description)
                     .with_status(StatusCode::SERVICE_UNAVAILABLE)
             },
+            BrokerError::Unaudited => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new("temporarily_unavailable", description)
+                    .with_status(StatusCode::SERVICE_UNAVAILABLE)
+            },
             _ => Self::new("invalid_grant", format!("{}: {description}", problem.code)),
         }
     }
@@ -190,7 +195,8 @@ pub(crate) async fn token(
         None => return Err(OAuthError::new("invalid_request", "grant_type is missing")),
     }
     let connection = form.connection(&state.internal_url)?;
-    let token = state.broker.token(&service, &connection, TokenRequest::default()).await?;
+    let request = TokenRequest { peer: peer(&parts.extensions), ..TokenRequest::default() };
+    let token = state.broker.token(&service, &connection, request).await?;
     let answer = OAuthToken {
         access_token: token.access_token().expose_secret().to_owned(),
         token_type: "Bearer",

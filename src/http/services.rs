@@ -168,12 +168,12 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn create(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Body(body): Body<CreateService>,
 ) -> Result<impl IntoResponse, Problem> {
     let (service, key, stored) = state
         .broker
-        .create_service(body.name, body.connections, body.verbs, body.expires_at)
+        .create_service(&by, body.name, body.connections, body.verbs, body.expires_at)
         .await?;
     let view = ServiceView::new(service, vec![stored]).showing(&key);
     Ok((StatusCode::CREATED, super::NO_STORE, Json(view)))
@@ -193,12 +193,12 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn create_key(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Segment(service): Segment<String>,
     Body(body): Body<CreateKey>,
 ) -> Result<impl IntoResponse, Problem> {
     let name = parse(&service)?;
-    let (key, _) = state.broker.add_service_key(&name, body.expires_at).await?;
+    let (key, _) = state.broker.add_service_key(&by, &name, body.expires_at).await?;
     let (service, keys) = state.broker.service(&name).await?;
     let view = ServiceView::new(service, keys).showing(&key);
     Ok((StatusCode::CREATED, super::NO_STORE, Json(view)))
@@ -219,10 +219,10 @@ pub(crate) async fn create_key(
 )]
 pub(crate) async fn delete_key(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Segment((service, key)): Segment<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    state.broker.delete_service_key(&parse(&service)?, &key).await?;
+    state.broker.delete_service_key(&by, &parse(&service)?, &key).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -238,9 +238,9 @@ pub(crate) async fn delete_key(
 )]
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
-    _operator: AsOperator,
+    AsOperator(by): AsOperator,
     Segment(service): Segment<String>,
 ) -> Result<StatusCode, Problem> {
-    state.broker.delete_service(&parse(&service)?).await?;
+    state.broker.delete_service(&by, &parse(&service)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Problem, State,
-    auth::AsService,
+    auth::{AsService, Peer},
     extract::{Body, Segment},
 };
 use crate::broker::{IssuedToken, TokenRequest};
@@ -125,13 +125,14 @@ fn open_all<S: Serializer>(
         (status = 410, description = "`revoked`", body = Problem),
         (status = 500, description = "`integrity_error`", body = Problem),
         (status = 502, description = "`provider_misconfigured`", body = Problem),
-        (status = 503, description = "`provider_unavailable`, with Retry-After", body = Problem),
+        (status = 503, description = "`provider_unavailable`, `audit_unavailable`, with Retry-After", body = Problem),
     ),
     security(("service_key" = []))
 )]
 pub(crate) async fn token(
     Extract(state): Extract<State>,
     AsService(service): AsService,
+    Peer(peer): Peer,
     Segment(connection): Segment<String>,
     headers: HeaderMap,
     query: Result<Query<TokenQuery>, axum::extract::rejection::QueryRejection>,
@@ -142,6 +143,7 @@ pub(crate) async fn token(
     let request = TokenRequest {
         min_ttl: Duration::from_secs(query.min_ttl.unwrap_or_default()),
         wait: preferred_wait(&headers),
+        peer,
     };
     let token = state.broker.token(&service, &connection, request).await?;
     Ok(answer(&token))
@@ -161,18 +163,19 @@ pub(crate) async fn token(
         (status = 200, description = "A live token", body = TokenAnswer<'_>),
         (status = 404, description = "`not_found`", body = Problem),
         (status = 409, description = "`not_connected`, `pending_confirm`, `consent_required`", body = Problem),
-        (status = 503, description = "`provider_unavailable`, with Retry-After", body = Problem),
+        (status = 503, description = "`provider_unavailable`, `audit_unavailable`, with Retry-After", body = Problem),
     ),
     security(("service_key" = []))
 )]
 pub(crate) async fn rejected(
     Extract(state): Extract<State>,
     AsService(service): AsService,
+    Peer(peer): Peer,
     Segment(connection): Segment<String>,
     headers: HeaderMap,
     Body(body): Body<Rejected>,
 ) -> Result<Response, Problem> {
-    let request = TokenRequest { wait: preferred_wait(&headers), ..TokenRequest::default() };
+    let request = TokenRequest { wait: preferred_wait(&headers), peer, ..TokenRequest::default() };
     let token =
         state.broker.token_rejected(&service, &connection, &body.fingerprint, request).await?;
     Ok(answer(&token))

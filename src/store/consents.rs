@@ -7,6 +7,7 @@ use super::{
     row::Cells,
 };
 use crate::{
+    connection::ConnectionId,
     consent::{Consent, ConsentLink, LinkId, Outcome},
     seal::Sealed,
     secret::Digest,
@@ -189,6 +190,23 @@ impl Store {
                 .fetch_optional(pool)
                 .await?;
             row.map(|row| consent(&row)).transpose()
+        })
+    }
+
+    /// The connection that an attempt with this `state` is for, whoever began it, and whether or not
+    /// it has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer, or the row does not make sense.
+    pub async fn consent_of_state(
+        &self,
+        state: &Digest,
+    ) -> Result<Option<ConnectionId>, StoreError> {
+        let sql = "SELECT connection_id FROM consents WHERE state_hash = $1";
+        on!(self, |pool| {
+            let row = sqlx::query(sql).bind(state.to_string()).fetch_optional(pool).await?;
+            row.map(|row| row.parsed("connection_id")).transpose()
         })
     }
 

@@ -21,6 +21,7 @@ mod consents;
 mod engine;
 mod error;
 mod escrow;
+mod events;
 mod exchanges;
 mod grants;
 mod hints;

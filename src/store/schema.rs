@@ -37,6 +37,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0006_token_endpoint.sql"),
         include_str!("../../migrations/sqlite/0006_token_endpoint.sql"),
     ),
+    (
+        "events",
+        include_str!("../../migrations/postgres/0007_events.sql"),
+        include_str!("../../migrations/sqlite/0007_events.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

@@ -29,17 +29,17 @@ async fn until(what: &str, mut happened: impl FnMut() -> bool) {
 }
 
 /// A broker with all that it needs to die and start again, on an SQLite database of its own.
-struct Mortal {
+pub(crate) struct Mortal {
     home: TempDir,
-    internal_url: String,
+    pub(crate) internal_url: String,
     simulators: Simulators,
-    operator: String,
-    reader: String,
-    program: Program,
+    pub(crate) operator: String,
+    pub(crate) reader: String,
+    pub(crate) program: Program,
 }
 
 impl Mortal {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let home = tempfile::tempdir().unwrap();
         let (public, internal) = (free_address(), free_address());
         let public_url = format!("http://{public}");
@@ -78,7 +78,7 @@ impl Mortal {
         Program::start(&arguments, &[])
     }
 
-    fn state(&self, name: &str) -> PathBuf {
+    pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.home.path().join("state").join(name)
     }
 
@@ -86,7 +86,7 @@ impl Mortal {
         self.simulators.of(which)
     }
 
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         let url = format!("{}{path}", self.internal_url);
         let answer = client().post(url).bearer_auth(&self.operator).json(&body).send().await;
         let answer = answer.unwrap();
@@ -94,14 +94,14 @@ impl Mortal {
         (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
     }
 
-    async fn get(&self, path: &str, key: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str, key: &str) -> Value {
         let url = format!("{}{path}", self.internal_url);
         let answer = client().get(url).bearer_auth(key).send().await.unwrap();
         serde_json::from_str(&answer.text().await.unwrap()).unwrap()
     }
 
     /// Makes a connection whose account consents in the operator's own browser.
-    async fn connect(&self, name: &str, which: Simulated) {
+    pub(crate) async fn connect(&self, name: &str, which: Simulated) {
         let link = json!({ "connection": name, "client": which.as_str(), "self": true });
         let (_, link) = self.post("/v1/consent-links", link).await;
         let page = Person::alone().consent(link["url"].as_str().unwrap(), "allow").await;
@@ -126,12 +126,12 @@ impl Mortal {
     }
 
     /// Kills the process as it stands.
-    async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.program.signal("KILL");
         self.program.wait().await;
     }
 
-    fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         self.program = Self::run(&self.home, &["serve"]);
     }
 }

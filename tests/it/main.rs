@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod api;
+mod audit;
 mod browser_journeys;
 mod clock;
 mod command_line;

@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
+    audit::{By, Trail},
     broker::{Broker, LastSeen, Parts},
     client::Client,
     clock::Clock,
@@ -257,6 +258,8 @@ async fn start(
         spool: Spool::open(spool.path()).unwrap(),
         watermark: LastSeen::read(WatermarkFile::of(spool.path())).unwrap(),
         replica: format!("replica-{number}"),
+        trail: Trail::open(spool.path()).unwrap(),
+        keep_events: Duration::from_hours(24),
         clock,
         clients: world.clients.clone(),
         public_url: "http://127.0.0.1:9".parse().unwrap(),
@@ -442,7 +445,7 @@ impl<'w> Walk<'w> {
         let could_save = self.could_save().await;
         // What is stored may be dead, and only its use tells.
         brokers[0].sync().await.unwrap();
-        let _ = brokers[0].refresh_now("avito-shop").await;
+        let _ = brokers[0].refresh_now(&By::broker(), "avito-shop").await;
         self.settle(&brokers).await;
         let record = self.world.record(self.id).await;
         let (state, reason) = (record.connection.state, record.connection.reason.as_deref());

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{Failure, args::Demo, environment, say, serve::until_signal};
 use crate::{
     app::{App, Listeners},
+    audit::By,
     broker::{Broker, Caller, ConnectionView, LinkRequest, NewConnection},
     caller::Verb,
     clock::Clock,
@@ -157,10 +158,11 @@ async fn prepare(
 ) -> Result<Prepared, Failure> {
     let name: Slug = "demo".parse().map_err(Failure::internal)?;
     let operator = Caller::Operator(name.clone());
+    let by = By::new(operator.label(), None);
     let operator_key = broker.create_operator(name.clone()).await?;
     let everything = vec!["*".parse().map_err(Failure::internal)?];
     let verbs = BTreeSet::from([Verb::Token]);
-    let (_, service_key, _) = broker.create_service(name, everything, verbs, None).await?;
+    let (_, service_key, _) = broker.create_service(&by, name, everything, verbs, None).await?;
     let applications = simulators.applications();
     let mut links = BTreeMap::new();
     for (connection, provider, grant_type) in CONNECTIONS {
@@ -174,7 +176,7 @@ async fn prepare(
                 scopes: None,
                 expected_account: None,
             };
-            broker.create_connection(new).await?;
+            broker.create_connection(&by, new).await?;
             continue;
         }
         let request = LinkRequest {
@@ -185,7 +187,7 @@ async fn prepare(
             return_to: None,
             own_browser: false,
         };
-        let link = broker.make_link(&operator, request).await?;
+        let link = broker.make_link(&operator, None, request).await?;
         if auto_consent {
             walker::consent(&link.url).await?;
         }

@@ -1,0 +1,63 @@
+//! From the files into the database. A crash at any moment leads to the same records being shipped
+//! again, and the database keeps each once.
+
+use std::{io, sync::Arc};
+
+use tokio::task::spawn_blocking;
+
+use super::{Trail, folder::Cursor};
+use crate::store::{Store, StoreError};
+
+/// How many records go into the database at once.
+pub const BATCH: usize = 500;
+
+/// Why records were not shipped. They stay where they are.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipError {
+    /// The files cannot be read, or the cursor not be written.
+    #[error("the audit files: {0}")]
+    Files(#[from] io::Error),
+    /// The database does not take them.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Ships what lies in the files, up to [`BATCH`] records, and removes the files that are not needed
+/// any more. Returns how many records were shipped; fewer than [`BATCH`] when nothing more was there.
+///
+/// # Errors
+///
+/// When the files or the database fail. Some of the records may be in the database then.
+pub async fn ship(trail: &Arc<Trail>, store: &Store) -> Result<usize, ShipError> {
+    let _turn = trail.shipping.lock().await;
+    trail.settle().await;
+    let reading = Arc::clone(trail);
+    let (batch, before, written) = blocking(move || {
+        let (before, written) = (reading.folder.cursor(), reading.written());
+        Ok((reading.folder.read(BATCH)?, before, written))
+    })
+    .await?;
+    if batch.unreadable > 0 {
+        tracing::warn!(lines = batch.unreadable, "the audit files hold lines that are no records");
+    }
+    store.insert_events(&batch.records).await?;
+    if batch.next != before {
+        put_cursor(trail, batch.next).await?;
+    }
+    trail.add_shipped(batch.records.len());
+    if batch.last {
+        trail.all_shipped(written);
+    }
+    Ok(batch.records.len())
+}
+
+async fn put_cursor(trail: &Arc<Trail>, next: Cursor) -> io::Result<()> {
+    let trail = Arc::clone(trail);
+    blocking(move || trail.folder.put_cursor(next)).await
+}
+
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(step).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}

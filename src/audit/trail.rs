@@ -1,0 +1,542 @@
+//! The audit file: a thread of its own takes records, writes all that wait as one batch, and then
+//! answers those who wait for theirs. What was written survives the death of the process; a second
+//! thread brings it to the disk within about a second, and nobody waits for that.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{Record, folder::Folder};
+use crate::clock::{Clock, Stopwatch};
+
+/// How long a record is waited for. Then its token stays here.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// How many records may wait for the thread.
+const QUEUE: usize = 8_192;
+
+/// How many bytes a batch has before no more records are added to it.
+const MAX_BATCH: usize = 1024 * 1024;
+
+/// How many bytes a file has before the next one is begun.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+
+/// How long what was written may wait to be brought to the disk.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// Nobody accepted a record: what it is about must not happen, if that can still be helped.
+#[derive(Debug, thiserror::Error)]
+#[error("the audit record was not accepted")]
+pub struct NotAccepted;
+
+/// The way into the audit file, and what is known of it. One for each state directory.
+#[derive(Debug)]
+pub struct Trail {
+    pub(super) folder: Folder,
+    entries: SyncSender<Message>,
+    condition: Arc<Condition>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// How many records were shipped, of those that [`Condition`] counts as written.
+    shipped: AtomicU64,
+    /// One after the other, so that the cursor never goes back.
+    pub(super) shipping: tokio::sync::Mutex<()>,
+}
+
+/// How the file is. Shared with the threads.
+#[derive(Debug, Default)]
+struct Condition {
+    /// The last record was not written.
+    failing: AtomicBool,
+    /// What was written last may never reach the disk.
+    unsynced: AtomicBool,
+    /// How many records lay in the files when they were opened or were written since.
+    written: AtomicU64,
+}
+
+enum Message {
+    Entry(Entry),
+    /// Answered once all that came before is written, or is known not to be.
+    Settle(oneshot::Sender<()>),
+    Close,
+}
+
+/// A record that waits to be written.
+struct Entry {
+    line: Vec<u8>,
+    /// Who waits for it; nobody for a record of what has happened already.
+    waits: Option<oneshot::Sender<()>>,
+}
+
+impl Entry {
+    /// Whether somebody may still act on it, or has.
+    fn counts(&self) -> bool {
+        self.waits.as_ref().is_none_or(|waits| !waits.is_closed())
+    }
+}
+
+impl Trail {
+    /// Opens the audit folder of a state directory, makes it if need be, and starts the threads. The
+    /// first record begins a file of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be made or read, or no thread be started.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let folder = Folder::of(state_dir);
+        folder.make()?;
+        let condition = Arc::new(Condition::default());
+        condition.written.store(folder.unshipped()?, Ordering::Relaxed);
+        let (entries, queue) = mpsc::sync_channel(QUEUE);
+        let writer = Writer::start(folder.clone(), Arc::clone(&condition))?;
+        let thread = thread::Builder::new().name("audit".to_owned());
+        let thread = thread.spawn(move || writer.run(&queue))?;
+        Ok(Self {
+            folder,
+            entries,
+            condition,
+            thread: Mutex::new(Some(thread)),
+            shipped: AtomicU64::new(0),
+            shipping: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Waits until the file has accepted a record, for a quarter of a second at the most. A record
+    /// whose waiting was given up is written only if that had begun before.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written, or does not answer in time.
+    pub async fn accept(&self, record: &Record) -> Result<(), NotAccepted> {
+        let (waits, accepted) = oneshot::channel();
+        let entry = Entry { line: record.line(), waits: Some(waits) };
+        self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_accepted())?;
+        match timeout(PATIENCE, accepted).await {
+            Ok(Ok(())) => Ok(()),
+            // The thread knows better than we how the file is.
+            Ok(Err(_)) => Err(NotAccepted),
+            Err(_) => Err(self.not_accepted()),
+        }
+    }
+
+    /// Waits until what was handed in before is written, as far as it can be.
+    pub(super) async fn settle(&self) {
+        let (waits, settled) = oneshot::channel();
+        if self.entries.try_send(Message::Settle(waits)).is_ok() {
+            let _ = timeout(PATIENCE, settled).await;
+        }
+    }
+
+    fn not_accepted(&self) -> NotAccepted {
+        self.condition.failing.store(true, Ordering::Relaxed);
+        NotAccepted
+    }
+
+    /// Hands in a record of what has happened already. If it cannot be written it is in the log.
+    pub fn note(&self, record: &Record) {
+        let entry = Entry { line: record.line(), waits: None };
+        if let Err(error) = self.entries.try_send(Message::Entry(entry)) {
+            let (mpsc::TrySendError::Full(message) | mpsc::TrySendError::Disconnected(message)) =
+                error;
+            self.not_accepted();
+            if let Message::Entry(entry) = message {
+                log_lost(&entry);
+            }
+        }
+    }
+
+    /// Whether records cannot be written, or may not have reached the disk.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.condition.failing.load(Ordering::Relaxed)
+            || self.condition.unsynced.load(Ordering::Relaxed)
+    }
+
+    /// How many records are not in the database yet.
+    #[must_use]
+    pub fn unshipped(&self) -> u64 {
+        self.written().saturating_sub(self.shipped.load(Ordering::Relaxed))
+    }
+
+    /// How many records have been written, to be told apart from those written later.
+    pub(super) fn written(&self) -> u64 {
+        self.condition.written.load(Ordering::Acquire)
+    }
+
+    /// Some more records are in the database.
+    pub(super) fn add_shipped(&self, count: usize) {
+        let shipped = self.shipped.load(Ordering::Relaxed).saturating_add(count as u64);
+        self.shipped.store(shipped.min(self.written()), Ordering::Relaxed);
+    }
+
+    /// All that had been written then is in the database, or lost with its file.
+    pub(super) fn all_shipped(&self, written: u64) {
+        self.shipped.fetch_max(written, Ordering::Relaxed);
+    }
+
+    /// Compares a text with what stood under its name before, and notes it in its place. None when
+    /// nothing stood there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written; what stood there stays then.
+    pub fn note_change(&self, name: &str, text: &str) -> io::Result<Option<bool>> {
+        let before = self.folder.note(name, text)?;
+        Ok(before.map(|before| before != text))
+    }
+
+    /// Writes what waits, brings it to the disk, and ends the threads. Blocks until that is done;
+    /// nothing is accepted afterwards.
+    pub fn close(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && self.entries.send(Message::Close).is_ok()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a lost record would have said: it holds no secret.
+fn log_lost(entry: &Entry) {
+    let line = String::from_utf8_lossy(&entry.line);
+    tracing::error!(record = line.trim_end(), "an audit record was not written");
+}
+
+/// What the thread works with.
+struct Writer {
+    folder: Folder,
+    condition: Arc<Condition>,
+    /// The number of the last file.
+    number: u64,
+    current: Option<Current>,
+    /// To the thread that brings files to the disk.
+    to_sync: Sender<Arc<File>>,
+    syncer: JoinHandle<()>,
+    last_sync: Stopwatch,
+    /// Something was written since.
+    dirty: bool,
+}
+
+/// The file that is written to.
+struct Current {
+    file: Arc<File>,
+    path: PathBuf,
+    size: u64,
+    /// A write failed half-way: the next one begins a line.
+    torn: bool,
+}
+
+/// Why a batch was not written.
+enum Failed {
+    /// The file is not where it was: another one may do.
+    Gone,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Writer {
+    fn start(folder: Folder, condition: Arc<Condition>) -> io::Result<Self> {
+        let (to_sync, files) = mpsc::channel();
+        let (path, shared) = (folder.path().to_owned(), Arc::clone(&condition));
+        let syncer = thread::Builder::new().name("audit-sync".to_owned());
+        let syncer = syncer.spawn(move || sync(&files, &path, &shared))?;
+        let last_sync = Clock::system().stopwatch();
+        let (number, current) = (0, None);
+        Ok(Self { folder, condition, number, current, to_sync, syncer, last_sync, dirty: false })
+    }
+
+    fn run(mut self, entries: &Receiver<Message>) {
+        let mut closing = false;
+        while !closing {
+            let first = if self.dirty {
+                match entries.recv_timeout(SYNC_EVERY) {
+                    Ok(message) => Some(message),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            } else {
+                let Ok(message) = entries.recv() else { break };
+                Some(message)
+            };
+            let (mut batch, mut settled) = (Vec::new(), Vec::new());
+            let mut size = 0;
+            let mut next = first;
+            while let Some(message) = next {
+                match message {
+                    Message::Entry(entry) if entry.counts() => {
+                        size += entry.line.len();
+                        batch.push(entry);
+                    }
+                    Message::Entry(_) => {}
+                    Message::Settle(waits) => settled.push(waits),
+                    Message::Close => closing = true,
+                }
+                next = if size < MAX_BATCH { entries.try_recv().ok() } else { None };
+            }
+            if !batch.is_empty() {
+                self.write_all(batch);
+            }
+            // Whoever went away does not mind.
+            for waits in settled {
+                let _ = waits.send(());
+            }
+            self.sync_in_time();
+        }
+        self.close();
+    }
+
+    /// Writes a batch and answers those who wait for it.
+    fn write_all(&mut self, batch: Vec<Entry>) {
+        let mut lines = Vec::with_capacity(batch.iter().map(|entry| entry.line.len()).sum());
+        for entry in &batch {
+            lines.extend_from_slice(&entry.line);
+        }
+        let written = match self.write(&lines) {
+            Err(Failed::Gone) => {
+                // Whatever took it away: there may be room for a new one.
+                self.current = None;
+                self.write(&lines)
+            }
+            written => written,
+        };
+        if let Err(failed) = written {
+            let error = match failed {
+                Failed::Gone => io::ErrorKind::NotFound.into(),
+                Failed::Io(error) => error,
+            };
+            if !self.condition.failing.swap(true, Ordering::Relaxed) {
+                let folder = self.folder.path().display();
+                tracing::error!(%error, "{folder}: no audit record can be written: no token leaves");
+            }
+            // Those who wait hear it by this: their channels close.
+            batch.iter().filter(|entry| entry.waits.is_none()).for_each(log_lost);
+            return;
+        }
+        self.dirty = true;
+        self.condition.written.fetch_add(batch.len() as u64, Ordering::Release);
+        if self.condition.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!("audit records are written again");
+        }
+        for entry in batch {
+            if let Some(waits) = entry.waits {
+                // Whoever gave up a moment ago has refused already.
+                let _ = waits.send(());
+            }
+        }
+    }
+
+    fn write(&mut self, lines: &[u8]) -> Result<(), Failed> {
+        let full = self.current.as_ref().is_some_and(|current| current.size >= MAX_FILE);
+        // Whether later writes to a file reach the disk is unknown once one has not.
+        let doubtful = self.dirty && self.condition.unsynced.load(Ordering::Relaxed);
+        if (full || doubtful)
+            && let Some(current) = self.current.take()
+        {
+            self.hand_to_sync(current.file);
+        }
+        if self.current.is_none() {
+            self.current = Some(self.begin_file()?);
+        }
+        let Some(current) = &mut self.current else { return Err(Failed::Gone) };
+        let begun = if current.torn { (&*current.file).write_all(b"\n") } else { Ok(()) };
+        if let Err(error) = begun.and_then(|()| (&*current.file).write_all(lines)) {
+            current.torn = true;
+            if current.size == 0 {
+                // Lest each attempt leave a file behind.
+                let _ = fs::remove_file(&current.path);
+                self.current = None;
+            }
+            return Err(error.into());
+        }
+        current.torn = false;
+        current.size += lines.len() as u64;
+        // A file that was removed or moved away takes every write, and nobody finds it again.
+        let held = current.file.metadata()?;
+        match fs::metadata(&current.path) {
+            Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => Ok(()),
+            _ => Err(Failed::Gone),
+        }
+    }
+
+    /// Begins a file that no other was before: neither one that is there, nor one that was shipped.
+    fn begin_file(&mut self) -> io::Result<Current> {
+        self.folder.make()?;
+        let highest = self.folder.numbers()?.last().copied().unwrap_or_default();
+        self.number = self.number.max(highest).max(self.folder.cursor().file) + 1;
+        let path = self.folder.file(self.number);
+        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Current { file: Arc::new(file), path, size: 0, torn: false })
+    }
+
+    fn sync_in_time(&mut self) {
+        if self.dirty
+            && self.last_sync.elapsed() >= SYNC_EVERY
+            && let Some(current) = &self.current
+        {
+            let file = Arc::clone(&current.file);
+            self.hand_to_sync(file);
+            self.dirty = false;
+        }
+    }
+
+    fn hand_to_sync(&mut self, file: Arc<File>) {
+        // It ends only after we have closed the channel.
+        let _ = self.to_sync.send(file);
+        self.last_sync = Clock::system().stopwatch();
+    }
+
+    fn close(mut self) {
+        if let Some(current) = self.current.take() {
+            self.hand_to_sync(current.file);
+        }
+        let Self { to_sync, syncer, .. } = self;
+        drop(to_sync);
+        let _ = syncer.join();
+    }
+}
+
+/// Brings files to the disk, and the folder that names them.
+fn sync(files: &Receiver<Arc<File>>, folder: &Path, condition: &Condition) {
+    while let Ok(file) = files.recv() {
+        let synced = file.sync_data();
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        let before = condition.unsynced.swap(synced.is_err(), Ordering::Relaxed);
+        if let Err(error) = synced
+            && !before
+        {
+            tracing::error!(%error, "audit records that were written may not be on the disk");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{mem, os::unix::fs::PermissionsExt as _};
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::audit::{By, Kind};
+
+    fn record() -> Record {
+        Record::new(Kind::TokenIssued, &By::broker(), Timestamp::UNIX_EPOCH)
+    }
+
+    fn read(trail: &Trail) -> Vec<Record> {
+        trail.folder.read(usize::MAX).unwrap().records
+    }
+
+    #[tokio::test]
+    async fn a_record_is_in_the_file_when_it_is_accepted() {
+        let home = tempfile::tempdir().unwrap();
+        let trail = Trail::open(home.path()).unwrap();
+        let all = [record(), record()];
+        trail.accept(&all[0]).await.unwrap();
+        assert_eq!(read(&trail), all[..1]);
+        trail.note(&all[1]);
+        trail.close();
+        assert_eq!(read(&trail), all);
+        assert_eq!(trail.unshipped(), 2);
+        assert!(trail.accept(&record()).await.is_err(), "it is closed");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(trail.folder.path()), 0o700);
+        assert_eq!(mode(&trail.folder.file(1)), 0o600);
+        assert_eq!(Trail::open(home.path()).unwrap().unshipped(), 2, "after a restart, too");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_taken_away_is_made_again_or_refuses() {
+        let home = tempfile::tempdir().unwrap();
+        let trail = Trail::open(home.path()).unwrap();
+        let folder = trail.folder.path().to_owned();
+        trail.accept(&record()).await.unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let second = record();
+        trail.accept(&second).await.unwrap();
+        assert_eq!(read(&trail), [second]);
+
+        fs::rename(&folder, home.path().join("moved")).unwrap();
+        fs::write(&folder, b"").unwrap();
+        for _ in 0..2 {
+            assert!(trail.accept(&record()).await.is_err());
+            assert!(trail.is_failing());
+        }
+        fs::remove_file(&folder).unwrap();
+        let third = record();
+        trail.accept(&third).await.unwrap();
+        assert_eq!(read(&trail), [third]);
+        assert!(!trail.is_failing());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_hangs_is_waited_for_a_quarter_of_a_second() {
+        let home = tempfile::tempdir().unwrap();
+        let mut trail = Trail::open(home.path()).unwrap();
+        let (entries, queue) = mpsc::sync_channel(1);
+        let writing = mem::replace(&mut trail.entries, entries);
+        let begun = Clock::system().stopwatch();
+        assert!(trail.accept(&record()).await.is_err());
+        assert!((PATIENCE..PATIENCE * 20).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert!(trail.is_failing());
+        assert!(trail.accept(&record()).await.is_err(), "the queue is full, so nobody waits");
+        // Nobody acted on it: when the file goes on, it is not written.
+        writing.send(queue.recv().unwrap()).unwrap();
+        let later = record();
+        trail.entries = writing;
+        trail.note(&later);
+        trail.close();
+        assert_eq!(read(&trail), [later]);
+    }
+
+    #[test]
+    fn what_was_written_half_does_not_spoil_the_next_record() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::of(home.path());
+        folder.make().unwrap();
+        let mut writer = Writer::start(folder.clone(), Arc::default()).unwrap();
+        let (first, second) = (record(), record());
+        assert!(writer.write(&first.line()).is_ok());
+        let current = writer.current.as_mut().unwrap();
+        (&*current.file).write_all(b"{\"id\":\"0198").unwrap();
+        current.torn = true;
+        assert!(writer.write(&second.line()).is_ok());
+        writer.close();
+        let batch = folder.read(9).unwrap();
+        assert_eq!((batch.records, batch.unreadable), (vec![first, second], 1));
+    }
+
+    #[test]
+    fn a_full_file_is_left_and_its_number_never_comes_back() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::of(home.path());
+        let mut writer = Writer::start(folder.clone(), Arc::default()).unwrap();
+        assert!(writer.write(&record().line()).is_ok());
+        writer.current.as_mut().unwrap().size = MAX_FILE;
+        assert!(writer.write(&record().line()).is_ok());
+        assert_eq!(folder.numbers().unwrap(), [1, 2]);
+        folder.put_cursor(folder.read(9).unwrap().next).unwrap();
+        fs::remove_file(folder.file(2)).unwrap();
+        writer.close();
+        let mut again = Writer::start(folder.clone(), Arc::default()).unwrap();
+        assert!(again.write(&record().line()).is_ok());
+        assert_eq!(folder.numbers().unwrap(), [3]);
+        again.close();
+    }
+}

@@ -1,0 +1,194 @@
+//! What the broker puts on record, and the way of the records into the store.
+
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time::timeout};
+
+use super::{Broker, BrokerError};
+use crate::{
+    audit::{self, BATCH, By, Event, Kind, Record, ShipError},
+    clock::SinceBoot,
+    connection::Connection,
+    secret::Digest,
+    store::StoreError,
+};
+
+/// How many refusals of people we know nothing of are recorded in a minute; more are counted only.
+/// Anybody can cause them.
+const STRANGERS: u32 = 60;
+
+/// How long the end waits for the database to take the last records. The next start ships the rest.
+const LAST_SHIPPING: Duration = Duration::from_secs(5);
+
+/// Counts what anybody can cause, by the minute.
+#[derive(Debug)]
+pub(super) struct Flood(Mutex<Minute>);
+
+#[derive(Debug)]
+struct Minute {
+    began: SinceBoot,
+    count: u32,
+}
+
+impl Flood {
+    pub(super) fn new(now: SinceBoot) -> Self {
+        Self(Mutex::new(Minute { began: now, count: 0 }))
+    }
+
+    /// Whether one more is to be recorded; and, when a minute is over, how many of it were not.
+    fn admits(&self, now: SinceBoot) -> (bool, u32) {
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left_out = 0;
+        if now.since(minute.began) >= Duration::from_mins(1) {
+            left_out = minute.count.saturating_sub(STRANGERS);
+            *minute = Minute { began: now, count: 0 };
+        }
+        minute.count = minute.count.saturating_add(1);
+        (minute.count <= STRANGERS, left_out)
+    }
+}
+
+impl Broker {
+    /// A record of what happens now.
+    pub(super) fn record(&self, kind: Kind, by: &By) -> Record {
+        Record::new(kind, by, self.clock.now())
+    }
+
+    /// The record, about this connection.
+    pub(super) fn of(&self, record: Record, connection: &Connection) -> Record {
+        let record = record.about(connection.id, &connection.name);
+        match self.clients.get(&connection.client) {
+            Some(client) => record.at_provider(client.profile.name.as_str()),
+            None => record,
+        }
+    }
+
+    /// Hands in a record of what has happened: nothing waits for it.
+    pub(super) fn note(&self, record: &Record) {
+        self.trail.note(record);
+    }
+
+    /// Hands in a record about a connection, with a few words.
+    pub(super) fn note_of(&self, kind: Kind, by: &By, connection: &Connection, detail: &str) {
+        let record = self.of(self.record(kind, by), connection);
+        self.note(&if detail.is_empty() { record } else { record.with_detail(detail) });
+    }
+
+    /// Hands in the refusal of somebody of whom nothing is known but the socket.
+    pub(super) fn note_stranger(&self, by: &By, why: &str) {
+        let (admitted, left_out) = self.strangers.admits(self.clock.since_boot());
+        if left_out > 0 {
+            tracing::warn!(left_out, "more refusals in a minute than are recorded");
+        }
+        if admitted {
+            self.note(&self.record(Kind::ConsentRefused, by).with_detail(why));
+        }
+    }
+
+    /// Waits until the audit file has accepted a record.
+    pub(super) async fn accept(&self, record: &Record) -> Result<(), BrokerError> {
+        self.trail.accept(record).await.map_err(|_| BrokerError::Unaudited)
+    }
+
+    /// Whether audit records cannot be written, and how many are not in the store yet.
+    pub(super) fn audit_condition(&self) -> (bool, u64) {
+        (self.trail.is_failing(), self.trail.unshipped())
+    }
+
+    /// Records the start, and whether the clients and the addresses of their providers are those of
+    /// this replica's start before.
+    pub async fn note_start(&self) {
+        let mut text = String::new();
+        for client in self.clients.values() {
+            let profile = &client.profile;
+            let authorize = profile.authorize.as_ref().map_or("", |there| there.url.as_str());
+            let (token, resource) =
+                (profile.token.url.as_str(), profile.resource.base_url.as_str());
+            let (name, provider) = (&client.name, &profile.name);
+            writeln!(text, "{name} {provider} {authorize} {token} {resource}")
+                .expect("a text takes all that is written to it");
+        }
+        let fingerprint = Digest::of_bytes(text.as_bytes()).fingerprint();
+        let (trail, now) = (Arc::clone(&self.trail), fingerprint.clone());
+        let changed = spawn_blocking(move || trail.note_change("configuration", &now)).await;
+        let detail = match changed {
+            Ok(Ok(None)) => "first",
+            Ok(Ok(Some(true))) => "changed",
+            Ok(Ok(Some(false))) => "unchanged",
+            _ => "unknown",
+        };
+        let record = self.record(Kind::Configuration, &By::broker()).with_detail(detail);
+        self.note(&Record { fingerprint: Some(fingerprint), ..record });
+    }
+
+    /// Ships what lies in the audit files to the store. Returns how many records it were.
+    ///
+    /// # Errors
+    ///
+    /// When the files or the store fail: the rest stays in the files. That is logged when it begins.
+    pub async fn ship_events(&self) -> Result<usize, ShipError> {
+        let mut shipped = 0;
+        loop {
+            match audit::ship(&self.trail, &self.store).await {
+                Ok(count) => {
+                    shipped += count;
+                    if count < BATCH {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    if !self.held_up.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "audit records are kept here until they can be shipped");
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if self.held_up.swap(false, Ordering::Relaxed) {
+            tracing::info!(shipped, "audit records are shipped again");
+        }
+        Ok(shipped)
+    }
+
+    /// The events after a place, in their order, `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<Event>, BrokerError> {
+        Ok(self.store.events(after, limit).await?)
+    }
+
+    /// Forgets events that are older than they have to be kept.
+    pub(super) async fn purge_events(&self) -> Result<u64, StoreError> {
+        self.store.purge_events(self.keep_events).await
+    }
+
+    /// Brings the last records to the disk, and to the store if that takes them at once.
+    pub async fn close_trail(&self) {
+        let trail = Arc::clone(&self.trail);
+        let _ = spawn_blocking(move || trail.close()).await;
+        let _ = timeout(LAST_SHIPPING, self.ship_events()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn what_anybody_can_cause_is_recorded_sixty_times_a_minute() {
+        let clock = Clock::system();
+        let flood = Flood::new(clock.since_boot());
+        let admitted = (0..100).filter(|_| flood.admits(clock.since_boot()).0).count();
+        assert_eq!(admitted, 60);
+        clock.advance(Duration::from_mins(1));
+        assert_eq!(flood.admits(clock.since_boot()), (true, 40), "the rest was counted");
+        assert_eq!(flood.admits(clock.since_boot()), (true, 0));
+    }
+}
