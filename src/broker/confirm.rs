@@ -36,6 +36,7 @@ impl Broker {
                 ));
             }
         }
+        self.refuse_frozen_caller(caller)?;
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;

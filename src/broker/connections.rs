@@ -68,6 +68,8 @@ pub struct ConnectionView {
     pub failures: u32,
     /// The last failure since the last success.
     pub last_error: Option<LastError>,
+    /// Whether it, its client or its provider is frozen: nothing of it is served then.
+    pub frozen: bool,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -194,6 +196,7 @@ impl Broker {
             refresh_at: connection.refresh_at,
             failures: connection.failures,
             last_error: connection.last_error.clone(),
+            frozen: self.is_frozen(connection),
             created_at: connection.created_at,
         }
     }

@@ -192,6 +192,7 @@ impl Broker {
             .transpose()?;
         let link_secret = Digest::of(&self.open_link_secret(consent)?);
         let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
+        self.refuse_frozen_link(&link, &record.connection)?;
         let exchange = Exchange {
             code: SecretString::from(code.as_str()),
             verifier,

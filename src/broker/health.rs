@@ -36,6 +36,8 @@ pub struct Health {
     pub database: DatabaseHealth,
     /// The background refresher.
     pub refresher: RefresherHealth,
+    /// How many things are frozen: providers, clients, services, connections.
+    pub freezes: usize,
     /// Every client, by name.
     pub clients: BTreeMap<String, ClientHealth>,
 }
@@ -89,6 +91,7 @@ impl Broker {
             notes.push("the database does not answer; live tokens are served".to_owned());
         }
         notes.extend(self.clock_note());
+        let freezes = self.memory.freezes().count();
         let mut clients: BTreeMap<String, ClientHealth> = self
             .clients
             .values()
@@ -135,6 +138,7 @@ impl Broker {
                 "connections fail because the provider refuses our registration or settings",
             ),
             (if lag > LATE { overdue } else { 0 }, "refreshes are overdue"),
+            (freezes, "freezes stand; nothing that they name is served"),
         ] {
             if count > 0 {
                 notes.push(format!("{count} {concern}"));
@@ -151,6 +155,7 @@ impl Broker {
             notes,
             database: DatabaseHealth { engine: self.store.engine(), reachable },
             refresher: RefresherHealth { lag_seconds: lag.as_secs(), overdue },
+            freezes,
             clients,
         }
     }

@@ -73,13 +73,17 @@ impl Broker {
     ) -> Result<MadeLink, BrokerError> {
         let name = &request.connection;
         may_ask(caller, &request)?;
+        self.refuse_frozen_caller(caller)?;
         let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
         let existing = self.store.record(name.as_str()).await?;
         let expected =
             existing.as_ref().and_then(|record| record.connection.expected_account.as_deref());
         may_expect(caller, &request, expected)?;
         let record = match existing {
-            Some(record) => record,
+            Some(record) => {
+                self.refuse_frozen(name, &record.connection.client)?;
+                record
+            }
             None => self.create_for_link(&request).await?,
         };
         let connection = &record.connection;
@@ -146,6 +150,7 @@ impl Broker {
                 request.connection
             ))
         })?;
+        self.refuse_frozen(&request.connection, &client)?;
         self.create_connection(NewConnection {
             name: request.connection.clone(),
             client,
@@ -190,6 +195,9 @@ impl Broker {
             return Err(gone(Gone::Ended));
         }
         let record = self.store.record_by_id(link.connection).await?.ok_or(gone(Gone::Ended))?;
+        if link.spent_at.is_none() {
+            self.refuse_frozen_link(&link, &record.connection)?;
+        }
         let client = self.client(&record.connection.client)?;
         Ok(LinkPage {
             provider: client.profile.title.clone(),

@@ -20,6 +20,7 @@ use crate::{
     caller::{Service, StoredKey},
     clock::{Moment, SinceBoot},
     connection::{self, Account, Connection, ConnectionId, HeldGrant},
+    freeze::Freezes,
     slug::Slug,
 };
 
@@ -147,6 +148,7 @@ pub(crate) struct Memory {
     /// Tokens that this process received and has not read from the store yet.
     received: DashMap<ConnectionId, (Token, End)>,
     keys: RwLock<Arc<Keys>>,
+    freezes: RwLock<Arc<Freezes>>,
     /// When the store last confirmed all of this, in milliseconds since the machine started.
     synced_at: AtomicI64,
 }
@@ -223,6 +225,15 @@ impl Memory {
 
     pub(crate) fn put_keys(&self, keys: Keys) {
         *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(keys);
+    }
+
+    pub(crate) fn freezes(&self) -> Arc<Freezes> {
+        Arc::clone(&self.freezes.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub(crate) fn put_freezes(&self, freezes: Freezes) {
+        let freezes = Arc::new(freezes);
+        *self.freezes.write().unwrap_or_else(std::sync::PoisonError::into_inner) = freezes;
     }
 
     pub(crate) fn mark_synced(&self, now: SinceBoot) {

@@ -12,6 +12,7 @@ mod consent;
 mod error;
 mod exchange;
 mod flight;
+mod freezes;
 mod gate;
 mod health;
 mod keep;
@@ -116,6 +117,7 @@ pub struct Broker {
     return_to: BTreeMap<Slug, Url>,
     memory: Memory,
     loading_keys: tokio::sync::Mutex<()>,
+    loading_freezes: tokio::sync::Mutex<()>,
     /// By provider.
     gates: BTreeMap<Slug, Gate>,
     failpoints: Failpoints,
@@ -171,6 +173,7 @@ impl Broker {
             return_to,
             memory: Memory::default(),
             loading_keys: tokio::sync::Mutex::default(),
+            loading_freezes: tokio::sync::Mutex::default(),
             gates,
             failpoints,
             closing: CancellationToken::new(),
@@ -191,6 +194,8 @@ impl Broker {
     ///
     /// When the store cannot be read; memory keeps what it has.
     pub async fn sync(&self) -> Result<(), StoreError> {
+        // First, so that nothing else that fails keeps a freeze from being seen.
+        self.load_freezes().await?;
         self.check_database().await?;
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -22,6 +22,7 @@ mod engine;
 mod error;
 mod escrow;
 mod exchanges;
+mod freezes;
 mod grants;
 mod hints;
 mod identity;

@@ -27,6 +27,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0004_hints.sql"),
         include_str!("../../migrations/sqlite/0004_hints.sql"),
     ),
+    (
+        "break glass",
+        include_str!("../../migrations/postgres/0007_break_glass.sql"),
+        include_str!("../../migrations/sqlite/0007_break_glass.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

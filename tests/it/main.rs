@@ -10,6 +10,7 @@ mod consents;
 mod crashes;
 mod demo;
 mod fifth_provider;
+mod freezes;
 mod journeys;
 mod limits;
 mod lost_answers;
