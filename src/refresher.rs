@@ -1,5 +1,5 @@
 //! The background: starts what is due, through the same refresh as a reader; keeps memory in step
-//! with the store; forgets what has ended. Each at its own pace, so that none waits for another.
+//! with the store; revokes what was deleted; forgets what has ended. Each at its own pace, so that none waits for another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +24,9 @@ const PURGE_TICK: Duration = Duration::from_mins(1);
 /// provider with many is no hindrance to the others.
 const MAX_DUE: u32 = 1_000;
 
+/// How many revocations a look may start at each provider.
+const MAX_REVOCATIONS: u32 = 20;
+
 /// Runs until `shutdown`.
 pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
     tokio::select! {
@@ -31,6 +34,7 @@ pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
         () = refresh(&broker) => {}
         () = keep_in_step(&broker, TICK) => {}
         () = purge(&broker) => {}
+        () = revoke(&broker) => {}
     }
 }
 
@@ -62,6 +66,16 @@ async fn sync(broker: &Broker, tick: Duration, hint: &Notify) {
             tracing::warn!(%error, "memory is not brought up to date");
         }
         sleep(BURST).await;
+    }
+}
+
+async fn revoke(broker: &Arc<Broker>) {
+    let mut ticks = every(TICK);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = broker.start_revocations(MAX_REVOCATIONS).await {
+            tracing::warn!(%error, "what is to be revoked could not be read");
+        }
     }
 }
 

@@ -45,6 +45,7 @@ impl Broker {
                 "connection `{name}` has nothing to confirm"
             )));
         };
+        self.refuse_deleted(&record.connection)?;
         refuse_in_quarantine(&record.connection)?;
         let id = record.connection.id;
         if pending.account.is_none() && record.connection.account.is_some() {

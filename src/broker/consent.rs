@@ -179,6 +179,7 @@ impl Broker {
         }
         let record =
             self.store.record_by_id(consent.connection).await?.ok_or(BrokerError::Revoked)?;
+        self.refuse_deleted(&record.connection)?;
         let mut vars = record.connection.vars.clone();
         let captured = client
             .profile

@@ -105,6 +105,7 @@ impl Broker {
         let mut strays = 0;
         let mut without_token = 0;
         let mut misconfigured = 0;
+        let mut unrevoked = 0;
         let mut states: BTreeMap<State, usize> = BTreeMap::new();
         for live in self.memory.connections() {
             let connection = &live.connection;
@@ -126,6 +127,8 @@ impl Broker {
             strays += usize::from(!self.clients.contains_key(&connection.client));
             without_token += usize::from(lacks_token(&live, at));
             misconfigured += usize::from(is_misconfigured(&live));
+            let revoking = connection.state == State::Revoking;
+            unrevoked += usize::from(revoking && connection.failures > 0);
         }
         notes.extend(states.into_iter().filter_map(|(state, count)| {
             concern(state).map(|concern| format!("{count} × {state}: {concern}"))
@@ -138,6 +141,7 @@ impl Broker {
                 "connections fail because the provider refuses our registration or settings",
             ),
             (if lag > LATE { overdue } else { 0 }, "refreshes are overdue"),
+            (unrevoked, "deleted connections could not be revoked yet; it is tried again"),
             (freezes, "freezes stand; nothing that they name is served"),
         ] {
             if count > 0 {
@@ -233,11 +237,10 @@ fn is_misconfigured(live: &Live) -> bool {
 /// for the page is open to all and a name may be an account's.
 fn concern(state: State) -> Option<&'static str> {
     match state {
-        State::Active
-        | State::BackingOff
-        | State::PendingConsent
-        | State::Revoked
-        | State::Revoking => None,
+        State::Active | State::BackingOff | State::PendingConsent | State::Revoking => None,
+        State::Revoked => {
+            Some("a person has to remove the application at the provider; see their `task`")
+        }
         State::BlockedConfig => Some("the provider refuses our registration or settings"),
         State::IntegrityError => Some("the stored tokens do not open"),
         State::NeedsConsent => Some("a person must consent again"),

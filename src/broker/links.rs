@@ -82,6 +82,7 @@ impl Broker {
         let record = match existing {
             Some(record) => {
                 self.refuse_frozen(name, &record.connection.client)?;
+                self.refuse_deleted(&record.connection)?;
                 record
             }
             None => self.create_for_link(&request).await?,
@@ -195,6 +196,9 @@ impl Broker {
             return Err(gone(Gone::Ended));
         }
         let record = self.store.record_by_id(link.connection).await?.ok_or(gone(Gone::Ended))?;
+        if record.connection.state.is_deleted() {
+            return Err(gone(Gone::Ended));
+        }
         if link.spent_at.is_none() {
             self.refuse_frozen_link(&link, &record.connection)?;
         }

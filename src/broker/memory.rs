@@ -172,7 +172,8 @@ impl Memory {
         all
     }
 
-    /// Takes a connection as the store has it. One that was read before the one we have is ignored:
+    /// Takes a connection as the store has it. A deletion is final, whatever was read later or is
+    /// newer otherwise. Any other record that was read before the one we have is ignored:
     /// its generation is lower, or it is the same and the row has changed since.
     ///
     /// When its token ends stands as it was first found: reading it again makes no token live
@@ -184,7 +185,11 @@ impl Memory {
             Entry::Occupied(held) if held.get().connection.id == id => Some(held.get()),
             _ => None,
         };
-        let version = |live: &Live| (live.generation, live.changed_at);
+        let version = |live: &Live| {
+            let deleted = live.connection.state.is_deleted();
+            let generation = if deleted { 0 } else { live.generation };
+            (deleted, generation, live.changed_at)
+        };
         if held.is_some_and(|held| version(held) > version(&live)) {
             return;
         }
@@ -203,10 +208,12 @@ impl Memory {
         self.received.insert(id, (token, end));
     }
 
-    /// Whether this very connection is held, and not another one of its name, or none.
+    /// Whether this very connection is held, and not another one of its name, a deleted one or none.
     pub(crate) fn holds(&self, connection: &Connection) -> bool {
         let held = self.connections.get(&connection.name);
-        held.is_some_and(|held| held.connection.id == connection.id)
+        held.is_some_and(|held| {
+            held.connection.id == connection.id && !held.connection.state.is_deleted()
+        })
     }
 
     pub(crate) fn forget(&self, name: &str, id: ConnectionId) {

@@ -22,6 +22,7 @@ mod memory;
 mod places;
 mod quarantine;
 mod refresh;
+mod revoke;
 mod settle;
 mod token;
 
@@ -41,7 +42,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 pub use self::{
-    connections::{ConnectionView, Deleted, NewConnection},
+    connections::{ConnectionView, NewConnection},
     consent::Callback,
     error::{BrokerError, Gone},
     flight::Why,
@@ -50,6 +51,7 @@ pub use self::{
     links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
     quarantine::LastSeen,
+    revoke::{Deleted, Revocation},
     token::{IssuedToken, TokenRequest},
 };
 use self::{
@@ -127,6 +129,8 @@ pub struct Broker {
     exchange_tries: DashMap<uuid::Uuid, u32>,
     /// The refreshes that run, each with what brings it forward in its queue.
     flights: DashMap<ConnectionId, (Flight, Arc<Notify>)>,
+    /// The deleted connections whose revocation is under way here.
+    revoking: DashMap<ConnectionId, ()>,
     /// When a reader's report last forced a refresh.
     forced_at: DashMap<ConnectionId, SinceBoot>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.
@@ -179,6 +183,7 @@ impl Broker {
             closing: CancellationToken::new(),
             exchange_tries: DashMap::new(),
             flights: DashMap::new(),
+            revoking: DashMap::new(),
             forced_at: DashMap::new(),
             changes_mark: AtomicI64::new(0),
             clocks_apart: AtomicI64::new(0),
@@ -253,14 +258,18 @@ impl Broker {
     /// Takes a record as the store has it into memory, with its access token open. One that does
     /// not open is marked and never served.
     async fn adopt(&self, mut record: Record) {
-        let grant = match record.grant.as_ref().map(|grant| self.open(&record, grant)) {
-            None => None,
-            Some(Ok(grant)) => Some(grant),
-            Some(Err(error)) => {
-                self.mark_integrity_error(&mut record, &error).await;
-                None
-            }
-        };
+        // What was deleted is not even opened.
+        let deleted = record.connection.state.is_deleted();
+        let grant =
+            match record.grant.as_ref().filter(|_| !deleted).map(|grant| self.open(&record, grant))
+            {
+                None => None,
+                Some(Ok(grant)) => Some(grant),
+                Some(Err(error)) => {
+                    self.mark_integrity_error(&mut record, &error).await;
+                    None
+                }
+            };
         let generation = record.generation();
         self.memory.put(Live {
             generation,

@@ -24,6 +24,8 @@ pub(super) struct Core {
     ahead: Clock,
     ledger: Mutex<Ledger>,
     faults: Mutex<VecDeque<Fault>>,
+    /// Those of the revocation endpoint.
+    revocation_faults: Mutex<VecDeque<Fault>>,
 }
 
 impl Core {
@@ -34,6 +36,7 @@ impl Core {
             ahead: Clock::system(),
             ledger: Mutex::new(Ledger::new(rotation)),
             faults: Mutex::default(),
+            revocation_faults: Mutex::default(),
         }
     }
 
@@ -69,6 +72,16 @@ impl Core {
 
     pub(super) fn next_fault(&self) -> Option<Fault> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Orders a fault for each of the next `times` revocation requests.
+    pub(super) fn order_revocation(&self, fault: &Fault, times: usize) {
+        let mut faults = self.revocation_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.extend(std::iter::repeat_n(fault, times).cloned());
+    }
+
+    pub(super) fn next_revocation_fault(&self) -> Option<Fault> {
+        self.revocation_faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     pub(super) fn arrived(&self, endpoint: Endpoint) {

@@ -30,6 +30,7 @@ mod meta;
 mod pending;
 mod postgres;
 mod purge;
+mod revocations;
 mod row;
 mod schedule;
 mod schema;
@@ -50,6 +51,7 @@ pub use error::StoreError;
 pub use escrow::Escrowed;
 pub use grants::{Commit, Failure};
 pub use purge::Purged;
+pub use revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking};
 pub use schedule::Due;
 pub use schema::SchemaStatus;
 

@@ -8,6 +8,7 @@ mod clock;
 mod command_line;
 mod consents;
 mod crashes;
+mod deletion;
 mod demo;
 mod fifth_provider;
 mod freezes;
