@@ -1,7 +1,7 @@
 //! The end of a connection: served no more, revoked at the provider where that can be done, left to a
 //! person where it cannot, and never forgotten before.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use token_broker::{
     connection::Record,
     simulator::{End, Endpoint, Fault, Kind, Known, Simulated},
 };
+use tokio::task::JoinSet;
 
 use crate::{
     fifth_provider,
@@ -136,6 +137,8 @@ async fn is_a_persons_task(broker: &TestBroker, name: &str) {
 async fn a_deleted_connection_is_revoked_and_then_forgotten(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     broker.operator(Method::POST, &format!("{ACME}/refresh"), None).await;
+    // The refresh token before this one has a grace, in the simulator.
+    broker.advance(Duration::from_secs(121)).await;
     let was = sealed(&broker, "acme-one").await;
     assert_eq!(deleted(&broker, ACME).await, done("revoking"));
     assert_eq!(broker.token("acme-one").await.json()["code"], "revoked");
@@ -199,9 +202,7 @@ async fn a_revocation_is_never_given_up(database: TestDatabase) {
         assert_eq!((revoke_due(&broker).await, revocations(&broker)), (1, round));
         assert_eq!(broker.view("acme-one").await["state"], "revoking");
         assert_eq!(revoke_due(&broker).await, 0, "it waits a little");
-        // Longer than what is unconfirmed is kept for otherwise, all in all.
         broker.advance(Duration::from_hours(12)).await;
-        broker.broker().purge().await.unwrap();
     }
     assert_eq!(revoke_due(&broker).await, 1);
     is_gone(&broker, "acme-one").await;
@@ -259,7 +260,7 @@ async fn everything_that_is_held_is_revoked(database: TestDatabase) {
     person.get(&provider).await;
     let form = [("decision", "allow"), ("account", "simulated-user-2")];
     let decided = person.send(Method::POST, &provider, &[], Some(&form)).await;
-    person.get(&decided.header("location").to_owned()).await;
+    person.get(decided.header("location")).await;
     assert_eq!(broker.view("acme-one").await["pending_account"]["id"], "simulated-user-2");
     assert_eq!(live_refresh_tokens(&broker), 2);
     let was = sealed(&broker, "acme-one").await;
@@ -272,7 +273,9 @@ async fn everything_that_is_held_is_revoked(database: TestDatabase) {
     assert_eq!((revoke_due(&broker).await, revocations(&broker)), (1, 2));
     assert_eq!(broker.view("acme-one").await["state"], "revoking");
     assert_eq!(sealed(&broker, "acme-one").await.len(), 2);
-    broker.advance(Duration::from_mins(6)).await;
+    // Longer than a grant waits to be confirmed: this one waits to be revoked.
+    broker.advance(Duration::from_hours(2)).await;
+    broker.broker().purge().await.unwrap();
     assert_eq!((revoke_due(&broker).await, revocations(&broker)), (1, 3));
     assert_eq!(live_refresh_tokens(&broker), 1, "the one that was refused");
     is_a_persons_task(&broker, "acme-one").await;
@@ -335,15 +338,15 @@ async fn a_revocation_that_a_crash_cut_off_is_finished_at_the_next_start(databas
     assert_eq!(broker.token("acme-one").await.json()["code"], "revoked");
     let hangs = Fault::Hold { processed: false };
     broker.simulator(Simulated::Divar).fault_revocation(&hangs, 1);
-    let dying = tokio::spawn({
-        let broker = std::sync::Arc::clone(broker.broker());
+    let mut dying = JoinSet::new();
+    dying.spawn({
+        let broker = Arc::clone(broker.broker());
         async move { broker.revoke_due(100).await }
     });
     while revocations(&broker) == 0 {
         tokio::task::yield_now().await;
     }
-    dying.abort();
-    let _ = dying.await;
+    dying.shutdown().await;
     assert_eq!(revoke_due(&broker).await, 0, "its claim stands");
     broker.restart(|_| {}).await;
     assert_eq!((revoke_due(&broker).await, revocations(&broker)), (1, 2));

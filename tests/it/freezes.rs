@@ -224,7 +224,7 @@ async fn nobody_consents_by_a_link_of_what_is_frozen(database: TestDatabase) {
     let callback = person.decide(&provider, "allow").await;
     freeze(&broker, "client", "amocrm").await;
     let back = person.get(&callback).await;
-    let page = person.get(&back.header("location").to_owned()).await;
+    let page = person.get(back.header("location")).await;
     assert!(page.text.contains("on hold"), "{page:?}");
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Code), (0, 0));
     assert_eq!(broker.view("amocrm-shop").await["state"], "pending_consent");
