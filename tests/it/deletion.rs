@@ -6,7 +6,7 @@ use std::{fs, sync::Arc, time::Duration};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use token_broker::{
-    connection::Record,
+    connection::{ConnectionId, Record},
     simulator::{End, Endpoint, Fault, Kind, Known, Simulated},
 };
 use tokio::task::JoinSet;
@@ -114,6 +114,25 @@ async fn is_shredded(broker: &TestBroker, was: &[String]) {
     }
 }
 
+/// Puts a file beside the database as a crash or a lost key leaves it; another connection's stays.
+async fn leave_behind(broker: &TestBroker, name: &str) {
+    let id = record(broker, name).await.connection.id;
+    fs::create_dir_all(broker.state("unopened")).unwrap();
+    for (file, id, access) in [
+        ("spool/left", id, "v1.k.left"),
+        ("unopened/left", id, "v1.k.left"),
+        ("unopened/other", ConnectionId::new(), "other"),
+    ] {
+        let entry = json!({
+            "connection": id.to_string(), "account": null, "generation": 1, "access": access,
+            "refresh": null, "scopes": [], "received_at": "2026-01-01T00:00:00Z",
+            "expires_at": "2026-01-01T00:00:00Z", "refresh_at": null, "parent": null,
+            "asked_at": null,
+        });
+        fs::write(broker.state(file), entry.to_string()).unwrap();
+    }
+}
+
 async fn is_gone(broker: &TestBroker, name: &str) {
     assert_eq!(broker.token(name).await.json()["code"], "revoked");
     let path = format!("/v1/connections/{name}");
@@ -140,6 +159,7 @@ async fn a_deleted_connection_is_revoked_and_then_forgotten(database: TestDataba
     // The refresh token before this one has a grace, in the simulator.
     broker.advance(Duration::from_secs(121)).await;
     let was = sealed(&broker, "acme-one").await;
+    leave_behind(&broker, "acme-one").await;
     assert_eq!(deleted(&broker, ACME).await, done("revoking"));
     assert_eq!(broker.token("acme-one").await.json()["code"], "revoked");
     assert_eq!(broker.view("acme-one").await["state"], "revoking");
@@ -155,6 +175,7 @@ async fn a_deleted_connection_is_revoked_and_then_forgotten(database: TestDataba
     assert!(tokens(&broker, Kind::Access).iter().all(|token| !token.alive));
     is_gone(&broker, "acme-one").await;
     is_shredded(&broker, &was).await;
+    assert!(broker.state("unopened/other").exists());
     assert_eq!(revoke_due(&broker).await, 0);
     assert_eq!(delete(&broker, ACME).await.status, StatusCode::NOT_FOUND);
     connect(&broker, "acme-one").await;
@@ -230,6 +251,7 @@ async fn without_an_endpoint_it_is_left_to_a_person_at_once(database: TestDataba
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
     let was = sealed(&broker, "divar-shop").await;
+    leave_behind(&broker, "divar-shop").await;
     let path = "/v1/connections/divar-shop";
     assert_eq!(deleted(&broker, path).await, done("manual"));
     is_a_persons_task(&broker, "divar-shop").await;
