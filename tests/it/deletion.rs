@@ -451,7 +451,7 @@ async fn another_replica_stops_serving_at_its_next_look() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_that_waits_on_the_disk_revives_nothing() {
     let (broker, _folder) = connected(TestDatabase::postgres().await).await;
-    broker.simulator(Simulated::Divar).fault(&Fault::Slow { milliseconds: 300 }, 1);
+    broker.simulator(Simulated::Divar).fault(&Fault::Slow { milliseconds: 1_500 }, 1);
     let path = format!("{ACME}/refresh");
     let refresh = broker.operator(Method::POST, &path, None);
     let story = async {
@@ -460,12 +460,14 @@ async fn a_grant_that_waits_on_the_disk_revives_nothing() {
         }
         deleted(&broker, ACME).await;
         let rogue = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
-        // Longer than a grant is kept from readers when it is safe on the disk.
+        // The answer comes, and the grant lies on the disk for longer than it is kept from readers.
         let started = broker.clock.stopwatch();
-        while started.elapsed() < Duration::from_secs(4) {
+        while started.elapsed() < Duration::from_secs(5) {
             let token = broker.token("acme-one").await;
             assert_eq!(token.json()["code"], "revoked", "{token:?}");
         }
+        assert_eq!(record(&broker, "acme-one").await.generation(), 1, "it is not committed yet");
+        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 1);
         drop(rogue);
     };
     tokio::join!(refresh, story);
