@@ -124,7 +124,7 @@ words! {
         PendingConsent = "pending_consent",
         /// The database looks restored or copied: served while it lives, not refreshed.
         Quarantined = "quarantined",
-        /// Deleted; the provider accepted the revocation, or has none.
+        /// Deleted, with its tokens; a person has to remove the application at the provider.
         Revoked = "revoked",
         /// Being deleted; the provider has not yet accepted the revocation.
         Revoking = "revoking",
@@ -153,6 +153,12 @@ impl State {
             | Self::Revoked
             | Self::Revoking => false,
         }
+    }
+
+    /// Whether the connection was deleted: for its readers it is gone, and it never comes back.
+    #[must_use]
+    pub fn is_deleted(self) -> bool {
+        matches!(self, Self::Revoked | Self::Revoking)
     }
 
     /// Whether a refresh may be tried in this state.

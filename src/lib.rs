@@ -19,6 +19,7 @@
 //! | [`refresher`] | the background loop that claims what is due |
 //! | [`connection`], [`consent`], [`caller`] | the rules, pure: `now` is an argument |
 //! | [`guard`] | whether the database is the one last seen, and no older; pure |
+//! | [`freeze`] | what operators have stopped serving, and what that covers; pure |
 //! | [`client`] | our registration at a provider |
 //! | [`provider`] | profiles as data, requests and answers as pure functions, the way out |
 //! | [`throttle`], [`refusals`], [`rotation`] | pure rules of the refresh: when a provider is left alone, what its refusals are worth, which of two grants stays |
@@ -77,6 +78,7 @@ pub mod connection;
 pub mod consent;
 mod core_dump;
 pub mod failpoint;
+pub mod freeze;
 pub mod guard;
 pub mod http;
 pub mod provider;

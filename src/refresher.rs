@@ -1,5 +1,6 @@
 //! The background: starts what is due, through the same refresh as a reader; keeps memory in step
-//! with the store; forgets what has ended; ships audit records. Each at its own pace, so that none waits for another.
+//! with the store; revokes what was deleted; forgets what has ended; ships audit records. Each at its
+//! own pace, so that none waits for another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +28,9 @@ const SHIP_TICK: Duration = Duration::from_secs(1);
 /// provider with many is no hindrance to the others.
 const MAX_DUE: u32 = 1_000;
 
+/// How many revocations a look may start at each provider.
+const MAX_REVOCATIONS: u32 = 20;
+
 /// Runs until `shutdown`.
 pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
     tokio::select! {
@@ -35,6 +39,7 @@ pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
         () = keep_in_step(&broker, TICK) => {}
         () = purge(&broker) => {}
         () = ship(&broker) => {}
+        () = revoke(&broker) => {}
     }
 }
 
@@ -66,6 +71,16 @@ async fn sync(broker: &Broker, tick: Duration, hint: &Notify) {
             tracing::warn!(%error, "memory is not brought up to date");
         }
         sleep(BURST).await;
+    }
+}
+
+async fn revoke(broker: &Arc<Broker>) {
+    let mut ticks = every(TICK);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = broker.start_revocations(MAX_REVOCATIONS).await {
+            tracing::warn!(%error, "what is to be revoked could not be read");
+        }
     }
 }
 

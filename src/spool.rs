@@ -28,6 +28,9 @@ use crate::{
 /// size that is taken, sealed, and what is written about them.
 const ROOM: usize = 64 * 1024;
 
+/// The name of the folder beside it for grants that do not open.
+const UNOPENED: &str = "unopened";
+
 /// The folder of grants that are on their way into the database.
 #[derive(Clone, Debug)]
 pub struct Spool {
@@ -150,6 +153,34 @@ impl Spool {
         }
         Ok(())
     }
+
+    /// Removes every grant of a connection, also those that are stored or were put aside.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be read or a file not removed.
+    pub fn shred(&self, connection: ConnectionId) -> io::Result<()> {
+        shred(&self.folder, connection)?;
+        shred(&self.stored, connection)?;
+        self.folder.parent().map_or(Ok(()), |state| shred(&state.join(UNOPENED), connection))
+    }
+}
+
+/// Removes the files of a folder that hold a grant of this connection.
+fn shred(folder: &Path, connection: ConnectionId) -> io::Result<()> {
+    let files = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    for file in files {
+        let path = file?.path();
+        // One that is gone by now was not ours to remove.
+        let Ok(bytes) = fs::read(&path) else { continue };
+        if read(&bytes).is_some_and(|entry| entry.connection == connection) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Room for one grant. Dropping it unused gives the room back.
@@ -222,7 +253,7 @@ impl Kept {
     pub fn set_aside(self) {
         let aside = || {
             let (folder, name) =
-                (self.path.parent()?.parent()?.join("unopened"), self.path.file_name()?);
+                (self.path.parent()?.parent()?.join(UNOPENED), self.path.file_name()?);
             Some((DirBuilder::new().recursive(true).mode(0o700).create(&folder), folder.join(name)))
         };
         let moved = aside().map(|(made, to)| made.and_then(|()| fs::rename(&self.path, to)));
@@ -246,7 +277,10 @@ impl Kept {
 
     /// Removes the grant: it is of no use to anybody.
     pub fn remove(self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+        // It may be gone with its connection.
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
         }
     }

@@ -39,7 +39,7 @@ words! {
         /// The broker started; `fingerprint` is of its clients and their providers' addresses, and
         /// `detail` says whether they are as at the start before.
         Configuration = "configuration",
-        /// A connection was deleted.
+        /// A connection was deleted; `detail` says what becomes of its tokens.
         ConnectionDeleted = "connection_deleted",
         /// A connection was made.
         ConnectionMade = "connection_made",
@@ -57,6 +57,8 @@ words! {
         ConsentFinished = "consent_finished",
         /// A link or a callback was refused; `detail` says why.
         ConsentRefused = "consent_refused",
+        /// Something is served no more; `detail` says what.
+        Frozen = "frozen",
         /// A grant that a crash had left on the disk was stored.
         GrantRecovered = "grant_recovered",
         /// A stored token does not open.
@@ -83,6 +85,10 @@ words! {
         ServiceMade = "service_made",
         /// A token was handed out.
         TokenIssued = "token_issued",
+        /// What was deleted is revoked at the provider, or left to a person, as `detail` says.
+        TokensRevoked = "tokens_revoked",
+        /// Something is served again; `detail` says what.
+        Unfrozen = "unfrozen",
         /// Refusals of one provider were taken back, because there were too many of them.
         VerdictsTakenBack = "verdicts_taken_back",
     }

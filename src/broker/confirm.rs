@@ -39,6 +39,7 @@ impl Broker {
             }
         }
         let by = By::new(caller.label(), peer);
+        self.refuse_frozen_caller(caller)?;
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -47,6 +48,7 @@ impl Broker {
                 "connection `{name}` has nothing to confirm"
             )));
         };
+        self.refuse_deleted(&record.connection)?;
         refuse_in_quarantine(&record.connection)?;
         let id = record.connection.id;
         if pending.account.is_none() && record.connection.account.is_some() {

@@ -70,21 +70,13 @@ pub struct ConnectionView {
     pub failures: u32,
     /// The last failure since the last success.
     pub last_error: Option<LastError>,
+    /// What a person has to do, where the broker can do no more.
+    pub task: Option<String>,
+    /// Whether it, its client or its provider is frozen: nothing of it is served then.
+    pub frozen: bool,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-}
-
-/// What became of a connection that was deleted.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Deleted {
-    /// The connection that is gone.
-    #[schema(value_type = String)]
-    pub connection: Slug,
-    /// `manual` while the provider offers no revocation.
-    pub revocation: &'static str,
-    /// What remains for a person to do.
-    pub detail: String,
 }
 
 impl Broker {
@@ -125,6 +117,9 @@ impl Broker {
             failures: 0,
             last_error: None,
         };
+        if let Some(taken) = self.store.record(new.name.as_str()).await? {
+            self.refuse_deleted(&taken.connection)?;
+        }
         self.store.create(&connection).await?;
         self.reload(connection.id).await?;
         tracing::info!(connection = %new.name, "connection made");
@@ -198,6 +193,8 @@ impl Broker {
             refresh_at: connection.refresh_at,
             failures: connection.failures,
             last_error: connection.last_error.clone(),
+            task: self.persons_task(connection),
+            frozen: self.is_frozen(connection),
             created_at: connection.created_at,
         }
     }
@@ -230,32 +227,6 @@ impl Broker {
         self.note_of(Kind::RefreshAsked, by, connection, "");
         self.refresh(connection, live.generation, Why::Operator).await?;
         self.view(&connection.name).await
-    }
-
-    /// Forgets a connection with all that belongs to it.
-    ///
-    /// # Errors
-    ///
-    /// When it does not exist or the store fails.
-    pub async fn delete_connection(&self, by: &By, name: &str) -> Result<Deleted, BrokerError> {
-        let live = self.live(name).await?;
-        let connection = &live.connection;
-        self.store.delete(connection.id).await?;
-        self.memory.forget(name, connection.id);
-        tracing::info!(connection = %name, "connection deleted");
-        self.note_of(Kind::ConnectionDeleted, by, connection, "");
-        let provider = self
-            .clients
-            .get(&connection.client)
-            .map_or("the provider", |client| client.profile.title.as_str());
-        Ok(Deleted {
-            connection: connection.name.clone(),
-            revocation: "manual",
-            detail: format!(
-                "{provider} offers no revocation; its tokens end by themselves, or when the \
-                 account's owner removes the application there"
-            ),
-        })
     }
 
     /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, old events, and the

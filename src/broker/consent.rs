@@ -274,6 +274,7 @@ impl Broker {
         }
         let record =
             self.store.record_by_id(consent.connection).await?.ok_or(BrokerError::Revoked)?;
+        self.refuse_deleted(&record.connection)?;
         let mut vars = record.connection.vars.clone();
         let captured = client
             .profile
@@ -287,6 +288,7 @@ impl Broker {
             .transpose()?;
         let link_secret = Digest::of(&self.open_link_secret(consent)?);
         let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
+        self.refuse_frozen_link(&link, &record.connection)?;
         let exchange = Exchange {
             code: SecretString::from(code.as_str()),
             verifier,

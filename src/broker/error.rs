@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{seal::OpenError, store::StoreError};
+use crate::{freeze::FreezeKind, seal::OpenError, store::StoreError};
 
 /// Why a use case did not succeed. Knows nothing of HTTP; carries no secret and no provider text.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -10,6 +10,9 @@ pub enum BrokerError {
     /// The asker may know the thing but not do this with it.
     #[error("{0}")]
     Forbidden(String),
+    /// An operator has frozen it. Why is not for callers to know.
+    #[error("an operator has frozen this {0}; nothing is served until it is unfrozen")]
+    Frozen(FreezeKind),
     /// The input is wrong: the sentence says what and what to do.
     #[error("{0}")]
     Invalid(String),

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    connection::{Account, Connection, ConnectionId, PendingGrant, Record, Vars},
+    connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
     consent::{Outcome, missing_scopes},
     provider::{Grant, Held, ProviderError, Verdict, request},
     seal::Place,
@@ -93,7 +93,9 @@ impl Broker {
             Verified::Unknown => {
                 let pending =
                     self.seal_pending(client, connection.id, received, account, exchange.vars);
-                until_stored(|| self.store.put_pending(connection.id, &pending)).await;
+                if !until_stored(|| self.store.put_pending(connection.id, &pending)).await {
+                    return Err(BrokerError::Revoked);
+                }
                 self.reload(connection.id).await?;
                 Ok(Outcome::PendingConfirm)
             }
@@ -149,6 +151,9 @@ impl Broker {
             }
             let newest = until_stored(|| self.store.record_by_id(id)).await;
             record = newest.ok_or(BrokerError::Revoked)?;
+            if record.connection.state == State::Revoked {
+                return Err(BrokerError::Revoked);
+            }
             let ours = record.grant.as_ref().is_some_and(|held| held.access == next.access);
             let spent = match commit.refresh_hash {
                 Some(hash) => until_stored(|| self.store.is_buried(&hash)).await,
@@ -231,7 +236,7 @@ mod tests {
             client: "c".parse().unwrap(),
             grant_type: GrantType::AuthorizationCode,
             scopes: Vec::new(),
-            state: crate::connection::State::Active,
+            state: State::Active,
             reason: None,
             account: pinned.map(account),
             expected_account: None,

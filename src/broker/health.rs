@@ -42,6 +42,8 @@ pub struct Health {
     pub refresher: RefresherHealth,
     /// The audit trail.
     pub audit: AuditHealth,
+    /// How many things are frozen: providers, clients, services, connections.
+    pub freezes: usize,
     /// Every client, by name.
     pub clients: BTreeMap<String, ClientHealth>,
 }
@@ -115,6 +117,7 @@ impl Broker {
         }
         notes.extend(self.clock_note());
         notes.extend(self.key_notes());
+        let freezes = self.memory.freezes().count();
         let mut clients: BTreeMap<String, ClientHealth> = self
             .clients
             .values()
@@ -128,6 +131,7 @@ impl Broker {
         let mut strays = 0;
         let mut without_token = 0;
         let mut misconfigured = 0;
+        let mut unrevoked = 0;
         let mut states: BTreeMap<State, usize> = BTreeMap::new();
         for live in self.memory.connections() {
             let connection = &live.connection;
@@ -149,6 +153,8 @@ impl Broker {
             strays += usize::from(!self.clients.contains_key(&connection.client));
             without_token += usize::from(lacks_token(&live, at));
             misconfigured += usize::from(is_misconfigured(&live));
+            let revoking = connection.state == State::Revoking;
+            unrevoked += usize::from(revoking && connection.failures > 0);
         }
         notes.extend(states.into_iter().filter_map(|(state, count)| {
             concern(state).map(|concern| format!("{count} × {state}: {concern}"))
@@ -161,6 +167,8 @@ impl Broker {
                 "connections fail because the provider refuses our registration or settings",
             ),
             (if lag > LATE { overdue } else { 0 }, "refreshes are overdue"),
+            (unrevoked, "deleted connections could not be revoked yet; it is tried again"),
+            (freezes, "freezes stand; nothing that they name is served"),
         ] {
             if count > 0 {
                 notes.push(format!("{count} {concern}"));
@@ -185,6 +193,7 @@ impl Broker {
                 file: if failing { FileHealth::Failing } else { FileHealth::Ok },
                 unshipped,
             },
+            freezes,
             clients,
         }
     }
@@ -273,11 +282,10 @@ impl Broker {
 /// for the page is open to all and a name may be an account's.
 fn concern(state: State) -> Option<&'static str> {
     match state {
-        State::Active
-        | State::BackingOff
-        | State::PendingConsent
-        | State::Revoked
-        | State::Revoking => None,
+        State::Active | State::BackingOff | State::PendingConsent | State::Revoking => None,
+        State::Revoked => {
+            Some("a person has to remove the application at the provider; see their `task`")
+        }
         State::BlockedConfig => Some("the provider refuses our registration or settings"),
         State::IntegrityError => Some("the stored tokens do not open"),
         State::NeedsConsent => Some("a person must consent again"),

@@ -1,6 +1,6 @@
 //! A received grant on its way into the database: through the spool, past whatever took its place,
 //! and out of the spool again. Nothing here gives a grant up but one of another account than the
-//! connection's by now.
+//! connection's by now, or of a connection that was deleted.
 
 use std::{io, time::Duration};
 
@@ -16,7 +16,7 @@ use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
     audit::{By, Kind},
     client::Client,
-    connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, refresh_at},
+    connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
     failpoint::Point,
     rotation::{self, Contender, Keep},
     seal::{Place, Sealed},
@@ -106,6 +106,10 @@ impl Broker {
                 return Some(next.generation);
             }
             let record = until_stored(|| self.store.record_by_id(*id)).await?;
+            if record.connection.state == State::Revoked {
+                tracing::warn!(connection.id = %id, "a late grant of a deleted connection is dropped");
+                return None;
+            }
             let Some(held) = &record.grant else {
                 self.put_in_escrow(*id, &next).await;
                 return None;

@@ -59,7 +59,10 @@ impl Broker {
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
         let name = new.name.clone();
         let record = match self.store.record(name.as_str()).await? {
-            Some(record) if record.connection.client == new.client => record,
+            Some(record) if record.connection.client == new.client => {
+                self.refuse_deleted(&record.connection)?;
+                record
+            }
             Some(_) => {
                 return Err(BrokerError::Conflict(format!(
                     "connection `{name}` belongs to another client"

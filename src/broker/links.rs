@@ -77,13 +77,18 @@ impl Broker {
         let by = By::new(caller.label(), peer);
         let name = &request.connection;
         may_ask(caller, &request)?;
+        self.refuse_frozen_caller(caller)?;
         let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
         let existing = self.store.record(name.as_str()).await?;
         let expected =
             existing.as_ref().and_then(|record| record.connection.expected_account.as_deref());
         may_expect(caller, &request, expected)?;
         let record = match existing {
-            Some(record) => record,
+            Some(record) => {
+                self.refuse_frozen(name, &record.connection.client)?;
+                self.refuse_deleted(&record.connection)?;
+                record
+            }
             None => self.create_for_link(caller, &by, &request).await?,
         };
         let connection = &record.connection;
@@ -163,6 +168,7 @@ impl Broker {
                 request.connection
             ))
         })?;
+        self.refuse_frozen(&request.connection, &client)?;
         if let Caller::Service(service) = caller {
             may_widen(request, &self.client_of(service, &client)?.scopes)?;
         }
@@ -210,6 +216,12 @@ impl Broker {
             return Err(gone(Gone::Ended));
         }
         let record = self.store.record_by_id(link.connection).await?.ok_or(gone(Gone::Ended))?;
+        if record.connection.state.is_deleted() {
+            return Err(gone(Gone::Ended));
+        }
+        if link.spent_at.is_none() {
+            self.refuse_frozen_link(&link, &record.connection)?;
+        }
         let client = self.client(&record.connection.client)?;
         Ok(LinkPage {
             provider: client.profile.title.clone(),

@@ -20,6 +20,7 @@ use crate::{
     caller::{Service, StoredKey},
     clock::{Moment, SinceBoot},
     connection::{self, Account, Connection, ConnectionId, HeldGrant},
+    freeze::Freezes,
     slug::Slug,
 };
 
@@ -152,6 +153,7 @@ pub(crate) struct Memory {
     /// Tokens that this process received and has not read from the store yet.
     received: DashMap<ConnectionId, (Token, End)>,
     keys: RwLock<Arc<Keys>>,
+    freezes: RwLock<Arc<Freezes>>,
     /// When the store last confirmed all of this, in milliseconds since the machine started.
     synced_at: AtomicI64,
 }
@@ -175,7 +177,8 @@ impl Memory {
         all
     }
 
-    /// Takes a connection as the store has it. One that was read before the one we have is ignored:
+    /// Takes a connection as the store has it. A deletion is final, whatever was read later or is
+    /// newer otherwise. Any other record that was read before the one we have is ignored:
     /// its generation is lower, or it is the same and the row has changed since.
     ///
     /// When its token ends stands as it was first found: reading it again makes no token live
@@ -187,7 +190,11 @@ impl Memory {
             Entry::Occupied(held) if held.get().connection.id == id => Some(held.get()),
             _ => None,
         };
-        let version = |live: &Live| (live.generation, live.changed_at);
+        let version = |live: &Live| {
+            let deleted = live.connection.state.is_deleted();
+            let generation = if deleted { 0 } else { live.generation };
+            (deleted, generation, live.changed_at)
+        };
         if held.is_some_and(|held| version(held) > version(&live)) {
             return;
         }
@@ -206,10 +213,12 @@ impl Memory {
         self.received.insert(id, (token, end));
     }
 
-    /// Whether this very connection is held, and not another one of its name, or none.
+    /// Whether this very connection is held, and not another one of its name, a deleted one or none.
     pub(crate) fn holds(&self, connection: &Connection) -> bool {
         let held = self.connections.get(&connection.name);
-        held.is_some_and(|held| held.connection.id == connection.id)
+        held.is_some_and(|held| {
+            held.connection.id == connection.id && !held.connection.state.is_deleted()
+        })
     }
 
     /// The grant that is served for this very connection.
@@ -234,6 +243,15 @@ impl Memory {
 
     pub(crate) fn put_keys(&self, keys: Keys) {
         *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(keys);
+    }
+
+    pub(crate) fn freezes(&self) -> Arc<Freezes> {
+        Arc::clone(&self.freezes.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub(crate) fn put_freezes(&self, freezes: Freezes) {
+        let freezes = Arc::new(freezes);
+        *self.freezes.write().unwrap_or_else(std::sync::PoisonError::into_inner) = freezes;
     }
 
     pub(crate) fn mark_synced(&self, now: SinceBoot) {

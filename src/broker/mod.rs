@@ -13,6 +13,7 @@ mod consent;
 mod error;
 mod exchange;
 mod flight;
+mod freezes;
 mod gate;
 mod health;
 mod keep;
@@ -22,6 +23,7 @@ mod memory;
 mod places;
 mod quarantine;
 mod refresh;
+mod revoke;
 mod settle;
 mod token;
 
@@ -41,7 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 pub use self::{
-    connections::{ConnectionView, Deleted, NewConnection},
+    connections::{ConnectionView, NewConnection},
     consent::Callback,
     error::{BrokerError, Gone},
     flight::Why,
@@ -50,6 +52,7 @@ pub use self::{
     links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
     quarantine::LastSeen,
+    revoke::{Deleted, Revocation},
     token::{IssuedToken, TokenRequest},
 };
 use self::{
@@ -128,6 +131,7 @@ pub struct Broker {
     return_to: BTreeMap<Slug, Url>,
     memory: Memory,
     loading_keys: tokio::sync::Mutex<()>,
+    loading_freezes: tokio::sync::Mutex<()>,
     /// By provider.
     gates: BTreeMap<Slug, Gate>,
     failpoints: Failpoints,
@@ -137,6 +141,8 @@ pub struct Broker {
     exchange_tries: DashMap<uuid::Uuid, u32>,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
+    /// The deleted connections whose revocation is under way here.
+    revoking: DashMap<ConnectionId, ()>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.
     changes_mark: AtomicI64,
     /// How many milliseconds the wall clock is ahead of the database's; zero while they agree.
@@ -189,11 +195,13 @@ impl Broker {
             return_to,
             memory: Memory::default(),
             loading_keys: tokio::sync::Mutex::default(),
+            loading_freezes: tokio::sync::Mutex::default(),
             gates,
             failpoints,
             closing: CancellationToken::new(),
             exchange_tries: DashMap::new(),
             flights: DashMap::new(),
+            revoking: DashMap::new(),
             changes_mark: AtomicI64::new(0),
             clocks_apart: AtomicI64::new(0),
             lacking: Mutex::default(),
@@ -209,6 +217,8 @@ impl Broker {
     ///
     /// When the store cannot be read; memory keeps what it has.
     pub async fn sync(&self) -> Result<(), StoreError> {
+        // First, so that nothing else that fails keeps a freeze from being seen.
+        self.load_freezes().await?;
         self.keyring.follow();
         self.check_database().await?;
         let mark = self.changes_mark.load(Ordering::Relaxed);
@@ -274,7 +284,10 @@ impl Broker {
     /// goes on being served, and the key's id is given.
     async fn adopt(&self, mut record: Record) -> Option<String> {
         let mut lacking = None;
-        let grant = match record.grant.as_ref().map(|grant| self.open(&record, grant)) {
+        // What was deleted is not even opened.
+        let deleted = record.connection.state.is_deleted();
+        let held = record.grant.as_ref().filter(|_| !deleted);
+        let grant = match held.map(|grant| self.open(&record, grant)) {
             None => None,
             Some(Ok(grant)) => Some(grant),
             Some(Err(OpenError::UnknownKey(key))) => {

@@ -255,6 +255,7 @@ impl Broker {
         if !service.may(Verb::Token, name) {
             return Err(BrokerError::no_connection(name));
         }
+        self.refuse_frozen_service(service)?;
         if self.is_too_old() {
             return Err(BrokerError::Unavailable {
                 reason: "the database has not confirmed keys and connections for 15 minutes"
@@ -268,11 +269,14 @@ impl Broker {
             }
             live => live?,
         };
+        if live.connection.state.is_deleted() {
+            return Err(BrokerError::Revoked);
+        }
+        self.refuse_frozen(&live.connection.name, &live.connection.client)?;
         match live.connection.state {
             state if state.serves() => Ok(live),
             State::PendingConfirm => Err(BrokerError::PendingConfirm),
             State::PendingConsent => Err(BrokerError::NotConnected),
-            State::Revoked | State::Revoking => Err(BrokerError::Revoked),
             _ => Err(BrokerError::Integrity),
         }
     }

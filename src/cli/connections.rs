@@ -88,5 +88,11 @@ pub(crate) async fn connections(args: &List) -> Result<(), Failure> {
             error.as_str().unwrap_or("-").to_owned(),
         ]
     });
-    table(["CONNECTION", "PROVIDER", "STATE", "ACCOUNT", "TOKEN UNTIL", "LAST ERROR"], rows)
+    table(["CONNECTION", "PROVIDER", "STATE", "ACCOUNT", "TOKEN UNTIL", "LAST ERROR"], rows)?;
+    for connection in connections {
+        if let Some(task) = connection["task"].as_str() {
+            say(&format!("to do for {}: {task}", text(connection, "name")))?;
+        }
+    }
+    Ok(())
 }

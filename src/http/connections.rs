@@ -11,7 +11,7 @@ use super::{
     extract::{Body, Segment},
 };
 use crate::{
-    broker::{ConnectionView, Deleted, KeyExchangeRequest, NewConnection},
+    broker::{ConnectionView, Deleted, KeyExchangeRequest, NewConnection, Revocation},
     connection::GrantType,
     slug::Slug,
 };
@@ -186,13 +186,20 @@ pub(crate) async fn confirm(
     Ok(Json(view))
 }
 
-/// Forget a connection with its tokens.
+/// Revoke a connection's tokens, and forget it.
+///
+/// Nothing of it is served from now on. Where its provider has a revocation endpoint, the tokens are
+/// revoked in the background for as long as that takes, and then it is forgotten. Where it has none,
+/// or refuses, the connection stays visible without its tokens as `revoked`: a person has to remove
+/// the application at the provider, and then to delete the connection once more.
 #[utoipa::path(
     delete, path = "/v1/connections/{connection}", tag = "connections",
     params(("connection" = String, Path, description = "The connection's name")),
     responses(
-        (status = 200, description = "Gone; what remains to be done at the provider", body = Deleted),
+        (status = 200, description = "Gone, or a person's task: `revocation` and `detail` say which", body = Deleted),
+        (status = 202, description = "Its tokens are being revoked", body = Deleted),
         (status = 404, description = "`not_found`", body = Problem),
+        (status = 409, description = "`conflict`: it is quarantined", body = Problem),
     ),
     security(("operator_key" = []))
 )]
@@ -200,6 +207,11 @@ pub(crate) async fn delete(
     Extract(state): Extract<State>,
     AsOperator(by): AsOperator,
     Segment(connection): Segment<String>,
-) -> Result<Json<Deleted>, Problem> {
-    Ok(Json(state.broker.delete_connection(&by, &connection).await?))
+) -> Result<(StatusCode, Json<Deleted>), Problem> {
+    let deleted = state.broker.delete_connection(&by, &connection).await?;
+    let status = match deleted.revocation {
+        Revocation::Revoking => StatusCode::ACCEPTED,
+        Revocation::Acknowledged | Revocation::Manual | Revocation::None => StatusCode::OK,
+    };
+    Ok((status, Json(deleted)))
 }

@@ -152,7 +152,7 @@ fn explain(error: &BrokerError) -> Response {
             "Too many attempts at once",
             "Finish one of the attempts that you began, or wait ten minutes and open the link again.",
         ),
-        BrokerError::Conflict(_) => (
+        BrokerError::Conflict(_) | BrokerError::Frozen(_) => (
             StatusCode::CONFLICT,
             "This connection is on hold",
             "Nothing was changed. Tell the person who sent you the link.",

@@ -59,6 +59,7 @@ impl From<BrokerError> for Problem {
             BrokerError::Invalid(_) => (S::BAD_REQUEST, "invalid_request"),
             BrokerError::Unauthorized => (S::UNAUTHORIZED, "unauthorized"),
             BrokerError::Forbidden(_) => (S::FORBIDDEN, "forbidden"),
+            BrokerError::Frozen(_) => (S::FORBIDDEN, "frozen"),
             BrokerError::NotFound(_) => (S::NOT_FOUND, "not_found"),
             BrokerError::Conflict(_) => (S::CONFLICT, "conflict"),
             BrokerError::NotConnected => (S::CONFLICT, "not_connected"),

@@ -9,6 +9,7 @@ mod consent;
 mod error;
 mod events;
 mod extract;
+mod freezes;
 mod health;
 mod links;
 mod oauth2;
@@ -100,6 +101,8 @@ fn api_router() -> OpenApiRouter<State> {
         .routes(routes!(connections::refresh))
         .routes(routes!(connections::confirm))
         .routes(routes!(links::create))
+        .routes(routes!(freezes::list, freezes::create))
+        .routes(routes!(freezes::delete))
         .routes(routes!(services::list, services::create))
         .routes(routes!(services::show, services::delete))
         .routes(routes!(services::create_key))

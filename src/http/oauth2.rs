@@ -125,6 +125,11 @@ impl From<BrokerError> for OAuthError {
                 Self::new("invalid_client", description).with_status(StatusCode::UNAUTHORIZED)
             }
             BrokerError::NotFound(_) => Self::new("invalid_target", description),
+            // No code of RFC 6749 section 5.2 fits; of section 4.1.2.1, this one does.
+            BrokerError::Frozen(_) => {
+                Self::new("access_denied", format!("{}: {description}", problem.code))
+                    .with_status(StatusCode::FORBIDDEN)
+            }
             BrokerError::Internal | BrokerError::Integrity => {
                 Self::new("server_error", description)
                     .with_status(StatusCode::INTERNAL_SERVER_ERROR)
@@ -169,6 +174,7 @@ pub(crate) async fn metadata(Extract(state): Extract<State>) -> Json<Metadata> {
         (status = 200, description = "A live token", body = OAuthToken),
         (status = 400, description = "RFC 6749 section 5.2, and `invalid_target` of RFC 8707", body = OAuthError),
         (status = 401, description = "`invalid_client`", body = OAuthError),
+        (status = 403, description = "`access_denied`: an operator has frozen it", body = OAuthError),
         (status = 503, description = "`temporarily_unavailable`", body = OAuthError),
     )
 )]

@@ -120,6 +120,7 @@ fn open_all<S: Serializer>(
         (status = 200, description = "A live token", body = TokenAnswer<'_>),
         (status = 400, description = "`invalid_request`", body = Problem),
         (status = 401, description = "`unauthorized`", body = Problem),
+        (status = 403, description = "`frozen`", body = Problem),
         (status = 404, description = "`not_found`: unknown, or not yours", body = Problem),
         (status = 409, description = "`not_connected`, `pending_confirm`, `consent_required`", body = Problem),
         (status = 410, description = "`revoked`", body = Problem),
@@ -161,6 +162,7 @@ pub(crate) async fn token(
     request_body = Rejected,
     responses(
         (status = 200, description = "A live token", body = TokenAnswer<'_>),
+        (status = 403, description = "`frozen`", body = Problem),
         (status = 404, description = "`not_found`", body = Problem),
         (status = 409, description = "`not_connected`, `pending_confirm`, `consent_required`", body = Problem),
         (status = 503, description = "`provider_unavailable`, `audit_unavailable`, with Retry-After", body = Problem),

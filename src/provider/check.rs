@@ -71,6 +71,7 @@ impl Profile {
         let urls = [
             ("authorize.url", self.authorize.as_ref().map(|authorize| &authorize.url)),
             ("token.url", Some(&self.token.url)),
+            ("revocation.url", self.revocation.as_ref().map(|revocation| &revocation.url)),
             ("account.url", self.account.as_ref().map(|account| &account.url)),
             ("resource.base_url", Some(&self.resource.base_url)),
             ("key_exchange.url", self.key_exchange.as_ref().map(|exchange| &exchange.url)),

@@ -45,6 +45,7 @@
 //! | `scope` | `separator` (a space); `always`: scopes that every request asks for |
 //! | `authorize`, `grants.*` | `omit`: standard parameters that are not sent; `params`: others that are |
 //! | `token` | `body`: `"form"` or `"json"`; `timeout` (`"40s"`) |
+//! | `revocation` | where tokens are revoked (RFC 7009) when a connection is deleted: `url`, `client_auth`, and `token`: `"refresh"` (the default) or `"access"`. Without it a person is told to remove the application |
 //! | `tokens` | `access_life` (`"10m"`) where the answer does not say; `max_access_life` (`"90d"`); `refresh_idle_life`; `rotation`: `"single_use"`, `"single_use_family"`, `"grace"` with `grace`, or `"none"` |
 //! | `pace` | for each replica: `per_second` (5) token requests, `burst` (10) of them at once after a pause, `in_flight` (8) background refreshes at a time |
 //! | `[[errors]]` | what a refusal means: `status`, `match` (JSON pointer to value) and `absent` (JSON pointers) must all fit; `verdict`: `"refused"` with a `reason`, `"misconfigured"`, `"busy"` or `"retry"`. The first that fits decides, then RFC 6749 section 5.2 |
@@ -65,6 +66,7 @@ mod outbound;
 mod profile;
 pub mod request;
 mod response;
+mod revocation;
 mod salvage;
 mod template;
 mod vars;
@@ -76,11 +78,12 @@ pub use self::{
     outbound::{MAX_BODY, Outbound, Roots, TlsError},
     profile::{
         AccountCall, Authorize, BodyFormat, ClientAuth, ErrorRule, GrantRequest, Grants,
-        KeyExchangeEndpoint, Pace, Profile, Resource, Rotation, RuleVerdict, Scalar, Scope,
-        Setting, StandardParam, TokenEndpoint, Tokens, Var,
+        KeyExchangeEndpoint, Pace, Profile, Resource, Revocation, RevokedToken, Rotation,
+        RuleVerdict, Scalar, Scope, Setting, StandardParam, TokenEndpoint, Tokens, Var,
     },
     request::{Authorization, Body, Held, OutboundRequest, RequestError},
     response::{Grant, MAX_TOKEN, Reply, read_account, read_grant, read_retry_after},
+    revocation::read_revocation,
     template::{RenderUrlError, Template, TemplateError, Unset, UrlTemplate},
     vars::VarError,
 };

@@ -32,6 +32,8 @@ pub struct Profile {
     pub scope: Scope,
     /// Where tokens are asked for.
     pub token: TokenEndpoint,
+    /// Where tokens are revoked (RFC 7009); none if the provider does not say.
+    pub revocation: Option<Revocation>,
     /// The grants that the provider offers.
     pub grants: Grants,
     /// How long tokens live, and what becomes of a refresh token that was used.
@@ -157,6 +159,42 @@ pub struct TokenEndpoint {
     /// How long a request to the provider may take in all.
     #[serde(default = "default_timeout", deserialize_with = "life")]
     pub timeout: Duration,
+}
+
+/// The revocation endpoint (RFC 7009 section 2). What it takes is a form.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// Its URL.
+    pub url: UrlTemplate,
+    /// How the client proves who it is.
+    pub client_auth: ClientAuth,
+    /// Which token is revoked; the other one goes with it, and where there is none is revoked in its
+    /// place.
+    #[serde(default)]
+    pub token: RevokedToken,
+}
+
+/// Which token of a grant is presented to be revoked.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum RevokedToken {
+    /// The access token.
+    Access,
+    /// The refresh token.
+    #[default]
+    Refresh,
+}
+
+impl RevokedToken {
+    /// Its `token_type_hint` (RFC 7009 section 2.1).
+    #[must_use]
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Access => "access_token",
+            Self::Refresh => "refresh_token",
+        }
+    }
 }
 
 /// How a token request's parameters are written.

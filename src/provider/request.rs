@@ -13,7 +13,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use url::{Url, form_urlencoded};
 
 use super::{
-    profile::{BodyFormat, ClientAuth, GrantRequest, StandardParam, header_name},
+    profile::{BodyFormat, ClientAuth, GrantRequest, RevokedToken, StandardParam, header_name},
     template::{RenderUrlError, Template, Unset, UrlTemplate},
     vars::VarError,
 };
@@ -186,6 +186,28 @@ pub fn refresh(
     values.token_request("refresh_token", grant, vec![("refresh_token", held.refresh.clone())])
 }
 
+/// Asks for a token to be revoked (RFC 7009 section 2.1).
+///
+/// # Errors
+///
+/// If the provider does not offer it, or a value is missing or not allowed.
+pub fn revoke(
+    client: &Client,
+    kind: RevokedToken,
+    token: &SecretString,
+    vars: &Vars,
+) -> Result<OutboundRequest, RequestError> {
+    let revocation = client.profile.revocation.as_ref();
+    let revocation = revocation.ok_or(RequestError::NotOffered("revocation"))?;
+    let url = Values::of(client, vars).url(&revocation.url)?;
+    let (mut headers, mut params) = (Vec::new(), Vec::new());
+    prove(client, revocation.client_auth, &mut headers, &mut params);
+    params.push(("token", token.clone()));
+    params.push(("token_type_hint", kind.hint().into()));
+    let params = params.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Ok(OutboundRequest { method: Method::POST, url, headers, body: Body::Form(params) })
+}
+
 /// Asks who an access token belongs to; none where the provider cannot say.
 #[must_use]
 pub fn account(
@@ -296,13 +318,7 @@ impl<'a> Values<'a> {
         let client = self.client;
         let mut params = vec![("grant_type", SecretString::from(grant_type))];
         let mut headers = Vec::new();
-        match grant.client_auth {
-            ClientAuth::Basic => headers.push((AUTHORIZATION, basic(client))),
-            ClientAuth::Body => {
-                params.push(("client_id", client.client_id.as_str().into()));
-                params.push(("client_secret", client.client_secret.clone()));
-            }
-        }
+        prove(client, grant.client_auth, &mut headers, &mut params);
         params.extend(own);
         for (name, template) in &grant.params {
             params.push((name, self.render(template)?));
@@ -315,6 +331,22 @@ impl<'a> Values<'a> {
         };
         let url = self.url(&client.profile.token.url)?;
         Ok(OutboundRequest { method: Method::POST, url, headers, body })
+    }
+}
+
+/// Adds the client's proof of who it is.
+fn prove(
+    client: &Client,
+    auth: ClientAuth,
+    headers: &mut Vec<(HeaderName, SecretString)>,
+    params: &mut Vec<(&str, SecretString)>,
+) {
+    match auth {
+        ClientAuth::Basic => headers.push((AUTHORIZATION, basic(client))),
+        ClientAuth::Body => {
+            params.push(("client_id", client.client_id.as_str().into()));
+            params.push(("client_secret", client.client_secret.clone()));
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Core {
     ledger: Mutex<Ledger>,
     faults: Mutex<VecDeque<Fault>>,
     cleared: watch::Sender<()>,
+    /// Those of the revocation endpoint.
+    revocation_faults: Mutex<VecDeque<Fault>>,
 }
 
 impl Core {
@@ -37,6 +39,7 @@ impl Core {
             ledger: Mutex::new(Ledger::new(rotation)),
             faults: Mutex::default(),
             cleared: watch::Sender::default(),
+            revocation_faults: Mutex::default(),
         }
     }
 
@@ -74,6 +77,18 @@ impl Core {
     /// The fault of a token request, and what changes when the faults are cleared.
     pub(super) fn next_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((faults.pop_front()?, self.cleared.subscribe()))
+    }
+
+    /// Orders a fault for each of the next `times` revocation requests.
+    pub(super) fn order_revocation(&self, fault: &Fault, times: usize) {
+        let mut faults = self.revocation_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.extend(std::iter::repeat_n(fault, times).cloned());
+    }
+
+    /// As [`Self::next_fault`], of a revocation request.
+    pub(super) fn next_revocation_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
+        let mut faults = self.revocation_faults.lock().unwrap_or_else(PoisonError::into_inner);
         Some((faults.pop_front()?, self.cleared.subscribe()))
     }
 

@@ -1,4 +1,4 @@
-//! Faults of a token endpoint that a test orders in advance.
+//! Faults of a token or revocation endpoint that a test orders in advance.
 
 use std::{future, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{divar, serve::HangUp};
 
-/// What goes wrong with one token request.
+/// What goes wrong with one token or revocation request.
 ///
 /// `processed` says on which side of the state change: with `true` the code or refresh token is
 /// spent and the answer lost, with `false` the provider never saw the request.
@@ -58,6 +58,11 @@ pub enum Fault {
     },
     /// 429 with this `Retry-After`: a number, a date, nonsense.
     Busy {
+        /// What the header says.
+        retry_after: String,
+    },
+    /// 503 with this `Retry-After`.
+    Overloaded {
         /// What the header says.
         retry_after: String,
     },
@@ -116,7 +121,7 @@ impl Fault {
             | Self::Drop { processed }
             | Self::Reset { processed }
             | Self::Hold { processed } => !processed,
-            Self::Busy { .. } | Self::Refused | Self::Contended => true,
+            Self::Busy { .. } | Self::Overloaded { .. } | Self::Refused | Self::Contended => true,
             Self::CutJson
             | Self::CutBody { .. }
             | Self::Stall { .. }
@@ -154,6 +159,10 @@ impl Fault {
             Self::Busy { retry_after } => {
                 let header = [(header::RETRY_AFTER, retry_after)];
                 (StatusCode::TOO_MANY_REQUESTS, header).into_response()
+            }
+            Self::Overloaded { retry_after } => {
+                let header = [(header::RETRY_AFTER, retry_after)];
+                (StatusCode::SERVICE_UNAVAILABLE, header).into_response()
             }
             Self::Refused => {
                 let body = axum::Json(json!({"error": "invalid_grant"}));

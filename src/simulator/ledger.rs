@@ -45,6 +45,8 @@ pub enum End {
     CodeReused,
     /// A refresh token of its chain was presented after its end.
     RefreshReused,
+    /// The client asked for its end (RFC 7009).
+    Revoked,
 }
 
 /// Who authorised what: the same for all tokens of a chain.

@@ -140,6 +140,11 @@ impl Simulator {
         self.core.order(fault, times);
     }
 
+    /// Spoils the next `times` revocation requests, after those already ordered.
+    pub fn fault_revocation(&self, fault: &Fault, times: usize) {
+        self.core.order_revocation(fault, times);
+    }
+
     /// Takes back the faults that were ordered and have not come yet, and lets the answers go that
     /// are [late](Fault::Late).
     pub fn clear_faults(&self) {

@@ -20,6 +20,8 @@ pub enum Endpoint {
     Decision,
     /// amoCRM's `exchange_api_key`.
     ExchangeApiKey,
+    /// The revocation endpoint.
+    Revocation,
     /// The token endpoint.
     Token,
 }

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 pub use super::switch::{
     Denial, ErrorStyle, ExpiresIn, Hydra, MissingSlash, OldAccessToken, OldRefreshToken,
-    RedirectUriMismatch, RefreshMode, RefreshParameters, RotationClass, SpaceScopes,
+    RedirectUriMismatch, RefreshMode, RefreshParameters, RevocationEndpoint, RotationClass,
+    SpaceScopes,
 };
 
 /// The simulators of all providers, as sections `[simulators.*]` of the configuration.
@@ -295,6 +296,8 @@ pub struct DivarSettings {
     pub old_access_token: OldAccessToken,
     /// Whether a refresh needs `code` (the current access token) and `redirect_uri`.
     pub refresh_parameters: RefreshParameters,
+    /// Whether there is `/oauth2/revoke`.
+    pub revocation: RevocationEndpoint,
     /// What comes back to the redirect URI when the user refuses.
     pub denial: Denial,
     /// Whose errors the token endpoint gives.
@@ -330,6 +333,7 @@ impl Default for DivarSettings {
             grace: 120,
             old_access_token: OldAccessToken::Dies,
             refresh_parameters: RefreshParameters::Required,
+            revocation: RevocationEndpoint::Absent,
             denial: Denial::Error,
             hydra: Hydra::Current,
             rotation: None,

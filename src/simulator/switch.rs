@@ -122,6 +122,16 @@ switch! {
 }
 
 switch! {
+    /// Divar: the revocation endpoint (RFC 7009), which no document of Divar's mentions.
+    RevocationEndpoint {
+        /// There is none.
+        Absent,
+        /// As in Hydra itself: the end of a refresh token is the end of its chain.
+        Offered,
+    }
+}
+
+switch! {
     /// Divar: the callback of a refusal.
     Denial {
         /// `error`, `error_description` and `state`, as Hydra sends it.

@@ -6,6 +6,7 @@ use super::{
     Store, StoreError,
     engine::{in_transaction, on},
     json, now, optional_millis,
+    revocations::LIST_DELETED,
     row::Cells,
 };
 use crate::{
@@ -65,6 +66,7 @@ macro_rules! select_records {
         )
     };
 }
+pub(super) use select_records;
 
 impl Store {
     /// Adds a connection that holds no grant yet.
@@ -275,13 +277,12 @@ impl Store {
     ///
     /// When the database does not answer.
     pub async fn delete(&self, id: ConnectionId) -> Result<bool, StoreError> {
-        let list = concat!(
-            "INSERT INTO deleted_connections (id, name, deleted_at) SELECT id, name, ",
-            now!(),
-            " FROM connections WHERE id = $2 ON CONFLICT (id) DO NOTHING"
-        );
         let deleted = in_transaction!(self, |tx| {
-            sqlx::query(list).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
+            sqlx::query(LIST_DELETED)
+                .bind(self.ahead())
+                .bind(id.to_string())
+                .execute(&mut *tx)
+                .await?;
             sqlx::query("DELETE FROM connections WHERE id = $1")
                 .bind(id.to_string())
                 .execute(&mut *tx)
@@ -292,7 +293,7 @@ impl Store {
     }
 }
 
-fn record(row: &impl Cells) -> Result<Record, StoreError> {
+pub(super) fn record(row: &impl Cells) -> Result<Record, StoreError> {
     Ok(Record {
         connection: connection(row)?,
         grant: grant(row)?,

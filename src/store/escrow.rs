@@ -38,7 +38,7 @@ pub struct Escrowed {
 
 impl Store {
     /// Puts a grant into escrow. One that lies there already, known by its refresh token, stays as
-    /// it is. Nothing is kept for a connection that is gone.
+    /// it is. Nothing is kept for a connection that is gone or revoked.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ impl Store {
                 scopes, received_at, expires_at, parent_hash, asked_at, put_at)
             SELECT $2, id, $4, $5, $6, $7, $8, $9, $10, $11, $12, ",
             now!(),
-            " FROM connections WHERE id = $3 ON CONFLICT DO NOTHING"
+            " FROM connections WHERE id = $3 AND state <> 'revoked' ON CONFLICT DO NOTHING"
         );
         let origin = grant.origin.as_ref();
         on!(self, |pool| {
@@ -116,7 +116,12 @@ impl Store {
     }
 
     pub(super) async fn purge_escrow(&self) -> Result<u64, StoreError> {
-        let sql = concat!("DELETE FROM escrow WHERE put_at <= ", now!(), " - $2");
+        // What is still to be revoked is kept until it is.
+        let sql = concat!(
+            "DELETE FROM escrow WHERE put_at <= ",
+            now!(),
+            " - $2 AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')"
+        );
         on!(self, |pool| {
             let purged = sqlx::query(sql).bind(self.ahead()).bind(millis(KEPT_FOR));
             Ok(purged.execute(pool).await?.rows_affected())

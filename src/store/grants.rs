@@ -152,8 +152,8 @@ impl Store {
     /// lease: the connection is active, its claim and its failures are over. False, with nothing
     /// changed, when another grant was stored first or the connection is gone.
     ///
-    /// A connection that is being revoked stays so, with the new grant to revoke. One that is
-    /// quarantined stays so, too, until it is released.
+    /// A connection that is being revoked stays so, with the new grant to revoke; one that is revoked
+    /// takes none. One that is quarantined stays so until it is released.
     ///
     /// # Errors
     ///
@@ -176,19 +176,19 @@ impl Store {
     async fn commit(&self, commit: &Commit<'_>, confirms: bool) -> Result<bool, StoreError> {
         let activate = concat!(
             "UPDATE connections SET
-                state = CASE WHEN state IN ('revoked', 'revoking', 'quarantined') THEN state
-                    ELSE 'active' END,
-                reason = CASE WHEN state IN ('revoked', 'revoking', 'quarantined') THEN reason END,
+                state = CASE WHEN state IN ('revoking', 'quarantined') THEN state ELSE 'active' END,
+                reason = CASE WHEN state IN ('revoking', 'quarantined') THEN reason END,
                 account_id = CASE WHEN $4 IS NULL THEN account_id ELSE $4 END,
                 account_name = CASE WHEN $4 IS NULL THEN account_name ELSE $5 END,
                 account_aliases = CASE WHEN $4 IS NULL THEN account_aliases ELSE $6 END,
                 vars = COALESCE($7, vars), scopes = COALESCE($8, scopes),
                 token_url = COALESCE($9, token_url),
-                refresh_at = $3, failures = 0,
+                refresh_at = CASE WHEN state = 'revoking' THEN refresh_at ELSE $3 END,
+                failures = 0,
                 last_error_code = NULL, last_error_message = NULL, last_error_at = NULL,
                 changed_at = ",
             now!(),
-            " WHERE id = $2"
+            " WHERE id = $2 AND state <> 'revoked'"
         );
         let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
                 received_at = $7, expires_at = $8, parent_hash = $9, asked_at = $10,
@@ -213,7 +213,7 @@ impl Store {
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
         in_transaction!(self.for_commits(), |tx| {
-            sqlx::query(activate)
+            let activated = sqlx::query(activate)
                 .bind(self.ahead())
                 .bind(&id)
                 .bind(optional_millis(commit.refresh_at))
@@ -225,6 +225,9 @@ impl Store {
                 .bind(commit.token_url)
                 .execute(&mut *tx)
                 .await?;
+            if activated.rows_affected() == 0 {
+                return Ok(false);
+            }
             sqlx::query(bury)
                 .bind(self.ahead())
                 .bind(&id)
@@ -289,7 +292,8 @@ impl Store {
             refreshing!(),
             " THEN $4 ELSE reason END,
                 last_error_code = $5, last_error_message = $6, last_error_at = $7,
-                refresh_at = $8, failures = $9, changed_at = ",
+                refresh_at = CASE WHEN state IN ('revoked', 'revoking') THEN refresh_at ELSE $8 END,
+                failures = $9, changed_at = ",
             now!(),
             " WHERE id = $2"
         );

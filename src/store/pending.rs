@@ -7,7 +7,7 @@ use crate::{
 impl Store {
     /// Keeps a grant until its account is confirmed, in place of one that waits already. The live
     /// grant is not touched; a connection that never held one becomes `pending_confirm`. False, with
-    /// nothing kept, when there is no such connection.
+    /// nothing kept, when there is no such connection or it is revoked.
     ///
     /// # Errors
     ///
@@ -24,7 +24,7 @@ impl Store {
                 WHEN state = 'pending_consent'
                     AND (SELECT generation FROM grants WHERE connection_id = $2) = 0
                 THEN 'pending_confirm' ELSE state END
-            WHERE id = $2"
+            WHERE id = $2 AND state <> 'revoked'"
         );
         let put = "INSERT INTO pending_grants (connection_id, access, refresh, scopes, received_at,
                 expires_at, account_id, account_name, account_aliases, vars, token_url)

@@ -47,10 +47,11 @@ impl Store {
     }
 
     async fn purge_pending(&self) -> Result<u64, StoreError> {
+        // What is still to be revoked is kept until it is.
         let sql = concat!(
             "SELECT connection_id, received_at FROM pending_grants WHERE received_at <= ",
             now!(),
-            " - $2"
+            " - $2 AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')"
         );
         let ended: Vec<(ConnectionId, i64)> = on!(self, |pool| {
             let rows = sqlx::query(sql)

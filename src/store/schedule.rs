@@ -94,7 +94,7 @@ impl Store {
 
     /// Moves the next refresh, and lets go of a claim whose lease has run out, so that it does not
     /// make the connection due before; that its attempt ended without a word stays known. False when
-    /// there is no such connection.
+    /// there is no such connection, or it was deleted.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Store {
         let postpone = concat!(
             "UPDATE connections SET refresh_at = $3, changed_at = ",
             now!(),
-            " WHERE id = $2"
+            " WHERE id = $2 AND state NOT IN ('revoked', 'revoking')"
         );
         let id = id.to_string();
         in_transaction!(self, |tx| {

@@ -42,6 +42,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0007_events.sql"),
         include_str!("../../migrations/sqlite/0007_events.sql"),
     ),
+    (
+        "break glass",
+        include_str!("../../migrations/postgres/0008_break_glass.sql"),
+        include_str!("../../migrations/sqlite/0008_break_glass.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

@@ -70,7 +70,7 @@ impl Store {
     }
 
     /// Leaves a connection alone until `until`: its last attempts ended without a word, and it may
-    /// be the one that kills those who try. False when somebody claimed it meanwhile.
+    /// be the one that kills those who try. False when somebody claimed or deleted it meanwhile.
     ///
     /// # Errors
     ///
@@ -84,18 +84,19 @@ impl Store {
             "UPDATE connections SET state = 'suspect', reason = 'crashes', refresh_at = $3,
                 changed_at = ",
             now!(),
-            " WHERE id = $2"
+            " WHERE id = $2 AND state IN ",
+            refreshing!()
         );
         let id = id.to_string();
         in_transaction!(self, |tx| {
-            sqlx::query(describe)
+            let described = sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)
                 .bind(until.as_millisecond())
                 .execute(&mut *tx)
                 .await?;
             let gone = sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-            if gone.rows_affected() == 0 {
+            if described.rows_affected() == 0 || gone.rows_affected() == 0 {
                 return Ok(false);
             }
         });

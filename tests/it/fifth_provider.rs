@@ -4,7 +4,11 @@ use std::fs;
 
 use reqwest::StatusCode;
 use serde_json::json;
-use token_broker::simulator::{Simulated, SimulatorSettings, settings::RefreshParameters};
+use tempfile::TempDir;
+use token_broker::simulator::{
+    Simulated, SimulatorSettings,
+    settings::{RefreshParameters, RevocationEndpoint},
+};
 
 use crate::support::{
     broker::{Person, TestBroker},
@@ -26,6 +30,7 @@ fn acme(port: u16) -> String {
         ("title = \"Acme\"\n", "title = \"Acme\"\nnetwork = \"loopback\"\n".to_owned()),
         ("https://login.acme.example/authorize", format!("{site}/oauth2/auth")),
         ("https://login.acme.example/token", format!("{site}/oauth2/token")),
+        ("https://login.acme.example/revoke", format!("{site}/oauth2/revoke")),
         ("https://api.acme.example/me", format!("{api}/v1/open-platform/users")),
         ("https://api.acme.example", api),
     ] {
@@ -35,10 +40,12 @@ fn acme(port: u16) -> String {
     here
 }
 
-async fn a_profile_in_a_folder_makes_a_provider(database: TestDatabase) {
+/// A broker whose one client `divar` is at the provider Acme. The profiles lie in the folder.
+pub(crate) async fn start(database: TestDatabase) -> (TestBroker, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut simulated = SimulatorSettings::default();
     simulated.divar.refresh_parameters = RefreshParameters::Ignored;
+    simulated.divar.revocation = RevocationEndpoint::Offered;
     let mut broker = TestBroker::start_with(database, simulated, "").await;
     let port = broker.simulator(Simulated::Divar).port();
     fs::write(folder.path().join("acme.toml"), acme(port)).unwrap();
@@ -57,6 +64,11 @@ async fn a_profile_in_a_folder_makes_a_provider(database: TestDatabase) {
             .into();
         })
         .await;
+    (broker, folder)
+}
+
+async fn a_profile_in_a_folder_makes_a_provider(database: TestDatabase) {
+    let (broker, _folder) = start(database).await;
     let link = broker.link("acme-one", "divar", json!({ "self": true })).await;
     let mut person = Person::new(&broker);
     let authorize = person.start(&link).await;

@@ -282,7 +282,7 @@ async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     broker.create("avito-own", "avito").await;
     let deleted = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
     assert_eq!(deleted.status, StatusCode::OK, "{deleted:?}");
-    assert_eq!(deleted.json()["revocation"], "manual");
+    assert_eq!(deleted.json()["revocation"], "none");
     let gone = broker.token("avito-own").await;
     assert_eq!((gone.status, &gone.json()["code"]), (StatusCode::GONE, &json!("revoked")));
     // Whoever may not use it does not learn that it was there.

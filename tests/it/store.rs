@@ -5,6 +5,7 @@ mod connections;
 mod consents;
 mod events;
 mod grants;
+mod revocations;
 mod sealed;
 mod verdicts;
 
@@ -137,7 +138,7 @@ async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
          DROP TABLE consent_links; DROP TABLE key_exchanges; DROP TABLE pending_grants; DROP TABLE refresh_tombstones;
          DROP TABLE escrow; DROP TABLE grants; DROP TABLE connections; DROP TABLE deleted_connections;
          DROP TABLE services; DROP TABLE operators; DROP TABLE keys; DROP TABLE meta;
-         DROP TABLE identity; DROP TABLE events; DROP TABLE events_head;
+         DROP TABLE identity; DROP TABLE events; DROP TABLE events_head; DROP TABLE freezes;
          DROP TABLE _sqlx_migrations",
     )
     .await;

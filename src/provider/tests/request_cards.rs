@@ -8,7 +8,8 @@ use crate::{
     client::Client,
     connection::Vars,
     provider::{
-        Authorization, Body, Held, OutboundRequest, RequestError, amocrm, request, test_support,
+        Authorization, Body, Held, OutboundRequest, RequestError, RevokedToken, amocrm, request,
+        test_support,
     },
 };
 
@@ -269,4 +270,37 @@ fn no_secret_shows_in_debug_output() {
     let shown = format!("{held:?} {request:?} {account:?} {:?}", cards.client);
     assert!(!shown.contains("canary") && !shown.contains("«client_secret»"), "{shown}");
     assert!(!shown.contains("«api_key»"), "{shown}");
+}
+
+#[test]
+fn a_revocation_names_its_token_and_proves_the_client() {
+    for (auth, proof) in
+        [("body", "\nclient_id = «client_id»\nclient_secret = «client_secret»"), ("basic", "")]
+    {
+        let mut profile = (*test_support::profile("avito")).clone();
+        let written = format!("url = \"https://id.example.com/revoke\"\nclient_auth = \"{auth}\"");
+        profile.revocation = Some(toml::from_str(&written).unwrap());
+        let client = test_support::of(profile.into());
+        let revoke = |kind| card(request::revoke(&client, kind, &"«token»".into(), &Vars::new()));
+        let header = match auth {
+            "basic" => "authorization: Basic base64(«client_id»:«client_secret»)\n",
+            _ => "",
+        };
+        assert_eq!(
+            revoke(RevokedToken::Refresh),
+            format!(
+                "POST https://id.example.com/revoke\n{header}content-type: \
+                 application/x-www-form-urlencoded\n{proof}\ntoken = «token»\n\
+                 token_type_hint = refresh_token\n"
+            )
+        );
+        assert!(revoke(RevokedToken::Access).ends_with("token_type_hint = access_token\n"));
+    }
+    let none = request::revoke(
+        &test_support::client("avito"),
+        RevokedToken::Refresh,
+        &"«token»".into(),
+        &Vars::new(),
+    );
+    assert!(matches!(none, Err(RequestError::NotOffered("revocation"))));
 }

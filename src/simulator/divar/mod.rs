@@ -5,6 +5,7 @@
 //! refresh without its documented extra parameters, and the status of an expired access token.
 
 mod error;
+mod revocation;
 mod token;
 
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub(super) fn site(divar: Arc<Divar>) -> Router {
     Router::new()
         .route("/oauth2/auth", get(consent_page).post(decide))
         .route("/oauth2/token", post(token::token))
+        .route("/oauth2/revoke", post(revocation::revoke))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "There is no such page.") })
         .with_state(divar)
 }

@@ -61,7 +61,7 @@ impl Divar {
     }
 
     /// The client is registered for `client_secret_post`, and Hydra ties it to that one method.
-    fn check_client(&self, request: &TokenRequest) -> Result<(), OAuthError> {
+    pub(super) fn check_client(&self, request: &TokenRequest) -> Result<(), OAuthError> {
         if request.basic.is_some() {
             return Err(OAuthError::invalid_client(
                 "The OAuth 2.0 Client supports client authentication method 'client_secret_post', \

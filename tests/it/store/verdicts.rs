@@ -22,7 +22,7 @@ fn commit(id: ConnectionId, grant: &token_broker::connection::HeldGrant) -> Comm
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
 }
 
-fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escrowed {
+pub(super) fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escrowed {
     let now = db.clock.now();
     Escrowed {
         id: Uuid::now_v7(),

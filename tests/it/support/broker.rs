@@ -376,6 +376,11 @@ impl TestBroker {
         self.database.execute(sql).await;
     }
 
+    /// All that the database holds, as far as anybody with access to it could read.
+    pub(crate) async fn contents(&self) -> String {
+        self.database.contents().await
+    }
+
     /// Whether a received grant lies in escrow because the connection holds another.
     pub(crate) async fn has_escrow(&self, connection: &str) -> bool {
         let store = self.broker().store();

@@ -1,0 +1,143 @@
+//! Break-glass: what operators freeze is served no more, here at once and elsewhere at the next look.
+//! The background goes on refreshing it, so that its grants are alive when it is unfrozen.
+
+use super::{Broker, BrokerError, Caller};
+use crate::{
+    audit::{By, Kind},
+    caller::Service,
+    connection::Connection,
+    consent::ConsentLink,
+    freeze::{Freeze, FreezeKind},
+    slug::Slug,
+    store::StoreError,
+};
+
+impl Broker {
+    /// Freezes a thing: from now on nothing of it is served. Returns the freeze that stands and
+    /// whether it is a new one.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::NotFound`] when there is no such thing; or when the store fails, and then it
+    /// may be frozen all the same.
+    pub async fn freeze(
+        &self,
+        kind: FreezeKind,
+        name: &Slug,
+        reason: &str,
+        operator: &Slug,
+        by: &By,
+    ) -> Result<(Freeze, bool), BrokerError> {
+        let known = match kind {
+            FreezeKind::Client => self.clients.contains_key(name) || self.has_strays_of(name),
+            FreezeKind::Connection => match self.live(name.as_str()).await {
+                Ok(_) => true,
+                Err(BrokerError::NotFound(_)) => false,
+                Err(error) => return Err(error),
+            },
+            FreezeKind::Provider => self.clients_of(name).next().is_some(),
+            FreezeKind::Service => {
+                self.store.services().await?.iter().any(|service| service.name == *name)
+            }
+        };
+        if !known {
+            return Err(BrokerError::NotFound(format!("there is no {kind} `{name}` to freeze")));
+        }
+        let frozen = self.store.freeze(kind, name, reason, operator).await?;
+        self.load_freezes().await?;
+        tracing::warn!(%kind, %name, by = %operator, "frozen: nothing of it is served");
+        self.note(&self.record(Kind::Frozen, by).with_detail(&format!("{kind} {name}")));
+        Ok(frozen)
+    }
+
+    /// Ends a freeze: the thing is served again.
+    ///
+    /// # Errors
+    ///
+    /// [`BrokerError::NotFound`] when it is not frozen; or when the store fails.
+    pub async fn unfreeze(
+        &self,
+        kind: FreezeKind,
+        name: &Slug,
+        by: &By,
+    ) -> Result<(), BrokerError> {
+        let was_frozen = self.store.unfreeze(kind, name.as_str()).await?;
+        self.load_freezes().await?;
+        if !was_frozen {
+            return Err(BrokerError::NotFound(format!("{kind} `{name}` is not frozen")));
+        }
+        tracing::warn!(%kind, %name, by = by.actor, "unfrozen: it is served again");
+        self.note(&self.record(Kind::Unfrozen, by).with_detail(&format!("{kind} {name}")));
+        Ok(())
+    }
+
+    /// Everything that is frozen, by kind and name.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub async fn freezes(&self) -> Result<Vec<Freeze>, BrokerError> {
+        self.load_freezes().await?;
+        Ok(self.memory.freezes().iter().cloned().collect())
+    }
+
+    /// Reads every freeze from the store into memory, one reader at a time as with the keys. While
+    /// the store does not answer, what was known stays frozen.
+    pub(super) async fn load_freezes(&self) -> Result<(), StoreError> {
+        let _turn = self.loading_freezes.lock().await;
+        let freezes = self.store.freezes().await?;
+        self.memory.put_freezes(freezes.into_iter().collect());
+        Ok(())
+    }
+
+    fn has_strays_of(&self, client: &Slug) -> bool {
+        self.memory.connections().iter().any(|live| live.connection.client == *client)
+    }
+
+    /// What keeps a connection of this name and client from being served, if anything does.
+    fn frozen(&self, connection: &Slug, client: &Slug) -> Option<FreezeKind> {
+        let provider = self.clients.get(client).map(|client| &client.profile.name);
+        self.memory.freezes().of_connection(connection.as_str(), client, provider)
+    }
+
+    pub(super) fn is_frozen(&self, connection: &Connection) -> bool {
+        self.frozen(&connection.name, &connection.client).is_some()
+    }
+
+    pub(super) fn refuse_frozen(
+        &self,
+        connection: &Slug,
+        client: &Slug,
+    ) -> Result<(), BrokerError> {
+        self.frozen(connection, client).map_or(Ok(()), |kind| Err(BrokerError::Frozen(kind)))
+    }
+
+    pub(super) fn refuse_frozen_service(&self, service: &Service) -> Result<(), BrokerError> {
+        if self.memory.freezes().holds(FreezeKind::Service, service.name.as_str()) {
+            return Err(BrokerError::Frozen(FreezeKind::Service));
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse_frozen_caller(&self, caller: &Caller) -> Result<(), BrokerError> {
+        match caller {
+            Caller::Operator(_) => Ok(()),
+            Caller::Service(service) => self.refuse_frozen_service(service),
+        }
+    }
+
+    /// Nobody consents by a link of what is frozen, nor by one that a frozen service asked for.
+    pub(super) fn refuse_frozen_link(
+        &self,
+        link: &ConsentLink,
+        connection: &Connection,
+    ) -> Result<(), BrokerError> {
+        self.refuse_frozen(&connection.name, &connection.client)?;
+        match link.requested_by.strip_prefix("service ") {
+            Some(name) if self.memory.freezes().holds(FreezeKind::Service, name) => {
+                Err(BrokerError::Frozen(FreezeKind::Service))
+            }
+            _ => Ok(()),
+        }
+    }
+}
