@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     client::Client,
-    consent::{CONSENT_LIFE, Consent, MAX_LIVE_CONSENTS, Outcome},
+    consent::{CONSENT_LIFE, Consent, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
     provider::{Authorization, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
@@ -41,7 +41,8 @@ impl Broker {
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
-        let page = self.link_page(secret, Some(browser)).await?;
+        let _turn = self.visitors.turn().await?;
+        let page = self.page_behind(secret, Some(browser)).await?;
         if page.link.spent_at.is_some() {
             return Err(BrokerError::Gone(Gone::Used));
         }
@@ -83,6 +84,11 @@ impl Broker {
             },
         )
         .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
+        if !self.store.has_room_for_consents(MAX_CONSENTS).await? {
+            return Err(BrokerError::TooMany(
+                "too many attempts are under way; wait ten minutes".to_owned(),
+            ));
+        }
         let started = self
             .store
             .start_consent(&consent, &Digest::of(&state), &browser, MAX_LIVE_CONSENTS)
@@ -122,11 +128,13 @@ impl Broker {
             return Err(refused());
         };
         let state = Digest::of_bytes(state.as_bytes());
+        let turn = self.visitors.turn().await?;
         let consent = self
             .store
             .take_consent(&state, &Digest::of(browser), &callback.client)
             .await?
             .ok_or_else(refused)?;
+        drop(turn);
         let back = self.open_link_secret(&consent)?;
         // The exchange goes on when the browser hangs up: its code can be used only once.
         let broker = Arc::clone(self);

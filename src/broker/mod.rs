@@ -23,6 +23,7 @@ mod quarantine;
 mod refresh;
 mod settle;
 mod token;
+mod visitors;
 
 use std::{
     collections::BTreeMap,
@@ -54,6 +55,7 @@ use self::{
     flight::Boarding,
     gate::Gate,
     memory::{End, Live, Memory, OpenGrant},
+    visitors::Visitors,
 };
 use crate::{
     client::Client,
@@ -122,6 +124,7 @@ pub struct Broker {
     closing: CancellationToken,
     /// How often the code of an API-key exchange was tried.
     exchange_tries: DashMap<uuid::Uuid, u32>,
+    visitors: Visitors,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
     /// Where to go on reading changes from, in milliseconds of the database's clock.
@@ -172,6 +175,7 @@ impl Broker {
             failpoints,
             closing: CancellationToken::new(),
             exchange_tries: DashMap::new(),
+            visitors: Visitors::default(),
             flights: DashMap::new(),
             changes_mark: AtomicI64::new(0),
             clocks_apart: AtomicI64::new(0),

@@ -48,7 +48,7 @@ pub use engine::EngineKind;
 pub use error::StoreError;
 pub use escrow::Escrowed;
 pub use grants::{Commit, Failure};
-pub use purge::Purged;
+pub use purge::{PURGES, Purged};
 pub use schedule::Due;
 pub use schema::SchemaStatus;
 

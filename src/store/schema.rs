@@ -37,6 +37,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0006_token_endpoint.sql"),
         include_str!("../../migrations/sqlite/0006_token_endpoint.sql"),
     ),
+    (
+        "expiry indexes",
+        include_str!("../../migrations/postgres/0007_expiry_indexes.sql"),
+        include_str!("../../migrations/sqlite/0007_expiry_indexes.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

@@ -4,12 +4,14 @@
 
 mod api;
 mod browser_journeys;
+mod callbacks;
 mod clock;
 mod command_line;
 mod consents;
 mod crashes;
 mod demo;
 mod fifth_provider;
+mod floods;
 mod journeys;
 mod limits;
 mod lost_answers;
@@ -17,6 +19,7 @@ mod neighbours;
 mod outages;
 mod pages;
 mod provider_answers;
+mod public_pages;
 mod replicas;
 mod restore;
 mod simulator;
@@ -24,3 +27,4 @@ mod slow_clients;
 mod stock_clients;
 mod store;
 mod support;
+mod ways_out;

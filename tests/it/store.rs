@@ -4,6 +4,7 @@ mod callers;
 mod connections;
 mod consents;
 mod grants;
+mod purge;
 mod verdicts;
 
 use std::time::Duration;
