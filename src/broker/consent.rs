@@ -49,9 +49,6 @@ impl Broker {
         let LinkPage { link, connection, .. } = page;
         refuse_in_quarantine(&connection)?;
         let browser = Digest::of(browser);
-        if !self.store.bind_browser(link.id, &browser).await? {
-            return Err(BrokerError::Gone(Gone::OtherBrowser));
-        }
         let client = self.client(&connection.client)?;
         let state = secret::random();
         let verifier = client.profile.pkce().then(secret::random);
@@ -88,6 +85,10 @@ impl Broker {
             return Err(BrokerError::TooMany(
                 "too many attempts are under way; wait ten minutes".to_owned(),
             ));
+        }
+        // Only now that nothing else can be in the way: bound, the link is of no use to others.
+        if !self.store.bind_browser(consent.link, &browser).await? {
+            return Err(BrokerError::Gone(Gone::OtherBrowser));
         }
         let started = self
             .store

@@ -14,7 +14,7 @@ use super::BrokerError;
 const AT_ONCE: usize = 4;
 
 /// How long a visitor waits for their turn.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The turns of the visitors, in the order in which they came.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ const LINK_MEMORY: Duration = Duration::from_hours(24);
 /// How long a grant is kept in escrow.
 const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
 
-/// How many rows a statement forgets: few enough to be fetched by index, whatever the planner knows
-/// of the table, and to be locked for a moment only.
-const BATCH: i64 = 200;
+/// How many rows a statement forgets: so few that PostgreSQL fetches them by index rather than to
+/// read a large table whole, and locks them for a moment only.
+const BATCH: i64 = 50;
 
 /// The rows whose time is `$2` ago or longer, `$3` of them at the most. The order makes them come by
 /// the index of that time: without it PostgreSQL, which does not know how late it is, would expect a

@@ -1,5 +1,7 @@
 //! The public listener under many requests that lead to nothing.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -57,21 +59,21 @@ async fn presses_leave_five_attempts_at_the_most(database: TestDatabase) {
     let link = broker.link("avito-shop", "avito", json!({})).await;
     let mut person = Person::new(&broker);
     person.start(&link).await;
-    let tabs = (0..60).map(|_| {
+    let tabs = (0..20).map(|_| {
         let (mut tab, link) = (person.clone(), &link);
         async move { tab.press(link).await.status }
     });
     let mut answers = join_all(tabs).await;
     // Strangers, each with a browser of their own.
     answers.extend(
-        join_all((0..60).map(|_| async { Person::new(&broker).press(&link).await.status })).await,
+        join_all((0..20).map(|_| async { Person::new(&broker).press(&link).await.status })).await,
     );
     let of = |status| answers.iter().filter(|answer| **answer == status).count();
     assert_eq!(of(StatusCode::SEE_OTHER), 4, "{answers:?}");
-    assert_eq!(of(StatusCode::TOO_MANY_REQUESTS), 56, "{answers:?}");
-    assert_eq!(of(StatusCode::GONE), 60, "{answers:?}");
+    assert_eq!(of(StatusCode::TOO_MANY_REQUESTS), 16, "{answers:?}");
+    assert_eq!(of(StatusCode::GONE), 20, "{answers:?}");
     assert_eq!(broker.number("SELECT count(*) FROM consents").await, 5);
-    broker.advance(std::time::Duration::from_mins(11)).await;
+    broker.advance(Duration::from_mins(11)).await;
     broker.broker().purge().await.unwrap();
     assert_eq!(broker.number("SELECT count(*) FROM consents").await, 0);
     broker.stop().await;
@@ -100,6 +102,7 @@ async fn more_links_and_attempts_than_a_table_may_hold_are_refused(database: Tes
     // Whoever is under way already comes through, and ends the other attempts of the link.
     assert_eq!(person.get(&callback).await.status, StatusCode::SEE_OTHER);
     assert_eq!(broker.view("avito-shop").await["state"], "active");
+    // What was refused has not bound the link to a browser that nobody has.
     assert_eq!(Person::new(&broker).press(&other).await.status, StatusCode::SEE_OTHER);
 
     broker
@@ -133,7 +136,7 @@ async fn a_flood_of_junk_holds_up_no_reader(database: TestDatabase) {
         let broker = &broker;
         async move { send(broker, &url, &with_cookie(&random_looking(number + 1))).await.status }
     });
-    let junk = junk.buffer_unordered(100).collect::<Vec<_>>();
+    let junk = junk.buffer_unordered(50).collect::<Vec<_>>();
     let mut reads = 0_u32;
     let reading = async {
         loop {
@@ -159,12 +162,13 @@ async fn visitors_who_wait_leave_connections_to_a_refresh_on_postgres() {
     let broker = TestBroker::start(TestDatabase::postgres().await).await;
     broker.connect("avito-shop", Simulated::Avito).await;
     let held = broker.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
-    let junk = join_all((0..100).map(|number| {
+    let junk = stream::iter(0..1_000).map(|number| {
         let state = random_looking(number);
         let url = format!("{}/callback/avito?code=junk&state={state}", broker.public_url);
         let broker = &broker;
         async move { send(broker, &url, &with_cookie(&state)).await.status }
-    }));
+    });
+    let junk = junk.buffer_unordered(100).collect::<Vec<_>>();
     let refresh = async {
         let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted
             AND relation = 'consents'::regclass";
@@ -174,12 +178,12 @@ async fn visitors_who_wait_leave_connections_to_a_refresh_on_postgres() {
             let refreshed = broker.operator(Method::POST, path, None).await;
             assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
         }
+        assert!(broker.number(waiting).await <= 4, "four at once, and no more");
     };
-    let (junk, ()) = tokio::join!(junk, refresh);
-    assert!(
-        junk.iter().all(|status| *status == StatusCode::SERVICE_UNAVAILABLE),
-        "those who wait in vain are told: {junk:?}"
-    );
+    tokio::select! {
+        _ = junk => unreachable!("they wait for the lock, four at a time"),
+        () = refresh => {}
+    }
     drop(held);
     let page = Person::new(&broker).get(&broker.link("divar-shop", "divar", json!({})).await).await;
     assert_eq!(page.status, StatusCode::OK);

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod api;
+mod browser_guards;
 mod browser_journeys;
 mod callbacks;
 mod clock;

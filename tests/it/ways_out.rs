@@ -155,7 +155,7 @@ const LIES: [(&str, &str); 12] = [
     ("x-forwarded-scheme", "https"),
     ("x-forwarded-port", "443"),
     ("x-forwarded-prefix", "/evil"),
-    ("x-forwarded-uri", "/callback/divar"),
+    ("x-forwarded-uri", "/callback/avito"),
     ("x-forwarded-for", "10.0.0.1"),
     ("x-original-url", "/health/live"),
     ("x-rewrite-url", "/health/live"),
@@ -170,7 +170,7 @@ async fn headers_that_lie_change_nothing(database: TestDatabase) {
     for (name, value) in LIES {
         request = request.header(name, value);
     }
-    let body = json!({ "connection": "avito-shop", "client": "avito", "self": true });
+    let body = json!({ "connection": "divar-shop", "client": "divar", "self": true });
     let made = request.json(&body).send().await.unwrap();
     assert_eq!(made.status(), StatusCode::CREATED);
     let made: serde_json::Value = serde_json::from_str(&made.text().await.unwrap()).unwrap();
@@ -179,7 +179,7 @@ async fn headers_that_lie_change_nothing(database: TestDatabase) {
 
     // The press: with the truth and with lies it leads to the same place.
     let mut honest = Person::new(&broker);
-    let true_link = broker.link("avito-true", "avito", json!({})).await;
+    let true_link = broker.link("divar-true", "divar", json!({})).await;
     let truth = honest.press(&true_link).await;
     let mut person = Person::new(&broker);
     let page = person.send(Method::GET, &link, &LIES, None).await;
@@ -192,6 +192,8 @@ async fn headers_that_lie_change_nothing(database: TestDatabase) {
         location.replace(&param(&location, "state"), "")
     };
     assert_eq!(without_state(&pressed), without_state(&truth));
+    let callback = format!("{}/callback/divar", broker.public_url);
+    assert_eq!(param(pressed.header("location"), "redirect_uri"), callback);
     let shape = |answer: &Answer| {
         let cookie = answer.header("set-cookie");
         let (name, rest) = cookie.split_once('=').unwrap();
@@ -210,7 +212,7 @@ async fn headers_that_lie_change_nothing(database: TestDatabase) {
     let callback = person.decide(pressed.header("location"), "allow").await;
     let back = person.send(Method::GET, &callback, &LIES, None).await;
     assert_eq!((back.status, back.header("location")), (StatusCode::SEE_OTHER, link.as_str()));
-    assert_eq!(broker.view("avito-shop").await["state"], "active");
+    assert_eq!(broker.view("divar-shop").await["state"], "active");
     broker.stop().await;
 }
 

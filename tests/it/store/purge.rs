@@ -59,7 +59,7 @@ async fn fill(db: &TestDatabase) {
 async fn what_has_ended_is_found_by_index(db: TestDatabase) {
     fill(&db).await;
     for sql in PURGES {
-        let sql = sql.replace("$1", "0").replace("$2", "0").replace("$3", "200");
+        let sql = sql.replace("$1", "0").replace("$2", "0").replace("$3", "50");
         let plan = db.plan(&sql).await;
         assert!(plan.contains("_by_end") || plan.contains("_by_arrival"), "{sql}:\n{plan}");
         for table in ["consents", "consent_links", "key_exchanges", "escrow", "pending_grants"] {
