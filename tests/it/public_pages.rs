@@ -188,7 +188,7 @@ async fn over_https_the_cookie_belongs_to_this_host_alone(database: TestDatabase
         "no Domain, no life beyond the browser's"
     );
     let callback = param(pressed.header("location"), "redirect_uri");
-    assert_eq!(callback, "https://broker.example/callback/avito");
+    assert_eq!(callback, "https://broker.example/callback/divar");
 
     // The binding counts under its own name, and under no other.
     for (sent, status) in [
