@@ -17,7 +17,7 @@ on_both_engines! {
     links_and_attempts_have_a_bound,
 }
 
-/// Twenty thousand rows in each of the tables, all of which end in a day.
+/// Twenty thousand rows in each of the tables, all of which end in a day and in no order of time.
 async fn fill(db: &TestDatabase) {
     let id = stored(db, "avito-main").await.id;
     consents::started(db, id).await;
@@ -26,27 +26,29 @@ async fn fill(db: &TestDatabase) {
             own_browser, created_at, expires_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT 'link-' || i, 'secret-' || i, connection_id, requested_by, scopes, 0, created_at,
-            created_at + 86400000 FROM n, consent_links",
+            created_at + 86400000 + i * 7919 % 20000 FROM n, consent_links",
         "INSERT INTO consents (state_hash, browser_hash, link_id, connection_id, client,
             redirect_uri, token_url, scopes, link_secret, started_at, expires_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT 'state-' || i, 'browser', 'link-' || i, connection_id, client, redirect_uri,
-            token_url, scopes, link_secret, started_at, started_at + 86400000 FROM n, consents",
+            token_url, scopes, link_secret, started_at, started_at + 86400000 + i * 7919 % 20000
+         FROM n, consents",
         "INSERT INTO key_exchanges (id, connection_id, client, account_host, requested_at,
             expires_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
-         SELECT 'exchange-' || i, connection_id, client, 'host', started_at, started_at + 86400000
+         SELECT 'exchange-' || i, connection_id, client, 'host', started_at, started_at + 86400000 + i * 7919 % 20000
          FROM n, consents WHERE client = 'avito' AND browser_hash <> 'browser'",
         "INSERT INTO escrow (id, connection_id, generation, access, refresh, refresh_hash, scopes,
             received_at, expires_at, put_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT 'escrow-' || i, connection_id, 1, 'access', 'refresh', 'hash-' || i, '[]',
-            started_at, started_at, started_at FROM n, consents WHERE browser_hash <> 'browser'",
+            started_at, started_at, started_at + i * 7919 % 20000
+         FROM n, consents WHERE browser_hash <> 'browser'",
         "INSERT INTO connections (id, name, client, grant_type, scopes, state, vars, created_at,
             failures, changed_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT '00000000-0000-4000-8000-' || (100000000000 + i), 'name-' || i, client, grant_type, scopes, state, vars,
-            created_at, 0, 0 FROM n, connections",
+            created_at + i * 7919 % 20000, 0, 0 FROM n, connections",
         "INSERT INTO pending_grants (connection_id, access, scopes, received_at, expires_at, vars)
          SELECT id, 'access', '[]', created_at, created_at, '{}' FROM connections
          WHERE name LIKE 'name-%'",
@@ -79,7 +81,7 @@ async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
         Purged { consents: 1, ..Purged::default() },
         "only the one that was begun lives for ten minutes"
     );
-    db.clock.advance(Duration::from_hours(24));
+    db.clock.advance(Duration::from_hours(25));
     db.execute(
         "DELETE FROM pending_grants
          WHERE connection_id NOT LIKE '%33' AND connection_id NOT LIKE '%77'",
