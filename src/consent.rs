@@ -31,6 +31,13 @@ pub const MAX_LIVE_LINKS: i64 = 20;
 /// How many attempts of one link may be under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
 
+/// How many links are kept, of all connections, ended and spent ones included until they are
+/// forgotten.
+pub const MAX_LINKS: i64 = 100_000;
+
+/// How many attempts are kept, of all links.
+pub const MAX_CONSENTS: i64 = 100_000;
+
 /// How long the code of an API-key exchange is waited for: a code lives 20 minutes at amoCRM.
 pub const KEY_EXCHANGE_LIFE: Duration = Duration::from_mins(20);
 

@@ -14,7 +14,7 @@ use crate::{
     audit::{By, Kind},
     client::Client,
     connection::Connection,
-    consent::{CONSENT_LIFE, Consent, MAX_LIVE_CONSENTS, Outcome},
+    consent::{CONSENT_LIFE, Consent, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
     provider::{Authorization, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
@@ -81,16 +81,14 @@ impl Broker {
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
-        let page = self.link_page(secret, Some(browser)).await?;
+        let _turn = self.visitors.turn().await?;
+        let page = self.page_behind(secret, Some(browser)).await?;
         if page.link.spent_at.is_some() {
             return Err(BrokerError::Gone(Gone::Used));
         }
         let LinkPage { link, connection, .. } = page;
         refuse_in_quarantine(&connection)?;
         let browser = Digest::of(browser);
-        if !self.store.bind_browser(link.id, &browser).await? {
-            return Err(BrokerError::Gone(Gone::OtherBrowser));
-        }
         let client = self.client(&connection.client)?;
         let state = secret::random();
         let verifier = client.profile.pkce().then(secret::random);
@@ -123,6 +121,15 @@ impl Broker {
             },
         )
         .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
+        if !self.store.has_room_for_consents(MAX_CONSENTS).await? {
+            return Err(BrokerError::TooMany(
+                "too many attempts are under way; wait ten minutes".to_owned(),
+            ));
+        }
+        // Only now that nothing else can be in the way: bound, the link is of no use to others.
+        if !self.store.bind_browser(consent.link, &browser).await? {
+            return Err(BrokerError::Gone(Gone::OtherBrowser));
+        }
         let started = self
             .store
             .start_consent(&consent, &Digest::of(&state), &browser, MAX_LIVE_CONSENTS)
@@ -169,6 +176,7 @@ impl Broker {
             self.note_stranger(&by, "no state");
             return Err(refused());
         };
+        let turn = self.visitors.turn().await?;
         let Some(browser) = &callback.browser else {
             self.note_refused_state(&by, &state).await;
             return Err(refused());
@@ -179,6 +187,7 @@ impl Broker {
             self.note_refused_state(&by, &state).await;
             return Err(refused());
         };
+        drop(turn);
         let back = self.open_link_secret(&consent)?;
         // The exchange goes on when the browser hangs up: its code can be used only once.
         let broker = Arc::clone(self);

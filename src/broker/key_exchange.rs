@@ -124,7 +124,9 @@ impl Broker {
             .capture(|name| params.get(name).map(String::as_str))
             .map_err(|_| refused())?;
         let host = vars.get(ACCOUNT_HOST).ok_or_else(refused)?;
+        let turn = self.visitors.turn().await?;
         let pending = self.store.pending_exchange(&client.name, host).await?.ok_or_else(refused)?;
+        drop(turn);
         // Anybody can send a code: a few may be tried, and only the right one ends the exchange.
         let mut tries = self.exchange_tries.entry(pending.id).or_default();
         if *tries >= MAX_TRIES {

@@ -13,7 +13,7 @@ use crate::{
     caller::{Service, Verb},
     client::Client,
     connection::{Account, Connection, GrantType, Record},
-    consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LIVE_LINKS, OWN_LINK_LIFE},
+    consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, OWN_LINK_LIFE},
     secret::{self, Digest},
     slug::Slug,
 };
@@ -133,6 +133,11 @@ impl Broker {
             outcome: None,
             spent_at: None,
         };
+        if !self.store.has_room_for_links(MAX_LINKS).await? {
+            return Err(BrokerError::TooMany(format!(
+                "there are {MAX_LINKS} consent links; make no more until some have ended"
+            )));
+        }
         if !self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
             return Err(BrokerError::TooMany(format!(
                 "connection `{name}` has {MAX_LIVE_LINKS} links that are still open; use one of \
@@ -201,6 +206,16 @@ impl Broker {
     ///
     /// [`BrokerError::Gone`] when the link has ended or belongs to another browser.
     pub async fn link_page(
+        &self,
+        secret: &SecretString,
+        browser: Option<&SecretString>,
+    ) -> Result<LinkPage, BrokerError> {
+        let _turn = self.visitors.turn().await?;
+        self.page_behind(secret, browser).await
+    }
+
+    /// As [`Broker::link_page`], for a visitor whose turn it is.
+    pub(super) async fn page_behind(
         &self,
         secret: &SecretString,
         browser: Option<&SecretString>,

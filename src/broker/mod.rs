@@ -26,6 +26,7 @@ mod refresh;
 mod revoke;
 mod settle;
 mod token;
+mod visitors;
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +60,7 @@ use self::{
     flight::Boarding,
     gate::Gate,
     memory::{End, Live, Memory, OpenGrant},
+    visitors::Visitors,
 };
 use crate::{
     audit::{By, Kind, Trail},
@@ -139,6 +141,7 @@ pub struct Broker {
     closing: CancellationToken,
     /// How often the code of an API-key exchange was tried.
     exchange_tries: DashMap<uuid::Uuid, u32>,
+    visitors: Visitors,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
     /// The deleted connections whose revocation is under way here.
@@ -200,6 +203,7 @@ impl Broker {
             failpoints,
             closing: CancellationToken::new(),
             exchange_tries: DashMap::new(),
+            visitors: Visitors::default(),
             flights: DashMap::new(),
             revoking: DashMap::new(),
             changes_mark: AtomicI64::new(0),

@@ -61,16 +61,14 @@ pub(crate) async fn begin(
     let Some(link) = link_secret(link) else { return gone(Gone::Ended) };
     let held = browser(&state, &jar);
     let browser = held.clone().unwrap_or_else(secret::random);
-    match state.broker.begin_consent(&link, &browser, peer).await {
-        Ok(url) => {
-            let jar = match held {
-                Some(_) => jar,
-                None => jar.add(cookie(&state, browser.expose_secret())),
-            };
-            (jar, see_other(url.as_str())).into_response()
-        }
-        Err(error) => explain(&error),
-    }
+    let begun = state.broker.begin_consent(&link, &browser, peer).await;
+    // Whatever went wrong may have gone wrong after the link was bound to this browser.
+    let jar = match (&begun, held) {
+        (Err(BrokerError::Gone(_)), _) | (_, Some(_)) => jar,
+        (_, None) => jar.add(cookie(&state, browser.expose_secret())),
+    };
+    let answer = begun.map_or_else(|error| explain(&error), |url| see_other(url.as_str()));
+    (jar, answer).into_response()
 }
 
 /// The provider sent the browser back.

@@ -69,6 +69,35 @@ impl Store {
         Ok(true)
     }
 
+    /// Whether there are fewer than `max` links in all, whatever became of them. Those that are made
+    /// at this very moment are not counted.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn has_room_for_links(&self, max: i64) -> Result<bool, StoreError> {
+        let sql = "SELECT count(*) AS held FROM (SELECT 1 FROM consent_links LIMIT $1) AS kept";
+        self.holds_fewer(sql, max).await
+    }
+
+    /// Whether there are fewer than `max` attempts in all. Those that are begun at this very moment
+    /// are not counted.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn has_room_for_consents(&self, max: i64) -> Result<bool, StoreError> {
+        let sql = "SELECT count(*) AS held FROM (SELECT 1 FROM consents LIMIT $1) AS kept";
+        self.holds_fewer(sql, max).await
+    }
+
+    async fn holds_fewer(&self, sql: &'static str, max: i64) -> Result<bool, StoreError> {
+        on!(self, |pool| {
+            let counted = sqlx::query(sql).bind(max).fetch_one(pool).await?;
+            Ok(counted.number("held")? < max)
+        })
+    }
+
     /// The link of this secret, also when it has ended or is spent: whoever reads it decides.
     ///
     /// # Errors

@@ -1,15 +1,10 @@
 //! Received grants whose place was taken: kept for a week, in case the one that took it is refused.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Store, StoreError, engine::on, json, millis, now, optional_millis, row::Cells as _};
+use super::{Store, StoreError, engine::on, json, now, optional_millis, row::Cells as _};
 use crate::{connection::ConnectionId, rotation::Origin, seal::Sealed, secret::Digest};
-
-/// How long a grant is kept.
-const KEPT_FOR: Duration = Duration::from_hours(7 * 24);
 
 /// A grant in escrow.
 #[derive(Clone, Debug)]
@@ -113,18 +108,5 @@ impl Store {
             taken.execute(pool).await?;
         });
         Ok(())
-    }
-
-    pub(super) async fn purge_escrow(&self) -> Result<u64, StoreError> {
-        // What is still to be revoked is kept until it is.
-        let sql = concat!(
-            "DELETE FROM escrow WHERE put_at <= ",
-            now!(),
-            " - $2 AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')"
-        );
-        on!(self, |pool| {
-            let purged = sqlx::query(sql).bind(self.ahead()).bind(millis(KEPT_FOR));
-            Ok(purged.execute(pool).await?.rows_affected())
-        })
     }
 }

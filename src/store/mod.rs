@@ -52,7 +52,7 @@ pub use engine::EngineKind;
 pub use error::StoreError;
 pub use escrow::Escrowed;
 pub use grants::{Commit, Failure};
-pub use purge::Purged;
+pub use purge::{PURGES, Purged};
 pub use revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking};
 pub use schedule::Due;
 pub use schema::SchemaStatus;

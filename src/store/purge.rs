@@ -6,6 +6,69 @@ use crate::{connection::ConnectionId, consent::CONFIRM_LIFE};
 /// How long a link is kept past its end, for its page to say that it has ended.
 const LINK_MEMORY: Duration = Duration::from_hours(24);
 
+/// How long a grant is kept in escrow.
+const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
+
+/// How many rows a statement forgets: so few that PostgreSQL fetches them by index rather than to
+/// read a large table whole, and locks them for a moment only.
+const BATCH: i64 = 50;
+
+/// The rows whose time is `$2` ago or longer, `$3` of them at the most. The order makes them come by
+/// the index of that time: without it PostgreSQL, which does not know how late it is, would expect a
+/// third of the table.
+macro_rules! ended {
+    ($columns:literal, $table:literal, $time:literal $(, $and:expr)?) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM ",
+            $table,
+            " WHERE ",
+            $time,
+            " <= ",
+            now!(),
+            " - $2",
+            $($and,)?
+            " ORDER BY ",
+            $time,
+            " LIMIT $3"
+        )
+    };
+}
+
+macro_rules! forget {
+    ($key:literal, $table:literal, $time:literal $(, $and:expr)?) => {
+        concat!(
+            "DELETE FROM ",
+            $table,
+            " WHERE ",
+            $key,
+            " IN (",
+            ended!($key, $table, $time $(, $and)?),
+            ")"
+        )
+    };
+}
+
+/// What is still to be revoked is kept until it is.
+macro_rules! but_to_revoke {
+    () => {
+        " AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')"
+    };
+}
+
+const CONSENTS: &str = forget!("state_hash", "consents", "expires_at");
+const EXCHANGES: &str = forget!("id", "key_exchanges", "expires_at");
+const LINKS: &str = forget!("id", "consent_links", "expires_at");
+const ESCROW: &str = forget!("id", "escrow", "put_at", but_to_revoke!());
+const PENDING: &str =
+    ended!("connection_id, received_at", "pending_grants", "received_at", but_to_revoke!());
+
+/// The statements of [`Store::purge_expired`], for whoever asks a database how it would run them.
+/// `$1` is how far the clock is ahead, `$2` how long a row is kept past its time, both in
+/// milliseconds; `$3` is how many rows a statement takes.
+pub const PURGES: [&str; 5] = [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING];
+
 /// How many of each [`Store::purge_expired`] forgot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Purged {
@@ -28,46 +91,50 @@ impl Store {
     ///
     /// When the database does not answer; what was forgotten by then stays so.
     pub async fn purge_expired(&self) -> Result<Purged, StoreError> {
-        let consents = concat!("DELETE FROM consents WHERE expires_at <= ", now!());
-        let exchanges = concat!("DELETE FROM key_exchanges WHERE expires_at <= ", now!());
-        let links = concat!("DELETE FROM consent_links WHERE expires_at <= ", now!(), " - $2");
-        let (consents, exchanges, links) = on!(self, |pool| {
-            let consents = sqlx::query(consents).bind(self.ahead()).execute(pool).await?;
-            let exchanges = sqlx::query(exchanges).bind(self.ahead()).execute(pool).await?;
-            let links = sqlx::query(links)
-                .bind(self.ahead())
-                .bind(millis(LINK_MEMORY))
-                .execute(pool)
-                .await?;
-            (consents.rows_affected(), exchanges.rows_affected(), links.rows_affected())
-        });
+        let consents = self.forget(CONSENTS, Duration::ZERO).await?;
+        let exchanges = self.forget(EXCHANGES, Duration::ZERO).await?;
+        let links = self.forget(LINKS, LINK_MEMORY).await?;
         let pending_grants = self.purge_pending().await?;
-        let escrow = self.purge_escrow().await?;
+        let escrow = self.forget(ESCROW, ESCROW_LIFE).await?;
         Ok(Purged { links, consents, pending_grants, exchanges, escrow })
     }
 
-    async fn purge_pending(&self) -> Result<u64, StoreError> {
-        // What is still to be revoked is kept until it is.
-        let sql = concat!(
-            "SELECT connection_id, received_at FROM pending_grants WHERE received_at <= ",
-            now!(),
-            " - $2 AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')"
-        );
-        let ended: Vec<(ConnectionId, i64)> = on!(self, |pool| {
-            let rows = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(millis(CONFIRM_LIFE))
-                .fetch_all(pool)
-                .await?;
-            rows.iter()
-                .map(|row| Ok((row.parsed("connection_id")?, row.number("received_at")?)))
-                .collect::<Result<_, StoreError>>()?
-        });
-        let mut purged = 0;
-        for (connection, received_at) in ended {
-            // A newer grant may have taken its place since.
-            purged += u64::from(self.drop_pending_until(connection, received_at).await?);
+    async fn forget(&self, sql: &'static str, kept_for: Duration) -> Result<u64, StoreError> {
+        let mut forgotten = 0;
+        loop {
+            let batch = on!(self, |pool| {
+                let ended = sqlx::query(sql).bind(self.ahead()).bind(millis(kept_for)).bind(BATCH);
+                ended.execute(pool).await?.rows_affected()
+            });
+            forgotten += batch;
+            if batch < BATCH.unsigned_abs() {
+                return Ok(forgotten);
+            }
         }
-        Ok(purged)
+    }
+
+    async fn purge_pending(&self) -> Result<u64, StoreError> {
+        let mut purged = 0;
+        loop {
+            let ended: Vec<(ConnectionId, i64)> = on!(self, |pool| {
+                let rows = sqlx::query(PENDING)
+                    .bind(self.ahead())
+                    .bind(millis(CONFIRM_LIFE))
+                    .bind(BATCH)
+                    .fetch_all(pool)
+                    .await?;
+                rows.iter()
+                    .map(|row| Ok((row.parsed("connection_id")?, row.number("received_at")?)))
+                    .collect::<Result<_, StoreError>>()?
+            });
+            let batch = i64::try_from(ended.len()).unwrap_or(BATCH);
+            for (connection, received_at) in ended {
+                // A newer grant may have taken its place since.
+                purged += u64::from(self.drop_pending_until(connection, received_at).await?);
+            }
+            if batch < BATCH {
+                return Ok(purged);
+            }
+        }
     }
 }

@@ -47,6 +47,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0008_break_glass.sql"),
         include_str!("../../migrations/sqlite/0008_break_glass.sql"),
     ),
+    (
+        "expiry indexes",
+        include_str!("../../migrations/postgres/0009_expiry_indexes.sql"),
+        include_str!("../../migrations/sqlite/0009_expiry_indexes.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

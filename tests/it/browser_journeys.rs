@@ -42,7 +42,7 @@ async fn link(broker: &TestBroker, which: Simulated) -> String {
 
 /// Asserts that the browser shows a page with this title, and that nothing on the way there was
 /// refused or failed.
-async fn shows(browser: &Browser, status: StatusCode, title: &str) {
+pub(crate) async fn shows(browser: &Browser, status: StatusCode, title: &str) {
     assert_eq!(browser.title().await, title, "{}", browser.text().await);
     assert_eq!(browser.status().await, status.as_u16(), "{title}");
     let mut errors = browser.console_errors().await;
@@ -55,7 +55,7 @@ async fn shows(browser: &Browser, status: StatusCode, title: &str) {
 }
 
 /// From the link to the provider's consent page.
-async fn go_to_provider(browser: &Browser, link: &str, which: Simulated) {
+pub(crate) async fn go_to_provider(browser: &Browser, link: &str, which: Simulated) {
     let title = title(which);
     browser.goto(link).await;
     shows(browser, StatusCode::OK, &format!("Connect {title} · token-broker")).await;
@@ -181,7 +181,7 @@ async fn a_page_of_another_site_cannot_press_the_button(database: TestDatabase) 
 }
 
 /// Serves a page until the test ends; the port it is at.
-async fn serve(page: String) -> u16 {
+pub(crate) async fn serve(page: String) -> u16 {
     let router = Router::new().route("/", get(async || Html(page)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -5,6 +5,7 @@ mod connections;
 mod consents;
 mod events;
 mod grants;
+mod purge;
 mod revocations;
 mod sealed;
 mod verdicts;

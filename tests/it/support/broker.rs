@@ -19,7 +19,7 @@ use token_broker::{
     config::Config,
     failpoint::Failpoints,
     seal::Keyring,
-    simulator::{Kind, Simulated, Simulator, SimulatorSettings, Simulators},
+    simulator::{Endpoint, Kind, Simulated, Simulator, SimulatorSettings, Simulators},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -381,6 +381,16 @@ impl TestBroker {
         self.database.contents().await
     }
 
+    /// The number that a query finds, read behind the broker's back.
+    pub(crate) async fn number(&self, sql: &'static str) -> i64 {
+        self.database.number(sql).await
+    }
+
+    /// How many requests of each kind have reached each provider, whatever they held.
+    pub(crate) fn requests(&self) -> BTreeMap<Simulated, BTreeMap<Endpoint, u64>> {
+        Simulated::ALL.map(|which| (which, self.simulator(which).oracle().requests)).into()
+    }
+
     /// Whether a received grant lies in escrow because the connection holds another.
     pub(crate) async fn has_escrow(&self, connection: &str) -> bool {
         let store = self.broker().store();
@@ -435,7 +445,8 @@ impl TestBroker {
     }
 }
 
-/// A person with a browser: cookies by host, redirects followed one by one.
+/// A person with a browser: cookies by host, redirects followed one by one. A clone is another tab.
+#[derive(Clone)]
 pub(crate) struct Person {
     http: Client,
     cookies: BTreeMap<String, String>,

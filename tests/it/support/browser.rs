@@ -51,7 +51,7 @@ impl Browser {
         let driver = Driver::start();
         let profile = tempfile::tempdir().unwrap();
         let capabilities = json!({
-            "goog:loggingPrefs": { "browser": "ALL" },
+            "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },
             "goog:chromeOptions": {
                 "binary": from_tests_run("TEST_CHROMIUM"),
                 "args": [
@@ -175,6 +175,31 @@ impl Browser {
             .iter()
             .filter(|entry| entry["level"] == "SEVERE")
             .map(|entry| entry["message"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// What a person sees in one of the page's frames.
+    pub(crate) async fn frame_text(&self, frame: u16) -> String {
+        self.client.enter_frame(frame).await.unwrap();
+        let text = self.text().await;
+        self.client.enter_parent_frame().await.unwrap();
+        text
+    }
+
+    /// The requests sent since the last call, redirects one by one, as the `DevTools` Protocol
+    /// describes them: `Network.requestWillBeSent` has the address, the event `…ExtraInfo` that goes
+    /// with it the headers on the wire.
+    pub(crate) async fn requests(&self) -> Vec<Value> {
+        let log = self.issue("se/log", json!({ "type": "performance" })).await;
+        let messages = log.as_array().unwrap().iter().map(|entry| {
+            let message = entry["message"].as_str().unwrap();
+            serde_json::from_str::<Value>(message).unwrap()["message"].take()
+        });
+        messages
+            .filter(|message| {
+                message["method"].as_str().unwrap().starts_with("Network.requestWillBeSent")
+            })
+            .map(|mut message| message["params"].take())
             .collect()
     }
 

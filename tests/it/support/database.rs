@@ -2,7 +2,8 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{
-    AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, postgres::PgConnectOptions,
+    AssertSqlSafe, Connection as _, PgConnection, Row as _, SqliteConnection,
+    postgres::PgConnectOptions,
 };
 use tempfile::TempDir;
 use token_broker::{clock::Clock, secret, store::Store};
@@ -88,6 +89,48 @@ impl TestDatabase {
                 connection.close().await.unwrap();
             }
             Place::Schema { .. } => execute_on_postgres(url, sql.to_owned()).await,
+        }
+    }
+
+    /// The number that a query finds.
+    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+    pub(crate) async fn number(&self, sql: &'static str) -> i64 {
+        let url = self.url.expose_secret();
+        match self.place {
+            Place::Folder(_) => {
+                let mut connection = SqliteConnection::connect(url).await.unwrap();
+                let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                number
+            }
+            Place::Schema { .. } => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                number
+            }
+        }
+    }
+
+    /// How the engine would run a statement, in its own words.
+    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+    pub(crate) async fn plan(&self, sql: &str) -> String {
+        let url = self.url.expose_secret();
+        match self.place {
+            Place::Folder(_) => {
+                let mut connection = SqliteConnection::connect(url).await.unwrap();
+                let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+                let rows = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                rows.iter().map(|row| row.get::<String, _>("detail") + "\n").collect()
+            }
+            Place::Schema { .. } => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                let sql = AssertSqlSafe(format!("EXPLAIN {sql}"));
+                let rows = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect()
+            }
         }
     }
 

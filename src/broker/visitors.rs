@@ -1,0 +1,41 @@
+//! What the public listener may take of the store: whoever knows its address may ask.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+
+use super::BrokerError;
+
+/// How many visitors are looked up at once, fewer than the store has connections: claims and
+/// commits find one while a flood of callbacks waits.
+const AT_ONCE: usize = 4;
+
+/// How long a visitor waits for their turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The turns of the visitors, in the order in which they came.
+#[derive(Debug)]
+pub(super) struct Visitors(Semaphore);
+
+impl Default for Visitors {
+    fn default() -> Self {
+        Self(Semaphore::new(AT_ONCE))
+    }
+}
+
+impl Visitors {
+    /// Waits for a turn at the store, which ends when dropped. Never held across a call to a
+    /// provider.
+    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, BrokerError> {
+        match timeout(PATIENCE, self.0.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(BrokerError::Unavailable {
+                reason: "too many visitors at once".to_owned(),
+                retry_after: PATIENCE,
+            }),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The public listener under many requests that lead to nothing.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, future::join_all, stream};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use token_broker::{consent::MAX_LINKS, simulator::Simulated};
+
+use crate::{
+    callbacks::{decided, random_looking, send, with_cookie},
+    support::{
+        broker::{Person, TestBroker},
+        database::{TestDatabase, on_both_engines},
+    },
+};
+
+on_both_engines! {
+    a_thousand_looks_at_a_link_leave_no_trace,
+    presses_leave_five_attempts_at_the_most,
+    more_links_and_attempts_than_a_table_may_hold_are_refused,
+    a_flood_of_junk_holds_up_no_reader,
+}
+
+async fn a_thousand_looks_at_a_link_leave_no_trace(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+    let before = broker.requests();
+    let looks = stream::iter(0..1_000).map(|number| {
+        let agent = match number % 5 {
+            0 => "TelegramBot (like TwitterBot)",
+            1 => "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)",
+            2 => "facebookexternalhit/1.1",
+            3 => "Mozilla/5.0 (compatible; Barracuda Link Protection)",
+            _ => "WhatsApp/2.23.20.0",
+        };
+        let method = if number % 7 == 0 { Method::HEAD } else { Method::GET };
+        let (broker, link) = (&broker, &link);
+        async move {
+            let headers = [("user-agent", agent), ("purpose", "prefetch")];
+            let page = Person::new(broker).send(method, link, &headers, None).await;
+            assert_eq!(page.status, StatusCode::OK, "{agent}");
+            assert!(page.headers.get("set-cookie").is_none(), "{agent}");
+        }
+    });
+    looks.buffer_unordered(20).collect::<Vec<()>>().await;
+    assert_eq!(broker.number("SELECT count(*) FROM consents").await, 0);
+    let touched = "SELECT count(*) FROM consent_links WHERE browser_hash IS NOT NULL
+        OR outcome IS NOT NULL OR spent_at IS NOT NULL";
+    assert_eq!(broker.number(touched).await, 0);
+    assert_eq!(broker.requests(), before, "nothing was sent to any provider");
+    let page = Person::new(&broker).consent(&link, "allow").await;
+    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.stop().await;
+}
+
+async fn presses_leave_five_attempts_at_the_most(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let link = broker.link("avito-shop", "avito", json!({})).await;
+    let mut person = Person::new(&broker);
+    person.start(&link).await;
+    let tabs = (0..20).map(|_| {
+        let (mut tab, link) = (person.clone(), &link);
+        async move { tab.press(link).await.status }
+    });
+    let mut answers = join_all(tabs).await;
+    // Strangers, each with a browser of their own.
+    answers.extend(
+        join_all((0..20).map(|_| async { Person::new(&broker).press(&link).await.status })).await,
+    );
+    let of = |status| answers.iter().filter(|answer| **answer == status).count();
+    assert_eq!(of(StatusCode::SEE_OTHER), 4, "{answers:?}");
+    assert_eq!(of(StatusCode::TOO_MANY_REQUESTS), 16, "{answers:?}");
+    assert_eq!(of(StatusCode::GONE), 20, "{answers:?}");
+    assert_eq!(broker.number("SELECT count(*) FROM consents").await, 5);
+    broker.advance(Duration::from_mins(11)).await;
+    broker.broker().purge().await.unwrap();
+    assert_eq!(broker.number("SELECT count(*) FROM consents").await, 0);
+    broker.stop().await;
+}
+
+async fn more_links_and_attempts_than_a_table_may_hold_are_refused(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+    let mut person = Person::new(&broker);
+    let provider = person.start(&link).await;
+    let callback = person.decide(&provider, "allow").await;
+    assert_eq!(MAX_LINKS, 100_000, "as many as are made here");
+    broker
+        .execute(
+            "INSERT INTO consents (state_hash, browser_hash, link_id, connection_id, client,
+                redirect_uri, token_url, scopes, link_secret, started_at, expires_at)
+             WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+             SELECT 'state-' || i, 'browser', link_id, connection_id, client, '', '', '[]', '',
+                started_at, expires_at FROM n, consents",
+        )
+        .await;
+    let other = broker.link("avito-else", "avito", json!({})).await;
+    let full = Person::new(&broker).press(&other).await;
+    assert_eq!(full.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(broker.number("SELECT count(*) FROM consents").await, 100_000);
+    // Whoever is under way already comes through, and ends the other attempts of the link.
+    assert_eq!(person.get(&callback).await.status, StatusCode::SEE_OTHER);
+    assert_eq!(broker.view("avito-shop").await["state"], "active");
+    // What was refused has not bound the link to a browser that nobody has.
+    assert_eq!(Person::new(&broker).press(&other).await.status, StatusCode::SEE_OTHER);
+
+    broker
+        .execute(
+            "INSERT INTO consent_links (id, secret_hash, connection_id, requested_by, scopes,
+                own_browser, created_at, expires_at)
+             WITH RECURSIVE n (i) AS (SELECT 3 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+             SELECT 'link-' || i, 'secret-' || i, connection_id, '', '[]', 0, 0, 0
+             FROM n, consent_links WHERE spent_at IS NOT NULL",
+        )
+        .await;
+    let body = json!({ "connection": "avito-third", "client": "avito" });
+    let refused = broker.operator(Method::POST, "/v1/consent-links", Some(body.clone())).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+    assert_eq!(refused.json()["code"], "too_many_requests");
+    broker.broker().purge().await.unwrap();
+    let made = broker.operator(Method::POST, "/v1/consent-links", Some(body)).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    broker.stop().await;
+}
+
+async fn a_flood_of_junk_holds_up_no_reader(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("avito-shop", Simulated::Avito).await;
+    let mut person = Person::new(&broker);
+    let callback = decided(&broker, &mut person, "divar-shop", "divar").await;
+    let before = broker.requests();
+    let junk = stream::iter(0..2_000).map(|number| {
+        let state = random_looking(number);
+        let url = format!("{}/callback/avito?code=junk&state={state}", broker.public_url);
+        let broker = &broker;
+        async move { send(broker, &url, &with_cookie(&random_looking(number + 1))).await.status }
+    });
+    let junk = junk.buffer_unordered(50).collect::<Vec<_>>();
+    let mut reads = 0_u32;
+    let reading = async {
+        loop {
+            let read = broker.token("avito-shop").await;
+            assert_eq!(read.status, StatusCode::OK, "{read:?}");
+            reads += 1;
+        }
+    };
+    let junk = tokio::select! {
+        junk = junk => junk,
+        () = reading => unreachable!("it reads for as long as the flood lasts"),
+    };
+    assert!(junk.iter().all(|status| *status == StatusCode::BAD_REQUEST), "{junk:?}");
+    assert!(reads > 50, "{reads} reads");
+    assert_eq!(broker.requests(), before, "nothing was sent to any provider");
+    assert_eq!(person.get(&callback).await.status, StatusCode::SEE_OTHER);
+    broker.stop().await;
+}
+
+/// Where every look-up of a visitor waits, a refresh still finds a connection of the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn visitors_who_wait_leave_connections_to_a_refresh_on_postgres() {
+    let broker = TestBroker::start(TestDatabase::postgres().await).await;
+    broker.connect("avito-shop", Simulated::Avito).await;
+    let held = broker.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
+    let junk = stream::iter(0..1_000).map(|number| {
+        let state = random_looking(number);
+        let url = format!("{}/callback/avito?code=junk&state={state}", broker.public_url);
+        let broker = &broker;
+        async move { send(broker, &url, &with_cookie(&state)).await.status }
+    });
+    let junk = junk.buffer_unordered(100).collect::<Vec<_>>();
+    let refresh = async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted
+            AND relation = 'consents'::regclass";
+        while broker.number(waiting).await < 4 {}
+        for _ in 0..3 {
+            let path = "/v1/connections/avito-shop/refresh";
+            let refreshed = broker.operator(Method::POST, path, None).await;
+            assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
+        }
+        assert!(broker.number(waiting).await <= 4, "four at once, and no more");
+    };
+    tokio::select! {
+        _ = junk => unreachable!("they wait for the lock, four at a time"),
+        () = refresh => {}
+    }
+    drop(held);
+    let page = Person::new(&broker).get(&broker.link("divar-shop", "divar", json!({})).await).await;
+    assert_eq!(page.status, StatusCode::OK);
+    broker.stop().await;
+}
