@@ -75,6 +75,8 @@ pub mod consent;
 pub mod failpoint;
 pub mod guard;
 pub mod http;
+#[cfg(test)]
+mod properties;
 pub mod provider;
 pub mod refresher;
 pub mod refusals;

@@ -277,6 +277,8 @@ fn zero_nonce() -> Nonce {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "the tests look at what was sealed")]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;

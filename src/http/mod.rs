@@ -13,6 +13,8 @@ mod links;
 mod oauth2;
 mod openapi;
 pub mod pages;
+#[cfg(test)]
+mod properties;
 pub mod server;
 mod services;
 mod token;

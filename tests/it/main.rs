@@ -4,6 +4,7 @@
 
 mod api;
 mod browser_journeys;
+mod canaries;
 mod clock;
 mod command_line;
 mod consents;
