@@ -17,6 +17,7 @@ pub mod pages;
 mod properties;
 pub mod server;
 mod services;
+mod slow;
 mod token;
 
 use std::{sync::Arc, time::Duration};

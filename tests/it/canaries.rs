@@ -75,6 +75,8 @@ async fn story(mut world: World) {
     world.serve().await;
     let deleted = world.operate(Method::DELETE, "/v1/connections/avito-shop", None).await;
     assert!(deleted.status.is_success(), "{deleted:?}");
+    // A clean end tidies up.
+    world.look_at_files().await;
     world.end("TERM").await;
     world.look().await;
 }

@@ -2,6 +2,7 @@
 //! that the ordinary way works.
 
 mod configuration;
+mod fresh;
 mod local;
 mod remote;
 mod start;

@@ -21,7 +21,7 @@ const PROVIDERS: [&str; 5] = ["admitad", "amocrm", "avito", "divar", "kommo"];
 
 #[expect(clippy::disallowed_methods, reason = "the secrets of these tests are made up")]
 fn shown(secret: Option<&SecretString>) -> Option<&str> {
-    secret.map(|secret| secret.expose_secret())
+    secret.map(SecretString::expose_secret)
 }
 
 /// The members that are read, and some that are not.

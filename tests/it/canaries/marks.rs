@@ -57,7 +57,7 @@ impl Marks {
         });
         self.add(kind, &hex);
         self.add(kind, &hex.to_uppercase());
-        let percent: String = secret.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let percent = secret.bytes().fold(String::new(), |all, byte| all + &format!("%{byte:02X}"));
         self.add(kind, &percent);
         // Wherever it stands in a longer text: the characters that its neighbours share are left out.
         for before in 0..3 {

@@ -305,8 +305,8 @@ impl World {
         self.home.path().join("state").join(name)
     }
 
-    /// Looks at everything, when everything has been said.
-    pub(super) async fn look(&mut self) {
+    /// Hears which secrets there are.
+    fn learn(&mut self) {
         for relay in &self.relays {
             for (kind, secret) in relay.secrets() {
                 self.marks.plant(kind, &secret);
@@ -316,15 +316,18 @@ impl World {
         let key = keys.lines().find(|line| !line.starts_with('#')).unwrap();
         self.marks.plant(Kind::SealingKey, key.split_once(' ').unwrap().1);
         assert_eq!(self.marks.planted().len(), 11, "{:?}", self.marks.planted());
+    }
+
+    /// Looks at everything, when everything has been said.
+    pub(super) async fn look(&mut self) {
+        self.look_at_files().await;
         self.look_at_the_log();
-        let answers = self.answers.lock().unwrap();
-        let mut carried = 0;
-        for (to, belongs, text) in answers.iter() {
-            self.marks.nowhere_in(&format!("the answer to {to}"), text.as_bytes(), belongs);
-            carried += usize::from(self.marks.find(text.as_bytes(), &[]).is_some());
-        }
-        assert!(carried > 10, "the scan finds what is meant to be there");
-        drop(answers);
+        self.look_at_the_answers();
+    }
+
+    /// Looks at all that lies on a disk at this moment.
+    pub(super) async fn look_at_files(&mut self) {
+        self.learn();
         let mut files = files(&self.home.path().join("state"));
         files.retain(|(path, _)| path.file_name().unwrap() != "sealing.keys");
         assert!(files.iter().any(|(path, _)| path.parent().unwrap().ends_with("stored")));
@@ -334,7 +337,7 @@ impl World {
             connection.close().await.unwrap();
             files.extend(self::files(&server.data()));
             files.push((PathBuf::from("pg_dump"), dump(&server.url())));
-        } else {
+        } else if self.program.is_some() {
             assert!(files.iter().any(|(path, _)| path.ends_with("token-broker.sqlite-wal")));
         }
         let sealed =
@@ -343,6 +346,13 @@ impl World {
         for (path, bytes) in &files {
             self.marks.nowhere_in(&path.display().to_string(), bytes, &[]);
         }
+    fn look_at_the_answers(&self) {
+        let mut carried = 0;
+        for (to, belongs, text) in self.answers.lock().unwrap().iter() {
+            self.marks.nowhere_in(&format!("the answer to {to}"), text.as_bytes(), belongs);
+            carried += usize::from(self.marks.find(text.as_bytes(), &[]).is_some());
+        }
+        assert!(carried > 10, "the scan finds what is meant to be there");
     }
 
     fn look_at_the_log(&self) {
