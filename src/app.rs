@@ -391,13 +391,9 @@ impl App {
         let Self { broker, state, listeners, shutdown, drain, _state_dir } = self;
         let public = http::public_router(state.clone());
         let internal = http::internal_router(state);
-        parts.spawn(server::serve(listeners.public, public, shutdown.clone(), Limits::default()));
-        parts.spawn(server::serve(
-            listeners.internal,
-            internal,
-            shutdown.clone(),
-            Limits::default(),
-        ));
+        let limits = Limits::within_system();
+        parts.spawn(server::serve(listeners.public, public, shutdown.clone(), limits));
+        parts.spawn(server::serve(listeners.internal, internal, shutdown.clone(), limits));
         let crashed = tokio::select! {
             // The parts end as well when they are told to: that is no crash.
             biased;

@@ -81,6 +81,8 @@ pub mod failpoint;
 pub mod freeze;
 pub mod guard;
 pub mod http;
+#[cfg(test)]
+mod properties;
 pub mod provider;
 pub mod refresher;
 pub mod refusals;

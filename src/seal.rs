@@ -338,4 +338,6 @@ fn zero_nonce() -> Nonce {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

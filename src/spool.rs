@@ -312,12 +312,14 @@ fn read(bytes: &[u8]) -> Option<Entry> {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
-    fn entry() -> Entry {
+    pub(super) fn entry() -> Entry {
         Entry {
             connection: ConnectionId::new(),
             account: None,

@@ -100,7 +100,7 @@ impl Broker {
         client: &Client,
         record: &Record,
         attempt: Attempt,
-        error: ProviderError,
+        mut error: ProviderError,
     ) -> Result<(), BrokerError> {
         let connection = &record.connection;
         let Attempt { id: attempt, slot, spent, asked_at, why, .. } = attempt;
@@ -117,6 +117,10 @@ impl Broker {
                 self.keep(record, next, Some(self.clock.now()), slot, || {}).await
             {
                 tracing::warn!("kept the refresh token of an unusable answer");
+                if matches!(error.verdict, Verdict::Refused { .. }) {
+                    // What was refused is not what the connection holds by now.
+                    error.verdict = Verdict::Ambiguous;
+                }
                 // That ended the attempt; what is recorded below belongs to a new one.
                 from = kept;
                 let salvaged = self.reload(connection.id).await?;

@@ -268,12 +268,12 @@ fn link_secret(segment: Result<Path<String>, PathRejection>) -> Option<SecretStr
 }
 
 /// Whether a text has the form of [`secret::random`].
-fn is_random(text: &str) -> bool {
+pub(super) fn is_random(text: &str) -> bool {
     text.len() == 43 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The parameters of a query, none of which may come twice.
-fn single_params(query: &str) -> Option<BTreeMap<String, String>> {
+pub(super) fn single_params(query: &str) -> Option<BTreeMap<String, String>> {
     let mut params = BTreeMap::new();
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
         if params.insert(name.into_owned(), value.into_owned()).is_some() {

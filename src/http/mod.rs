@@ -15,8 +15,11 @@ mod links;
 mod oauth2;
 mod openapi;
 pub mod pages;
+#[cfg(test)]
+mod properties;
 pub mod server;
 mod services;
+mod slow;
 mod token;
 
 use std::{sync::Arc, time::Duration};

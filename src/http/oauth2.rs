@@ -105,7 +105,7 @@ impl IntoResponse for OAuthError {
 }
 
 /// A description is plain ASCII without quotes and backslashes (RFC 6749 section 5.2).
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.chars()
         .map(|char| match char {
             '"' | '\\' | '`' => '\'',
@@ -216,8 +216,8 @@ pub(crate) async fn token(
 }
 
 #[derive(Default)]
-struct Form {
-    grant_type: Option<String>,
+pub(super) struct Form {
+    pub(super) grant_type: Option<String>,
     resource: Option<String>,
     scope: Option<String>,
     client_id: Option<String>,
@@ -226,7 +226,7 @@ struct Form {
 
 impl Form {
     /// The connection that is asked for: by its URL at this broker, or by its name.
-    fn connection(&self, internal_url: &Url) -> Result<String, OAuthError> {
+    pub(super) fn connection(&self, internal_url: &Url) -> Result<String, OAuthError> {
         let text = match (&self.resource, &self.scope) {
             (Some(resource), _) => resource,
             (None, Some(scope)) => scope,
@@ -253,7 +253,10 @@ impl Form {
     }
 }
 
-async fn read_form(headers: &HeaderMap, body: axum::body::Body) -> Result<Form, OAuthError> {
+pub(super) async fn read_form(
+    headers: &HeaderMap,
+    body: axum::body::Body,
+) -> Result<Form, OAuthError> {
     let is_form = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -287,7 +290,10 @@ async fn read_form(headers: &HeaderMap, body: axum::body::Body) -> Result<Form, 
 }
 
 /// The client's id and secret, from the header or from the body but not from both.
-fn credentials(headers: &HeaderMap, form: &Form) -> Result<(String, SecretString), OAuthError> {
+pub(super) fn credentials(
+    headers: &HeaderMap,
+    form: &Form,
+) -> Result<(String, SecretString), OAuthError> {
     let basic = headers.get(header::AUTHORIZATION);
     match (basic, &form.client_secret) {
         (Some(_), Some(_)) => {
@@ -310,7 +316,7 @@ fn credentials(headers: &HeaderMap, form: &Form) -> Result<(String, SecretString
     }
 }
 
-fn basic_credentials(value: &header::HeaderValue) -> Option<(String, SecretString)> {
+pub(super) fn basic_credentials(value: &header::HeaderValue) -> Option<(String, SecretString)> {
     let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
         return None;

@@ -7,12 +7,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::connect_info::ConnectInfo};
-use hyper::server::conn::http1;
+use hyper::{Request, body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
@@ -20,6 +21,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer as _, util::MapRequestLayer};
+
+use super::slow::{Hurried, in_time};
 
 /// How large a request head may be: 16 KiB for headers besides an 8 KiB URL.
 const MAX_HEAD: usize = 24 * 1024;
@@ -30,6 +33,10 @@ pub struct Limits {
     /// How long a client may take to send a request head, from the start of the connection or the
     /// end of the request before: silence ends with it.
     pub head: Duration,
+    /// How long a client may take to send a request body, from when it is first read.
+    pub body: Duration,
+    /// How long a client may take to receive an answer, from when it first does not read.
+    pub write: Duration,
     /// How many connections are served at once; more wait in the kernel's queue.
     pub connections: usize,
     /// How long open requests may take at shutdown.
@@ -38,7 +45,39 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { head: Duration::from_secs(5), connections: 4_096, grace: Duration::from_secs(10) }
+        Self {
+            head: Duration::from_secs(5),
+            body: Duration::from_secs(10),
+            write: Duration::from_secs(10),
+            connections: 4_096,
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// The default within what the system allows this process: each of the two listeners has three
+    /// eighths of its descriptors at the most. One that is flooded leaves the other its share, and a
+    /// quarter is left for the database, the providers and files.
+    #[must_use]
+    pub fn within_system() -> Self {
+        let limits = Self::default();
+        let descriptors = raise_descriptors().unwrap_or(u64::MAX);
+        let share = usize::try_from(descriptors / 8 * 3).unwrap_or(usize::MAX);
+        Self { connections: limits.connections.min(share.max(1)), ..limits }
+    }
+}
+
+/// Raises the soft limit of file descriptors to the hard one; gives what then holds, or none where
+/// there is no limit.
+fn raise_descriptors() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files could not be raised");
+            current
+        }
     }
 }
 
@@ -73,9 +112,10 @@ pub async fn serve(
             }
         };
         let _ = stream.set_nodelay(true);
-        let service = MapRequestLayer::new(move |mut request: axum::extract::Request<_>| {
+        let stream = Hurried::new(stream, limits.write);
+        let service = MapRequestLayer::new(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
-            request
+            request.map(|body| in_time(body, limits.body))
         })
         .layer(router.clone());
         let connection =

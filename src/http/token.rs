@@ -191,7 +191,7 @@ fn answer(token: &IssuedToken) -> Response {
 
 /// `Prefer: wait=SECONDS` among other preferences (RFC 7240 section 4.3). An unreadable preference
 /// is ignored, as that RFC wants.
-fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
     headers
         .get_all("prefer")
         .iter()

@@ -187,7 +187,9 @@ impl Outbound {
                     body.extend_from_slice(&chunk);
                     self.failpoints.reach(Point::PartlyRead).await;
                 }
-                Ok(Ok(Some(_))) => {
+                Ok(Ok(Some(chunk))) => {
+                    // What fits may hold a refresh token.
+                    body.extend_from_slice(&chunk[..MAX_BODY - body.len()]);
                     break Err(ambiguous(
                         "answer_too_large",
                         "The provider's answer is too large.",

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     error::{ProviderError, Verdict, clamp_wait, judge},
     profile::Profile,
-    salvage::refresh_token,
+    salvage,
 };
 use crate::connection::Account;
 
@@ -58,12 +58,19 @@ pub struct Grant {
 pub fn read_grant(profile: &Profile, reply: &Reply) -> Result<Grant, ProviderError> {
     let body = bytes(reply);
     let json = parse(body);
-    strict(profile, reply, json.as_ref()).map_err(|mut error| {
-        if (200..300).contains(&reply.status) || error.verdict == Verdict::Ambiguous {
-            error.salvaged_refresh = refresh_token(body);
+    match strict(profile, reply, json.as_ref()) {
+        Ok(grant) if grant.refresh.is_none() => {
+            // It may stand twice, once as null, or deeper than it should.
+            Ok(Grant { refresh: salvage::in_json(body), ..grant })
         }
-        error
-    })
+        Err(mut error) => {
+            if (200..300).contains(&reply.status) || error.verdict == Verdict::Ambiguous {
+                error.salvaged_refresh = salvage::refresh_token(body);
+            }
+            Err(error)
+        }
+        granted => granted,
+    }
 }
 
 fn strict(profile: &Profile, reply: &Reply, json: Option<&Value>) -> Result<Grant, ProviderError> {

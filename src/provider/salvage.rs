@@ -16,7 +16,8 @@ pub(super) fn refresh_token(body: &[u8]) -> Option<SecretString> {
     in_json(&body).or_else(|| in_form(&body))
 }
 
-fn in_json(body: &[u8]) -> Option<SecretString> {
+/// The last whole refresh token in a text that looks like JSON.
+pub(super) fn in_json(body: &[u8]) -> Option<SecretString> {
     let mut found = None;
     let mut rest = body;
     while let Some(at) = rest.windows(KEY.len() + 2).position(is_quoted_key) {

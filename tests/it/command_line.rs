@@ -2,6 +2,7 @@
 //! that the ordinary way works.
 
 mod configuration;
+mod fresh;
 mod keys;
 mod local;
 mod remote;

@@ -1,6 +1,7 @@
 //! Tests that need several files of this room.
 
 mod outbound;
+mod properties;
 mod refusals;
 mod replies;
 mod request_cards;

@@ -87,7 +87,8 @@ impl Server {
         drop(process.wait());
     }
 
-    fn data(&self) -> PathBuf {
+    /// The folder of the cluster.
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
