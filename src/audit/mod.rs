@@ -71,6 +71,8 @@ words! {
         KeyMade = "key_made",
         /// A consent link was made; `detail` is its public id.
         LinkMade = "link_made",
+        /// An operator's access was taken away.
+        OperatorDeleted = "operator_deleted",
         /// An operator was made with their first key.
         OperatorMade = "operator_made",
         /// Somebody asked for a refresh.

@@ -204,6 +204,13 @@ pub(crate) enum OperatorAction {
         /// What they will be called in records.
         name: Slug,
     },
+    /// List the operators.
+    List,
+    /// Take an operator's access away, with their key.
+    Delete {
+        /// The operator's name.
+        name: Slug,
+    },
 }
 
 #[derive(Arguments, Debug)]

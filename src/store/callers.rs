@@ -160,12 +160,28 @@ impl Store {
     ///
     /// When the database does not answer.
     pub async fn delete_service(&self, name: &str) -> Result<bool, StoreError> {
+        self.delete_holder("DELETE FROM services WHERE name = $1", Holder::Service, name).await
+    }
+
+    /// Forgets an operator and their keys. False when there is no such operator.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn delete_operator(&self, name: &str) -> Result<bool, StoreError> {
+        self.delete_holder("DELETE FROM operators WHERE name = $1", Holder::Operator, name).await
+    }
+
+    async fn delete_holder(
+        &self,
+        delete: &'static str,
+        holder: Holder,
+        name: &str,
+    ) -> Result<bool, StoreError> {
         let deleted = in_transaction!(self, |tx| {
-            let deleted = sqlx::query("DELETE FROM services WHERE name = $1")
-                .bind(name)
-                .execute(&mut *tx)
-                .await?;
-            sqlx::query("DELETE FROM keys WHERE holder = 'service' AND owner = $1")
+            let deleted = sqlx::query(delete).bind(name).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM keys WHERE holder = $1 AND owner = $2")
+                .bind(holder.as_str())
                 .bind(name)
                 .execute(&mut *tx)
                 .await?;

@@ -80,6 +80,13 @@ async fn keys_are_checked_whole_and_end(database: TestDatabase) {
     broker.advance(std::time::Duration::from_secs(601)).await;
     let ended = broker.ask(key, Method::GET, "/v1/connections", None).await;
     assert_eq!(ended.status, StatusCode::UNAUTHORIZED);
+
+    // Without any operator left their routes are gone again.
+    let deleted = broker.command(&["operators", "delete", "tester"]).await;
+    assert!(deleted.status.success(), "{deleted:?}");
+    broker.broker().sync().await.unwrap();
+    let gone = broker.operator(Method::GET, "/v1/services", None).await;
+    assert_eq!(gone.status, StatusCode::NOT_FOUND);
     broker.stop().await;
 }
 

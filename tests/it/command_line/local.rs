@@ -45,6 +45,15 @@ async fn an_operator_is_made_once(machine: Machine) {
     assert_eq!(lines.len(), 1, "a key alone, for `> operator.key`: {lines:?}");
     let line = machine.refused(USAGE, &["operators", "create", "anna"]).await;
     assert_eq!(line, "operator `anna` exists already");
+    let listed = machine.output(&["operators", "list"]).await;
+    assert!(listed.len() == 2 && listed[1].starts_with("anna "), "{listed:?}");
+    let deleted = machine.output(&["operators", "delete", "anna"]).await;
+    assert!(deleted[0].starts_with("deleted: anna"), "{deleted:?}");
+    let line = machine.refused(USAGE, &["operators", "delete", "anna"]).await;
+    assert_eq!(line, "there is no operator `anna`");
+    assert_eq!(machine.output(&["operators", "list"]).await.len(), 1);
+    let again = machine.output(&["operators", "create", "anna"]).await;
+    assert_ne!(again, lines, "another key");
 }
 
 #[tokio::test]
