@@ -217,6 +217,11 @@ async fn misplaced_secrets(world: &World, reader: &str) {
     for (method, path, body) in [
         (Method::GET, format!("/v1/connections?key={reader}"), None),
         (Method::GET, format!("/{reader}"), None),
+        (Method::GET, format!("/v1/connections/{reader}"), None),
+        (Method::POST, format!("/v1/connections/{reader}/refresh"), None),
+        (Method::GET, format!("/v1/services/{reader}"), None),
+        (Method::DELETE, format!("/v1/services/reader/keys/{reader}"), None),
+        (Method::DELETE, format!("/v1/services/{reader}"), None),
         (Method::GET, format!("/v1/connections/avito-shop/token?min_ttl={reader}"), None),
         (
             Method::POST,

@@ -267,8 +267,12 @@ impl World {
         if callback.contains("code=") {
             self.plant_from(&callback, "code", Kind::Code);
         }
-        let junk = url::form_urlencoded::byte_serialize(FORGED.as_bytes()).collect::<String>();
-        let callback = format!("{callback}&error_description={junk}");
+        let mut callback: url::Url = callback.parse().unwrap();
+        let said = callback.query_pairs().into_owned();
+        let said: Vec<_> = said.filter(|(name, _)| name != "error_description").collect();
+        let forged = ("error_description".to_owned(), FORGED.to_owned());
+        callback.query_pairs_mut().clear().extend_pairs(said.into_iter().chain([forged]));
+        let callback = String::from(callback);
         let back = person.get(&callback).await;
         assert_eq!(back.status, StatusCode::SEE_OTHER, "{back:?}");
         self.note("the callback", &back, &[Kind::Link]);
@@ -346,6 +350,8 @@ impl World {
         for (path, bytes) in &files {
             self.marks.nowhere_in(&path.display().to_string(), bytes, &[]);
         }
+    }
+
     fn look_at_the_answers(&self) {
         let mut carried = 0;
         for (to, belongs, text) in self.answers.lock().unwrap().iter() {
