@@ -270,6 +270,7 @@ pub struct App {
     listeners: Listeners,
     shutdown: CancellationToken,
     drain: Duration,
+    limits: Limits,
     _state_dir: StateDir,
 }
 
@@ -351,7 +352,8 @@ impl App {
             internal_url: config.internal_url,
             draining: shutdown.clone(),
         };
-        Ok(Self { broker, state, listeners, shutdown, drain, _state_dir: state_dir })
+        let limits = Limits::within_system();
+        Ok(Self { broker, state, listeners, shutdown, drain, limits, _state_dir: state_dir })
     }
 
     /// The use cases, for commands that live in the same process.
@@ -388,10 +390,9 @@ impl App {
     }
 
     async fn run_beside(self, mut parts: JoinSet<()>) -> Result<(), Crashed> {
-        let Self { broker, state, listeners, shutdown, drain, _state_dir } = self;
+        let Self { broker, state, listeners, shutdown, drain, limits, _state_dir } = self;
         let public = http::public_router(state.clone());
         let internal = http::internal_router(state);
-        let limits = Limits::within_system();
         parts.spawn(server::serve(listeners.public, public, shutdown.clone(), limits));
         parts.spawn(server::serve(listeners.internal, internal, shutdown.clone(), limits));
         let crashed = tokio::select! {

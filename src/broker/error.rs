@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{freeze::FreezeKind, seal::OpenError, store::StoreError};
+use crate::{freeze::FreezeKind, seal::OpenError, slug::Slug, store::StoreError};
 
 /// Why a use case did not succeed. Knows nothing of HTTP; carries no secret and no provider text.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -76,8 +76,8 @@ impl BrokerError {
     /// A thing is unknown, or not the caller's to know.
     #[must_use]
     pub fn no_connection(name: &str) -> Self {
-        let name: String = name.chars().take(64).flat_map(char::escape_debug).collect();
-        Self::NotFound(format!("there is no connection `{name}` that you may use"))
+        let name = Slug::quoted(name);
+        Self::NotFound(format!("there is no connection {name} that you may use"))
     }
 }
 

@@ -64,6 +64,11 @@ fn describe(error: &serde_json::Error) -> String {
                 Some((found, expected)) if !found.starts_with("unknown field") => {
                     format!("expected {expected}")
                 }
+                _ if text.starts_with('`') => match text.split_once("` is not a ") {
+                    // A key that was pasted into the wrong place.
+                    Some((_, rule)) => format!("a value is not a {rule}"),
+                    None => "a value is not allowed".to_owned(),
+                },
                 _ => text.chars().take(200).collect(),
             };
             format!("the body does not fit: {text}")

@@ -157,7 +157,7 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
             post("/v1/connections", json!({ "name": "No Slug", "client": "avito" })).await,
             400,
             "invalid_request",
-            "`No Slug` is not a name",
+            "a value is not a name: use 1 to 63",
         ),
         (
             post("/v1/connections", json!({ "name": "x", "client": "avito", "extra": 1 })).await,
@@ -209,7 +209,7 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
             post("/v1/services", json!({ "name": "s", "connections": ["a*b"] })).await,
             400,
             "invalid_request",
-            "`a*b` is not a pattern",
+            "a value is not a pattern",
         ),
         (
             post("/v1/services", json!({ "name": "s", "connections": ["*"], "verbs": ["tbs_x"] }))
