@@ -149,7 +149,11 @@ async fn a_flood_of_junk_holds_up_no_reader(database: TestDatabase) {
         junk = junk => junk,
         () = reading => unreachable!("it reads for as long as the flood lasts"),
     };
-    assert!(junk.iter().all(|status| *status == StatusCode::BAD_REQUEST), "{junk:?}");
+    // A machine that cannot keep up says so; it never says more.
+    let refused = [StatusCode::BAD_REQUEST, StatusCode::SERVICE_UNAVAILABLE];
+    assert!(junk.iter().all(|status| refused.contains(status)), "{junk:?}");
+    let looked_up = junk.iter().filter(|status| **status == refused[0]).count();
+    assert!(looked_up > 1_000, "{looked_up} of 2,000");
     assert!(reads > 50, "{reads} reads");
     assert_eq!(broker.requests(), before, "nothing was sent to any provider");
     assert_eq!(person.get(&callback).await.status, StatusCode::SEE_OTHER);
