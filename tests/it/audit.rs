@@ -184,7 +184,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
         "key_made | operator tester | 127.0.0.1 | - | service billing, second key",
         "key_deleted | operator tester | 127.0.0.1 | - | service billing, second key",
         "service_deleted | operator tester | 127.0.0.1 | - | service billing",
-        "connection_deleted | operator tester | 127.0.0.1 | avito-shop | -",
+        "connection_deleted | operator tester | 127.0.0.1 | avito-shop | manual",
     ];
     assert_eq!(told, expected, "{told:#?}");
     let grants: Vec<_> = events.iter().filter(|event| event["fingerprint"].is_string()).collect();
