@@ -443,6 +443,7 @@ async fn another_replica_stops_serving_at_its_next_look() {
     assert_eq!(revocations(&broker), 1);
     replica.broker().sync().await.unwrap();
     assert_eq!(replica.token("acme-one").await.json()["code"], "revoked");
+    broker.broker().sync().await.unwrap();
     is_gone(&broker, "acme-one").await;
     replica.stop().await;
     broker.stop().await;

@@ -38,7 +38,7 @@ async fn a_wrong_command_line_is_told_in_one_line() {
         ),
         (
             &["services", "create", "a", "--connection", "A*"],
-            "--connection <PATTERN>: `A*` is not a pattern: use a connection's name, or a beginning",
+            "--connection <PATTERN>: `A*` is not a pattern: use a name, or a beginning",
         ),
         (
             &["services", "create", "a", "--connection", "a", "--verb", "fly"],
