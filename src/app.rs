@@ -1,11 +1,15 @@
 //! Wiring: from checked settings to a running broker, and back down in order.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+mod sealing;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::sealing::open_keyring;
+pub use self::sealing::{key_problem, read_keyring};
 use crate::{
     audit::Trail,
     broker::{Broker, BrokerError, LastSeen, Parts},
@@ -18,7 +22,6 @@ use crate::{
     },
     provider::Outbound,
     refresher,
-    seal::{KeyFileError, Keyring, Place, Sealed},
     spool::Spool,
     state_dir::{StateDir, WatermarkFile},
     store::{SchemaStatus, Store, StoreError},
@@ -26,10 +29,6 @@ use crate::{
 
 /// How much longer than the longest token request refreshes under way may take at shutdown.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
-
-/// Where the sealed value lies by which a foreign key is known before anything is changed.
-const SEALING_CHECK: Place<'static> =
-    Place { record: "database", field: "sealing_check", generation: 0 };
 
 /// Where the database keeps the name of the installation that it belongs to.
 pub const DEPLOYMENT: &str = "deployment";
@@ -131,104 +130,6 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
     })
 }
 
-/// Reads the sealing keys and checks that they fit the database; none if they are still to be made,
-/// which only a new SQLite database does for itself. Changes nothing.
-///
-/// # Errors
-///
-/// When the key file is missing, unreadable, of another database, or lacks a key that a stored value
-/// needs.
-pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyring>, StartError> {
-    let path = &config.key_file;
-    let schema = store.schema_status().await?;
-    let check = match schema {
-        SchemaStatus::Fresh => None,
-        SchemaStatus::Newer { found, known } => {
-            return Err(StoreError::NewerSchema { found, known }.into());
-        }
-        _ => store.meta(SEALING_CHECK.field).await?,
-    };
-    let keyring = match Keyring::read(path) {
-        Ok(keyring) => keyring,
-        Err(KeyFileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-            let advice = match (&check, &config.database) {
-                (None, Database::Embedded(_)) => return Ok(None),
-                (None, Database::Server(_)) => "make it with `token-broker keys generate`",
-                (Some(_), _) => {
-                    "this database is sealed already: put the key file back; a new one from \
-                     `token-broker keys generate` would not open it"
-                }
-            };
-            let path = path.display();
-            return Err(StartError::Settings(format!("sealing key: {path} is missing; {advice}")));
-        }
-        Err(error) => return Err(key_problem(path, "read", &error)),
-    };
-    if let Some(check) = check {
-        keyring.open(SEALING_CHECK, &Sealed::from_stored(check)).map_err(|error| {
-            StartError::Settings(format!(
-                "sealing key: {} does not fit this database: {error}; nothing was changed",
-                path.display()
-            ))
-        })?;
-    }
-    if schema == SchemaStatus::Current {
-        check_needed_keys(path, &keyring, store).await?;
-    }
-    Ok(Some(keyring))
-}
-
-/// Whether a key was removed too early.
-async fn check_needed_keys(
-    path: &Path,
-    keyring: &Keyring,
-    store: &Store,
-) -> Result<(), StartError> {
-    let held = keyring.ids();
-    let mut missing = BTreeMap::new();
-    for count in store.count_sealed().await? {
-        if !count.key.is_empty() && !held.contains(&count.key) {
-            *missing.entry(count.key).or_insert(0) += count.values;
-        }
-    }
-    let Some((key, values)) = missing.into_iter().next() else { return Ok(()) };
-    let path = path.display();
-    let key: String = key.chars().take(64).collect();
-    Err(StartError::Settings(format!(
-        "sealing key: {path} lacks key `{key}`, with which stored values are sealed ({values}): put \
-         it back; see `token-broker keys status`"
-    )))
-}
-
-/// As [`read_keyring`]; then brings the schema up to date and makes what a new database lacks: the
-/// key file of an embedded one, and the sealed value by which a foreign key is known.
-async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
-    let path = &config.key_file;
-    let read = read_keyring(config, store).await?;
-    let migrated = migrate(store).await?;
-    let keyring = if let Some(keyring) = read {
-        if migrated {
-            check_needed_keys(path, &keyring, store).await?;
-        }
-        keyring
-    } else {
-        let keyring = Keyring::generate();
-        keyring.write_new(path).map_err(|error| key_problem(path, "written", &error))?;
-        let path = path.display();
-        tracing::info!("made the sealing key {path}; keep a copy of it apart from the database");
-        keyring
-    };
-    let ours = keyring.seal(SEALING_CHECK, &SecretString::from("sealed with the right key"));
-    let stands = store.put_meta_if_absent(SEALING_CHECK.field, ours.as_str()).await?;
-    if stands != ours.as_str() {
-        // Ours was late, or is one of many: what counts is that the key opens the one that stands.
-        keyring.open(SEALING_CHECK, &Sealed::from_stored(stands)).map_err(|error| {
-            StartError::Settings(format!("sealing key: does not fit this database: {error}"))
-        })?;
-    }
-    Ok(keyring)
-}
-
 /// Refuses the database of another installation: what is refreshed from a copy is lost where it came
 /// from. A database that knows no name yet takes ours.
 ///
@@ -245,21 +146,6 @@ pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), Star
         "setting `deployment`: the database belongs to `{named}`, not to `{ours}`; if it is a copy of \
          your own, `token-broker release --adopt` quarantines all of it and makes it `{ours}`'s"
     )))
-}
-
-/// Why a key file cannot be `done`, which is read or written, as one line.
-#[must_use]
-pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
-    let path = path.display();
-    StartError::Settings(match error {
-        KeyFileError::Io(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            format!("sealing key: {path} exists already and stays as it is; name another file")
-        }
-        KeyFileError::Io(error) => {
-            format!("sealing key: {path} cannot be {done}: {error}")
-        }
-        error => format!("sealing key: {path}: {error}"),
-    })
 }
 
 /// A broker that is ready to serve.

@@ -2,7 +2,7 @@
 //! and out of the spool again. Nothing here gives a grant up but one of another account than the
 //! connection's by now, or of a connection that was deleted.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
-    audit::{By, Kind},
     client::Client,
     connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
     failpoint::Point,
@@ -95,7 +94,7 @@ impl Broker {
     }
 
     /// Finds the place of a received grant in the database: the connection's own, or escrow.
-    async fn place(&self, entry: &Entry) -> Option<i64> {
+    pub(super) async fn place(&self, entry: &Entry) -> Option<i64> {
         let Entry { connection: id, account, grant, refresh_at } = entry;
         let mut next = grant.clone();
         loop {
@@ -229,7 +228,7 @@ impl Broker {
         taken
     }
 
-    fn reseal(
+    pub(super) fn reseal(
         &self,
         id: ConnectionId,
         grant: &HeldGrant,
@@ -270,121 +269,10 @@ impl Broker {
             .transpose()
             .map_err(BrokerError::from)
     }
-
-    /// Takes up what a crash of this replica left: stores the grants in the spool, and ends the
-    /// claims that nobody is using, so that they are due at once. Called before anything is refreshed.
-    ///
-    /// # Errors
-    ///
-    /// When the spool cannot be read, a grant in it needs a key that is missing
-    /// ([`BrokerError::Misconfigured`]), or the database does not answer; nothing is lost then.
-    pub async fn recover(&self) -> Result<(), BrokerError> {
-        let spooled = self.spooled().await?;
-        for (entry, _) in &spooled {
-            let HeldGrant { access, refresh, .. } = &entry.grant;
-            let unknown = |sealed: &&Sealed| !self.keyring.knows(sealed);
-            if let Some(sealed) =
-                [Some(access), refresh.as_ref()].into_iter().flatten().find(unknown)
-            {
-                let key = sealed.key_id().unwrap_or_default();
-                return Err(BrokerError::Misconfigured(format!(
-                    "sealing key: a received grant in `state_dir` is sealed with key `{key}`, which is \
-                     not in the key file: put it back, and take it out after the next rotation"
-                )));
-            }
-        }
-        for (entry, kept) in spooled {
-            self.recover_grant(entry, kept).await?;
-        }
-        let abandoned = self.store.abandon(&self.replica).await?;
-        if abandoned > 0 {
-            tracing::warn!(abandoned, "refreshes were under way when this replica last ended");
-        }
-        Ok(())
-    }
-
-    async fn spooled(&self) -> Result<Vec<(Entry, Kept)>, BrokerError> {
-        let spool = self.spool.clone();
-        let entries = spawn_blocking(move || spool.entries()).await;
-        entries.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
-            tracing::error!(%error, "the spool cannot be read");
-            BrokerError::Internal
-        })
-    }
-
-    async fn recover_grant(&self, entry: Entry, kept: Kept) -> Result<(), BrokerError> {
-        let id = entry.connection;
-        let opens = self.open_access(id, &entry.grant).and(self.open_refresh(id, &entry.grant));
-        if opens.is_err() {
-            tracing::error!(connection.id = %id, "put aside a grant that does not open");
-            kept.set_aside();
-            return Ok(());
-        }
-        // A start that finds no database fails; it does not wait.
-        let known = self.store.record_by_id(id).await?;
-        if known.is_none() && !self.store.is_deleted(id).await? {
-            tracing::error!(connection.id = %id, "put aside a grant of an unknown connection");
-            kept.set_aside();
-            return Ok(());
-        }
-        if known.is_some() {
-            let mut recovered = false;
-            if self.place(&entry).await.is_some() {
-                tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
-                recovered = true;
-            }
-            let record = self.reload(id).await?;
-            if recovered {
-                self.note_of(Kind::GrantRecovered, &By::broker(), &record.connection, "");
-            }
-            settle(kept).await;
-        } else {
-            kept.remove();
-        }
-        Ok(())
-    }
-
-    /// Stores again what this replica has stored and a database that went back has forgotten: the
-    /// last grants of one that failed over to a standby, for which nothing else makes up. What is
-    /// quarantined stays so.
-    pub(super) async fn reassert(&self) {
-        let spool = self.spool.clone();
-        let remembered = spawn_blocking(move || spool.remembered()).await;
-        let remembered = remembered.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let entries = remembered.unwrap_or_else(|error| {
-            tracing::error!(%error, "what was stored last cannot be read");
-            Vec::new()
-        });
-        for entry in entries {
-            self.reassert_grant(&entry).await;
-        }
-    }
-
-    async fn reassert_grant(&self, entry: &Entry) {
-        let Entry { connection: id, account, grant, refresh_at } = entry;
-        while let Some(record) = until_stored(|| self.store.record_by_id(*id)).await {
-            let now_of = record.connection.account.as_ref().map(|account| &account.id);
-            let before = record.generation() + 1;
-            if grant.generation < before || account.as_ref() != now_of {
-                return;
-            }
-            let Ok(next) = self.reseal(*id, grant, before) else {
-                tracing::error!(connection.id = %id, "a grant that was stored does not open");
-                return;
-            };
-            let refresh_hash =
-                self.open_refresh(*id, &next).ok().flatten().as_ref().map(Digest::of);
-            let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if until_stored(|| self.store.commit_grant(&commit)).await {
-                tracing::warn!(connection.id = %id, "stored a grant again that was forgotten");
-                return;
-            }
-        }
-    }
 }
 
 /// Moves a stored grant out of the spool.
-async fn settle(kept: Kept) {
+pub(super) async fn settle(kept: Kept) {
     // What goes wrong is in the log already.
     let _ = spawn_blocking(move || kept.settle()).await;
 }

@@ -14,13 +14,14 @@ use uuid::Uuid;
 
 use super::{
     Broker, BrokerError,
+    doubts::CRASH_PAUSE,
     flight::{Errand, Why},
     keep::until_stored,
 };
 use crate::{
     client::Client,
     clock::SinceBoot,
-    connection::{Connection, ConnectionId, GrantType, LastError, Record, State},
+    connection::{ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
@@ -44,13 +45,6 @@ const FAMILY_CAUTION: Duration = Duration::from_secs(30);
 
 /// How long to leave a refresh alone that could not even be begun.
 const UNBEGUN_PAUSE: Duration = Duration::from_mins(1);
-
-/// How many attempts may end without a word before the connection is left alone for a while: it may
-/// be the one that kills those who try.
-const MAX_CRASHES: u32 = 3;
-
-/// How long such a connection is left alone.
-const CRASH_PAUSE: Duration = Duration::from_hours(1);
 
 /// How long a claim lasts: computed, so that a lease shorter than the calls it covers cannot be
 /// written down. A client that asks for itself may ask twice: with its refresh token, then anew.
@@ -190,58 +184,6 @@ impl Broker {
         Ok(Some(record))
     }
 
-    /// A row that lacks a grant which this process has had was put back by somebody who can write the
-    /// database: its refresh token is spent. What this replica remembers of it is stored again.
-    async fn refuse_what_went_back(&self, record: &Record) -> Result<(), BrokerError> {
-        let connection = &record.connection;
-        let held = self.memory.connection(connection.name.as_str());
-        let known = held.filter(|live| live.connection.id == connection.id);
-        if known.is_none_or(|live| live.generation <= record.generation()) {
-            return Ok(());
-        }
-        self.reassert().await;
-        let now = self.clock.now();
-        let message = "the database holds an older grant than the one last seen";
-        let error =
-            LastError { code: "went_back".to_owned(), message: message.to_owned(), at: now };
-        tracing::error!(connection = %connection.name, "{message}; nothing is refreshed from it");
-        let until = now + CRASH_PAUSE;
-        self.store.hold(connection.id, State::Suspect, "went_back", &error, until).await?;
-        Err(BrokerError::Unavailable { reason: message.to_owned(), retry_after: CRASH_PAUSE })
-    }
-
-    /// What one token endpoint issued is sent to no other because a profile was changed, unless an
-    /// operator asks for it.
-    async fn settle_endpoint(
-        &self,
-        client: &Client,
-        record: &Record,
-        why: Why,
-    ) -> Result<(), BrokerError> {
-        let Connection { id, name, .. } = &record.connection;
-        let now_at = client.profile.token.url.as_str();
-        match &record.token_url {
-            Some(issued_at) if issued_at == now_at => return Ok(()),
-            Some(issued_at) if why != Why::Operator && record.grant.is_some() => {
-                let message = format!(
-                    "its tokens were issued at {issued_at}, and the profile says {now_at} now; an \
-                     operator who refreshes the connection accepts that"
-                );
-                tracing::error!(connection = %name, "{message}");
-                let now = self.clock.now();
-                let code = "token_url_changed".to_owned();
-                let error = LastError { code, message: message.clone(), at: now };
-                let until = now + CRASH_PAUSE;
-                let state = State::BlockedConfig;
-                self.store.hold(*id, state, "token_url_changed", &error, until).await?;
-                self.reload(*id).await?;
-                return Err(BrokerError::Misconfigured(message));
-            }
-            _ => self.store.accept_endpoint(*id, now_at).await?,
-        }
-        Ok(())
-    }
-
     /// A refresh cannot even be begun. It stays due, and in the background must not stand in the way
     /// of those that can be refreshed.
     async fn leave_for_later(
@@ -256,22 +198,6 @@ impl Broker {
             self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
         }
         Err(error)
-    }
-
-    /// Leaves a connection alone whose last attempts all ended without a word. True if it does.
-    async fn suspect_crashes(&self, record: &Record) -> Result<bool, BrokerError> {
-        // The claim that ran out is one of them; without one it is the next try, an hour later.
-        if record.claimed_at.is_none() || record.crashes + 1 < MAX_CRASHES {
-            return Ok(false);
-        }
-        let id = record.connection.id;
-        tracing::error!(
-            connection = %record.connection.name,
-            "{MAX_CRASHES} attempts to refresh it ended without a word: it is left alone for an hour"
-        );
-        let suspected = self.store.suspect_crashes(id, self.clock.now() + CRASH_PAUSE).await?;
-        self.reload(id).await?;
-        Ok(suspected)
     }
 
     /// Makes room for the grant and claims the connection, in this order: what cannot be kept is
