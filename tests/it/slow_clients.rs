@@ -212,5 +212,9 @@ async fn a_flood_of_the_public_listener_leaves_the_internal_one_its_places() {
     assert!(flood.await.unwrap() > 400, "the flood is larger than the limit");
     assert!(answers > 10, "{answers}");
     program.signal("TERM");
-    assert!(program.end().await.status.success());
+    let ended = program.end().await;
+    assert!(ended.status.success(), "{ended:?}");
+    // Who finds none left waits until some client goes away.
+    let out = ended.stderr.iter().find(|line| line.contains("could not be accepted"));
+    assert_eq!(out, None, "there were descriptors for every place");
 }
