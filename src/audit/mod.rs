@@ -2,7 +2,7 @@
 //! be asked about later. A record holds who, what, when and from where, and never a secret.
 //!
 //! A record is accepted by an append-only file in the state directory ([`Trail`]) and shipped to the
-//! database later ([`ship`]). A token leaves the broker only after its record was accepted; nothing
+//! database later ([`ship()`]). A token leaves the broker only after its record was accepted; nothing
 //! else waits for the file.
 
 mod folder;
