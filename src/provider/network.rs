@@ -98,6 +98,18 @@ fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
+impl Network {
+    /// The addresses of a name, if there are any and all of them lie in the network: one inside does
+    /// not excuse another outside, which an honest name does not have.
+    fn only_inside(&self, found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+        let outside = found.iter().any(|address| !self.admits(address.ip()));
+        if outside || found.is_empty() {
+            return Err(io::Error::other("the name has no address in this network"));
+        }
+        Ok(found)
+    }
+}
+
 /// Resolves names for one network, and forgets every address that lies outside it.
 #[derive(Debug)]
 pub(super) struct Resolver(pub(super) Arc<Network>);
@@ -111,11 +123,8 @@ impl Resolve for Resolver {
             } else {
                 tokio::net::lookup_host((name.as_str(), 0)).await?.collect()
             };
-            let outside = found.iter().any(|address| !network.admits(address.ip()));
-            // One address inside does not excuse another outside: an honest name has none.
-            if outside || found.is_empty() {
-                return Err(io::Error::other("the name has no address in this network").into());
-            }
+            let found = network.only_inside(found).map_err(Box::new)?;
+            // What was checked is what is dialled: nobody asks for the name again.
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
@@ -322,6 +331,21 @@ mod tests {
         for bad in ["", "10.0.0.0", "10.0.0.0/33", "x/8", "::/129", "10.0.0.0/-1"] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn one_address_inside_excuses_none_outside() {
+        let at = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
+        let public = [at("93.184.215.14"), at("2606:2800:21f:cb07:6820:80da:af6b:8b2c")];
+        assert_eq!(Network::Public.only_inside(public.to_vec()).unwrap(), public);
+        for inside in ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "fd00::1"] {
+            for place in 0..=public.len() {
+                let mut found = public.to_vec();
+                found.insert(place, at(inside));
+                assert!(Network::Public.only_inside(found).is_err(), "{inside} at {place}");
+            }
+        }
+        assert!(Network::Public.only_inside(Vec::new()).is_err());
     }
 
     #[tokio::test]

@@ -5,4 +5,5 @@ mod properties;
 mod refusals;
 mod replies;
 mod request_cards;
+mod tls;
 mod verdicts;

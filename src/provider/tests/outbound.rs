@@ -118,7 +118,7 @@ fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
-fn profile(network: Network) -> Profile {
+pub(super) fn profile(network: Network) -> Profile {
     let mut profile = (*test_support::profile("avito")).clone();
     profile.network = network;
     profile.token.timeout = Duration::from_secs(20);
@@ -134,7 +134,7 @@ fn post(url: &str) -> OutboundRequest {
     }
 }
 
-async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
+pub(super) async fn send(url: &str, profile: &Profile) -> Result<Reply, ProviderError> {
     Outbound::new(Clock::system(), Failpoints::default())
         .unwrap()
         .send(profile, post(url), None)
