@@ -10,7 +10,11 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{core::Core, fault::Fault, oracle::Oracle};
+use super::{
+    core::Core,
+    fault::Fault,
+    oracle::{Endpoint, Oracle},
+};
 
 pub(super) fn router(core: Arc<Core>) -> Router {
     Router::new()
@@ -45,6 +49,14 @@ struct Order {
 
 fn once() -> u16 {
     1
+}
+
+/// What answers where the provider has nothing: it counts.
+pub(super) fn elsewhere(core: Arc<Core>) -> Router {
+    Router::new().fallback(async move || {
+        core.arrived(Endpoint::Elsewhere);
+        (StatusCode::NOT_FOUND, "No such simulated host\n")
+    })
 }
 
 async fn faults(State(core): State<Arc<Core>>, Json(order): Json<Order>) -> StatusCode {

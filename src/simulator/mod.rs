@@ -248,7 +248,8 @@ fn hosts(
         }
     };
     let control = control::router(Arc::clone(&core));
-    (core, Hosts { site, api, api_host, control })
+    let elsewhere = control::elsewhere(Arc::clone(&core));
+    (core, Hosts { site, api, api_host, control, elsewhere })
 }
 
 impl SimulatorSettings {

@@ -18,6 +18,8 @@ pub enum Endpoint {
     Authorize,
     /// A press of Allow or Deny.
     Decision,
+    /// Anything that was sent to a host which is none of the provider's.
+    Elsewhere,
     /// amoCRM's `exchange_api_key`.
     ExchangeApiKey,
     /// The revocation endpoint.

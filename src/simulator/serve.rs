@@ -25,6 +25,8 @@ pub(super) struct Hosts {
     pub api_host: ApiHost,
     /// `/_simulator/`, on every host.
     pub control: Router,
+    /// Every other host.
+    pub elsewhere: Router,
 }
 
 /// The host names of an API.
@@ -48,14 +50,14 @@ impl ApiHost {
 }
 
 impl Hosts {
-    fn router<B>(&self, request: &Request<B>) -> Option<&Router> {
+    fn router<B>(&self, request: &Request<B>) -> &Router {
         if request.uri().path().starts_with("/_simulator/") {
-            return Some(&self.control);
+            return &self.control;
         }
-        match host(request)? {
-            host if host == "localhost" => Some(&self.site),
-            host if self.api_host.covers(&host) => Some(&self.api),
-            _ => None,
+        match host(request) {
+            Some(host) if host == "localhost" => &self.site,
+            Some(host) if self.api_host.covers(&host) => &self.api,
+            _ => &self.elsewhere,
         }
     }
 }
@@ -113,12 +115,9 @@ pub(super) async fn serve(
 
 async fn serve_connection(stream: TcpStream, hosts: Arc<Hosts>) {
     let service = service_fn(|request: Request<Incoming>| {
-        let router = hosts.router(&request).cloned();
+        let router = hosts.router(&request).clone();
         async move {
-            let answer = match router {
-                Some(router) => router.oneshot(request.map(Body::new)).await,
-                None => Ok((StatusCode::NOT_FOUND, "No such simulated host\n").into_response()),
-            };
+            let answer = router.oneshot(request.map(Body::new)).await;
             let answer = answer.unwrap_or_else(|never: Infallible| match never {});
             match answer.extensions().get::<HangUp>() {
                 Some(&hang_up) => Err(hang_up),

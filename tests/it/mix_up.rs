@@ -11,6 +11,7 @@ use crate::support::{
 
 on_both_engines! {
     a_callback_of_another_issuer_is_refused_before_any_call,
+    no_callback_chooses_where_the_code_and_the_secret_go,
     a_profile_that_changes_while_a_person_consents_gets_no_code,
     a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so,
     a_grant_that_waits_stays_with_the_endpoint_that_issued_it,
@@ -51,6 +52,66 @@ async fn a_callback_of_another_issuer_is_refused_before_any_call(database: TestD
     // None of that has used up the attempt.
     let back = person.get(&format!("{callback}&iss={ISSUER}")).await;
     let page = person.get(back.header("location")).await;
+    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.stop().await;
+}
+
+async fn no_callback_chooses_where_the_code_and_the_secret_go(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let port = broker.simulator(Simulated::Amocrm).port();
+    let suffix = ".amocrm.localhost";
+    let mut forged: Vec<_> =
+        ["", ".", "/", "@", "#", "?", "\\", "%23", "%2f", "%00", "\r\n", " ", "。"]
+            .iter()
+            .flat_map(|odd| {
+                [
+                    format!("evil.localhost{odd}demo{suffix}"),
+                    format!("demo{suffix}{odd}.evil.localhost"),
+                ]
+            })
+            .collect();
+    forged.extend(
+        [
+            "localhost",
+            "127.0.0.1",
+            "[::1]",
+            "2130706433",
+            "demo.evil.localhost",
+            "amocrm.localhost",
+        ]
+        .map(str::to_owned),
+    );
+    forged.extend([
+        format!("a.b{suffix}"),
+        format!("demo{suffix}:{port}"),
+        format!("demo{suffix}."),
+    ]);
+    forged.extend([format!("xn--80ak6aa92e{suffix}"), format!("{}{suffix}", "a".repeat(300))]);
+    let mut person = Person::new(&broker);
+    let link = broker.link("amocrm-shop", "amocrm", json!({ "self": true })).await;
+    let before = |endpoint| {
+        let requests = broker.simulator(Simulated::Amocrm).oracle().requests;
+        requests.get(&endpoint).copied().unwrap_or_default()
+    };
+    for host in &forged {
+        let provider = person.start(&link).await;
+        let callback = person.decide(&provider, "allow").await;
+        let mut callback: url::Url = callback.parse().unwrap();
+        let said: Vec<_> = callback.query_pairs().into_owned().collect();
+        let said = said.into_iter().map(|(name, value)| match name.as_str() {
+            "referer" => (name, host.clone()),
+            _ => (name, value),
+        });
+        let said: Vec<_> = said.collect();
+        callback.query_pairs_mut().clear().extend_pairs(said);
+        let back = person.get(callback.as_str()).await;
+        let page = person.get(back.header("location")).await;
+        assert!(page.text.contains("did not succeed"), "{host:?}: {}", page.text);
+        for endpoint in [Endpoint::Token, Endpoint::Account, Endpoint::Elsewhere] {
+            assert_eq!(before(endpoint), 0, "{host:?}");
+        }
+    }
+    let page = person.consent(&link, "allow").await;
     assert!(page.text.contains("Connected"), "{}", page.text);
     broker.stop().await;
 }
