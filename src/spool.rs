@@ -109,9 +109,12 @@ impl Spool {
     pub fn entries(&self) -> io::Result<Vec<(Entry, Kept)>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.folder)? {
-            let kept = Kept { path: file?.path(), stored: self.stored.clone() };
-            match fs::read(&kept.path)?.as_slice() {
-                [] | [0, ..] => kept.remove(),
+            let path = file?.path();
+            let bytes = fs::read(&path)?;
+            let bytes = text(&bytes);
+            let kept = Kept { path, stored: self.stored.clone(), length: bytes.len() };
+            match bytes {
+                [] => kept.remove(),
                 bytes => match read(bytes) {
                     Some(entry) => entries.push((entry, kept)),
                     // Torn by a crash, most likely: nothing relied on it, and nothing is thrown away.
@@ -214,13 +217,14 @@ impl Slot {
             parent: origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()),
             asked_at: origin.map(|origin| origin.asked_at),
         };
-        self.write(&serde_json::to_vec(&written)?)?;
+        let bytes = serde_json::to_vec(&written)?;
+        self.write(&bytes)?;
         // A file that was removed meanwhile takes every write, and nobody finds it again.
         if self.file.metadata()?.nlink() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
         let path = self.path.take().unwrap_or_default();
-        Ok(Kept { path, stored: self.stored.clone() })
+        Ok(Kept { path, stored: self.stored.clone(), length: bytes.len() })
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
@@ -245,6 +249,8 @@ impl Drop for Slot {
 pub struct Kept {
     path: PathBuf,
     stored: PathBuf,
+    /// Where the grant ends in the room that was made for it, in bytes.
+    length: usize,
 }
 
 impl Kept {
@@ -265,9 +271,9 @@ impl Kept {
     /// The grant is in the database: it is only remembered for a while.
     pub fn settle(self) {
         let Some(name) = self.path.file_name() else { return };
-        let settled = fs::read(&self.path).and_then(|bytes| {
+        let settled = OpenOptions::new().write(true).open(&self.path).and_then(|file| {
             // The room that was made for it is given back, and its age counts from now.
-            fs::write(&self.path, text(&bytes))?;
+            file.set_len(self.length as u64)?;
             fs::rename(&self.path, self.stored.join(name))
         });
         if let Err(error) = settled {

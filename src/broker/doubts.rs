@@ -40,7 +40,7 @@ impl Broker {
             LastError { code: "went_back".to_owned(), message: message.to_owned(), at: now };
         tracing::error!(connection = %connection.name, "{message}; nothing is refreshed from it");
         let until = now + CRASH_PAUSE;
-        self.store.hold(connection.id, State::Suspect, "went_back", &error, until).await?;
+        self.store.hold(record, State::Suspect, "went_back", Some(&error), until).await?;
         Err(BrokerError::Unavailable { reason: message.to_owned(), retry_after: CRASH_PAUSE })
     }
 
@@ -67,7 +67,7 @@ impl Broker {
                 let error = LastError { code, message: message.clone(), at: now };
                 let until = now + CRASH_PAUSE;
                 let state = State::BlockedConfig;
-                self.store.hold(*id, state, "token_url_changed", &error, until).await?;
+                self.store.hold(record, state, "token_url_changed", Some(&error), until).await?;
                 self.reload(*id).await?;
                 return Err(BrokerError::Misconfigured(message));
             }
@@ -82,13 +82,13 @@ impl Broker {
         if record.claimed_at.is_none() || record.crashes + 1 < MAX_CRASHES {
             return Ok(false);
         }
-        let id = record.connection.id;
         tracing::error!(
             connection = %record.connection.name,
             "{MAX_CRASHES} attempts to refresh it ended without a word: it is left alone for an hour"
         );
-        let suspected = self.store.suspect_crashes(id, self.clock.now() + CRASH_PAUSE).await?;
-        self.reload(id).await?;
+        let until = self.clock.now() + CRASH_PAUSE;
+        let suspected = self.store.hold(record, State::Suspect, "crashes", None, until).await?;
+        self.reload(record.connection.id).await?;
         Ok(suspected)
     }
 }

@@ -17,11 +17,17 @@ use crate::{
     audit::By,
     broker::{BrokerError, Caller},
     caller::Service,
+    slug::Slug,
 };
 
-/// An operator's key was shown: who, and from where. Until an operator exists their routes answer 404.
+/// An operator's key was shown. Until an operator exists their routes answer 404.
 #[derive(Debug)]
-pub(crate) struct AsOperator(pub(crate) By);
+pub(crate) struct AsOperator {
+    /// The operator.
+    pub(crate) name: Slug,
+    /// The same for the record: who, and from where.
+    pub(crate) by: By,
+}
 
 /// The other end of the socket.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +59,9 @@ impl FromRequestParts<State> for AsOperator {
             return Err(BrokerError::NotFound(advice.to_owned()).into());
         }
         let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
+        let by = By::new(caller.label(), peer(&parts.extensions));
         match caller {
-            Caller::Operator(_) => Ok(Self(By::new(caller.label(), peer(&parts.extensions)))),
+            Caller::Operator(name) => Ok(Self { name, by }),
             Caller::Service(_) => Err(BrokerError::Forbidden(
                 "this route is for operators; a service's key was shown".to_owned(),
             )

@@ -117,7 +117,7 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn create(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Body(body): Body<CreateConnection>,
 ) -> Result<(StatusCode, Json<ConnectionView>), Problem> {
     let new = NewConnection {
@@ -152,7 +152,7 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn refresh(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Segment(connection): Segment<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.refresh_now(&by, &connection).await?))
@@ -205,7 +205,7 @@ pub(crate) async fn confirm(
 )]
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Segment(connection): Segment<String>,
 ) -> Result<(StatusCode, Json<Deleted>), Problem> {
     let deleted = state.broker.delete_connection(&by, &connection).await?;

@@ -6,11 +6,11 @@ use utoipa::ToSchema;
 
 use super::{
     Problem, State,
-    auth::{AsCaller, AsOperator},
+    auth::AsOperator,
     extract::{Body, Segment},
 };
 use crate::{
-    broker::{BrokerError, Caller},
+    broker::BrokerError,
     freeze::{Freeze, FreezeKind},
     slug::Slug,
 };
@@ -37,14 +37,6 @@ pub(crate) struct MakeFreeze {
 pub(crate) struct FreezeList {
     /// By kind and name.
     freezes: Vec<Freeze>,
-}
-
-/// The operator whose key was shown.
-fn name_of(caller: Caller) -> Result<Slug, Problem> {
-    match caller {
-        Caller::Operator(name) => Ok(name),
-        Caller::Service(_) => Err(BrokerError::Internal.into()),
-    }
 }
 
 /// Everything that is frozen.
@@ -78,8 +70,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn create(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
-    AsCaller(caller): AsCaller,
+    AsOperator { name: operator, by }: AsOperator,
     Body(body): Body<MakeFreeze>,
 ) -> Result<(StatusCode, Json<Freeze>), Problem> {
     let reason = body.reason.trim();
@@ -87,7 +78,6 @@ pub(crate) async fn create(
     if !(1..=MAX_REASON).contains(&length) || reason.contains(char::is_control) {
         return Err(Problem::invalid("`reason` must be a line of 1 to 500 characters"));
     }
-    let operator = name_of(caller)?;
     let frozen = state.broker.freeze(body.kind, &body.name, reason, &operator, &by).await;
     let (freeze, is_new) = frozen?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
@@ -109,7 +99,7 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Segment((kind, name)): Segment<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let unknown = || BrokerError::NotFound("nothing of that name is frozen".to_owned());

@@ -168,7 +168,7 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn create(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Body(body): Body<CreateService>,
 ) -> Result<impl IntoResponse, Problem> {
     let (service, key, stored) = state
@@ -193,7 +193,7 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn create_key(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Segment(service): Segment<String>,
     Body(body): Body<CreateKey>,
 ) -> Result<impl IntoResponse, Problem> {
@@ -219,7 +219,7 @@ pub(crate) async fn create_key(
 )]
 pub(crate) async fn delete_key(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Segment((service, key)): Segment<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service_key(&by, &parse(&service)?, &key).await?;
@@ -238,7 +238,7 @@ pub(crate) async fn delete_key(
 )]
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
-    AsOperator(by): AsOperator,
+    AsOperator { by, .. }: AsOperator,
     Segment(service): Segment<String>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service(&by, &parse(&service)?).await?;

@@ -9,6 +9,10 @@ const LINK_MEMORY: Duration = Duration::from_hours(24);
 /// How long a grant is kept in escrow.
 const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
 
+/// How long it is remembered that a refresh token must not be presented, and that a connection was
+/// deleted: twice the longest time for which a built-in provider keeps an unused refresh token.
+const GRAVE_LIFE: Duration = Duration::from_hours(180 * 24);
+
 /// How many rows a statement forgets: so few that PostgreSQL fetches them by index rather than to
 /// read a large table whole, and locks them for a moment only.
 const BATCH: i64 = 50;
@@ -57,17 +61,29 @@ macro_rules! but_to_revoke {
     };
 }
 
+/// What a connection presented last is what an operator would present again.
+macro_rules! but_presented_last {
+    () => {
+        " AND NOT EXISTS (SELECT 1 FROM grants g
+            WHERE g.connection_id = refresh_tombstones.connection_id
+                AND g.attempt_refresh_hash = refresh_tombstones.refresh_hash)"
+    };
+}
+
 const CONSENTS: &str = forget!("state_hash", "consents", "expires_at");
 const EXCHANGES: &str = forget!("id", "key_exchanges", "expires_at");
 const LINKS: &str = forget!("id", "consent_links", "expires_at");
 const ESCROW: &str = forget!("id", "escrow", "put_at", but_to_revoke!());
 const PENDING: &str =
     ended!("connection_id, received_at", "pending_grants", "received_at", but_to_revoke!());
+const TOMBSTONES: &str =
+    forget!("refresh_hash", "refresh_tombstones", "buried_at", but_presented_last!());
+const DELETED: &str = forget!("id", "deleted_connections", "deleted_at");
 
 /// The statements of [`Store::purge_expired`], for whoever asks a database how it would run them.
 /// `$1` is how far the clock is ahead, `$2` how long a row is kept past its time, both in
 /// milliseconds; `$3` is how many rows a statement takes.
-pub const PURGES: [&str; 5] = [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING];
+pub const PURGES: [&str; 7] = [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED];
 
 /// How many of each [`Store::purge_expired`] forgot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -82,6 +98,10 @@ pub struct Purged {
     pub exchanges: u64,
     /// Grants that lay in escrow for a week.
     pub escrow: u64,
+    /// Refresh tokens that were spent or refused half a year ago.
+    pub tombstones: u64,
+    /// Connections that were deleted half a year ago.
+    pub deleted: u64,
 }
 
 impl Store {
@@ -96,7 +116,9 @@ impl Store {
         let links = self.forget(LINKS, LINK_MEMORY).await?;
         let pending_grants = self.purge_pending().await?;
         let escrow = self.forget(ESCROW, ESCROW_LIFE).await?;
-        Ok(Purged { links, consents, pending_grants, exchanges, escrow })
+        let tombstones = self.forget(TOMBSTONES, GRAVE_LIFE).await?;
+        let deleted = self.forget(DELETED, GRAVE_LIFE).await?;
+        Ok(Purged { links, consents, pending_grants, exchanges, escrow, tombstones, deleted })
     }
 
     async fn forget(&self, sql: &'static str, kept_for: Duration) -> Result<u64, StoreError> {

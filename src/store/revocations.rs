@@ -13,6 +13,7 @@ use super::{
     millis, now,
     row::Cells,
     schedule::{list, listed},
+    tombstones::BURY,
 };
 use crate::{
     connection::{Connection, ConnectionId, LastError},
@@ -100,13 +101,6 @@ macro_rules! shred_grant {
         )
     };
 }
-
-/// Buries the refresh token `$2` of connection `$3`.
-const BURY: &str = concat!(
-    "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at) VALUES ($2, $3, ",
-    now!(),
-    ") ON CONFLICT DO NOTHING"
-);
 
 /// Buries the refresh token that was last presented for connection `$2`.
 const BURY_PRESENTED: &str = concat!(

@@ -28,7 +28,7 @@ macro_rules! listed {
 pub(super) use listed;
 
 /// Lets go of the claim of connection `$2` if its lease has run out: it ended without a word.
-pub(super) const LET_GO: &str = concat!(
+const LET_GO: &str = concat!(
     "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
     WHERE connection_id = $2 AND lease_until <= ",
     now!()

@@ -52,6 +52,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0009_expiry_indexes.sql"),
         include_str!("../../migrations/sqlite/0009_expiry_indexes.sql"),
     ),
+    (
+        "tombstones by time",
+        include_str!("../../migrations/postgres/0010_tombstones_by_time.sql"),
+        include_str!("../../migrations/sqlite/0010_tombstones_by_time.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

@@ -3,6 +3,13 @@
 use super::{Store, StoreError, engine::on, now};
 use crate::{connection::ConnectionId, secret::Digest};
 
+/// Buries the refresh token `$2` of connection `$3`.
+pub(super) const BURY: &str = concat!(
+    "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at) VALUES ($2, $3, ",
+    now!(),
+    ") ON CONFLICT DO NOTHING"
+);
+
 impl Store {
     /// Buries a refresh token that was refused, whatever becomes of its connection.
     ///
@@ -10,14 +17,8 @@ impl Store {
     ///
     /// When the database does not answer.
     pub async fn bury(&self, id: ConnectionId, refresh_hash: &Digest) -> Result<(), StoreError> {
-        let sql = concat!(
-            "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
-            VALUES ($2, $3, ",
-            now!(),
-            ") ON CONFLICT DO NOTHING"
-        );
         on!(self, |pool| {
-            sqlx::query(sql)
+            sqlx::query(BURY)
                 .bind(self.ahead())
                 .bind(refresh_hash.to_string())
                 .bind(id.to_string())

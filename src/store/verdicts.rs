@@ -9,12 +9,23 @@ use super::{
     engine::{in_transaction, on},
     grants::refreshing,
     millis, now, optional_millis,
-    schedule::{LET_GO, list, listed},
+    schedule::{list, listed},
 };
 use crate::{
     connection::{ConnectionId, LastError, Record, State},
     slug::Slug,
 };
+
+/// Lets go of the claim of connection `$2`, if one has run out, where its grant is still of generation
+/// `$3` after `$4` open attempts, and nobody is refreshing it.
+const LET_GO_AS_SEEN: &str = concat!(
+    "UPDATE grants SET lease_until = NULL,
+        crashes = crashes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
+    WHERE connection_id = $2 AND generation = $3 AND attempts = $4
+        AND (lease_until IS NULL OR lease_until <= ",
+    now!(),
+    ")"
+);
 
 impl Store {
     /// A connection has nothing that may be presented: a person must consent, or, with `until`, it is
@@ -38,14 +49,6 @@ impl Store {
             " WHERE id = $2 AND state IN ",
             refreshing!()
         );
-        let let_go = concat!(
-            "UPDATE grants SET lease_until = NULL,
-                crashes = crashes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
-            WHERE connection_id = $2 AND generation = $3 AND attempts = $4
-                AND (lease_until IS NULL OR lease_until <= ",
-            now!(),
-            ")"
-        );
         let id = seen.connection.id.to_string();
         in_transaction!(self, |tx| {
             let described = sqlx::query(describe)
@@ -55,7 +58,7 @@ impl Store {
                 .bind(reason)
                 .execute(&mut *tx)
                 .await?;
-            let let_go = sqlx::query(let_go)
+            let let_go = sqlx::query(LET_GO_AS_SEEN)
                 .bind(self.ahead())
                 .bind(&id)
                 .bind(seen.generation())
@@ -63,40 +66,6 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             if described.rows_affected() == 0 || let_go.rows_affected() == 0 {
-                return Ok(false);
-            }
-        });
-        Ok(true)
-    }
-
-    /// Leaves a connection alone until `until`: its last attempts ended without a word, and it may
-    /// be the one that kills those who try. False when somebody claimed or deleted it meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn suspect_crashes(
-        &self,
-        id: ConnectionId,
-        until: Timestamp,
-    ) -> Result<bool, StoreError> {
-        let describe = concat!(
-            "UPDATE connections SET state = 'suspect', reason = 'crashes', refresh_at = $3,
-                changed_at = ",
-            now!(),
-            " WHERE id = $2 AND state IN ",
-            refreshing!()
-        );
-        let id = id.to_string();
-        in_transaction!(self, |tx| {
-            let described = sqlx::query(describe)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(until.as_millisecond())
-                .execute(&mut *tx)
-                .await?;
-            let gone = sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-            if described.rows_affected() == 0 || gone.rows_affected() == 0 {
                 return Ok(false);
             }
         });
@@ -122,42 +91,54 @@ impl Store {
     }
 
     /// Stops the refreshes of a connection before anything is claimed, for a reason that somebody has
-    /// to look at: until then it is tried again at `until` only.
+    /// to look at: until then it is tried again at `until` only. False, with nothing changed, when the
+    /// connection is not as it was seen: somebody refreshes it, has, or deleted it.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
     pub async fn hold(
         &self,
-        id: ConnectionId,
+        seen: &Record,
         state: State,
         reason: &str,
-        error: &LastError,
+        error: Option<&LastError>,
         until: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let describe = concat!(
-            "UPDATE connections SET state = $3, reason = $4, last_error_code = $5,
-                last_error_message = $6, last_error_at = $7, refresh_at = $8, changed_at = ",
+            "UPDATE connections SET state = $3, reason = $4,
+                last_error_code = COALESCE($5, last_error_code),
+                last_error_message = COALESCE($6, last_error_message),
+                last_error_at = COALESCE($7, last_error_at), refresh_at = $8, changed_at = ",
             now!(),
             " WHERE id = $2 AND state IN ",
             refreshing!()
         );
-        let id = id.to_string();
+        let id = seen.connection.id.to_string();
         in_transaction!(self, |tx| {
-            sqlx::query(describe)
+            let described = sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)
                 .bind(state.as_str())
                 .bind(reason)
-                .bind(&error.code)
-                .bind(&error.message)
-                .bind(error.at.as_millisecond())
+                .bind(error.map(|error| error.code.as_str()))
+                .bind(error.map(|error| error.message.as_str()))
+                .bind(error.map(|error| error.at.as_millisecond()))
                 .bind(until.as_millisecond())
                 .execute(&mut *tx)
                 .await?;
-            sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            let let_go = sqlx::query(LET_GO_AS_SEEN)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(seen.generation())
+                .bind(i64::from(seen.open_attempts))
+                .execute(&mut *tx)
+                .await?;
+            if described.rows_affected() == 0 || let_go.rows_affected() == 0 {
+                return Ok(false);
+            }
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Doubts an active connection whose tokens are reported as refused however new they are. Its

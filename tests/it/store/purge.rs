@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use token_broker::{
     consent::MAX_LINKS,
+    secret::Digest,
     store::{PURGES, Purged},
 };
 
@@ -14,6 +15,7 @@ use crate::support::database::{TestDatabase, on_both_engines};
 on_both_engines! {
     what_has_ended_is_found_by_index,
     a_backlog_is_forgotten_whole,
+    what_is_long_buried_is_forgotten,
     links_and_attempts_have_a_bound,
 }
 
@@ -52,6 +54,12 @@ async fn fill(db: &TestDatabase) {
         "INSERT INTO pending_grants (connection_id, access, scopes, received_at, expires_at, vars)
          SELECT id, 'access', '[]', created_at, created_at, '{}' FROM connections
          WHERE name LIKE 'name-%'",
+        "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
+         WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+         SELECT 'spent-' || i, id, created_at + i * 7919 % 20000 FROM n, connections
+         WHERE name = 'avito-main'",
+        "INSERT INTO deleted_connections (id, name, deleted_at)
+         SELECT 'gone-' || name, name, created_at FROM connections WHERE name LIKE 'name-%'",
         "ANALYZE",
     ] {
         db.execute(sql).await;
@@ -63,8 +71,16 @@ async fn what_has_ended_is_found_by_index(db: TestDatabase) {
     for sql in PURGES {
         let sql = sql.replace("$1", "0").replace("$2", "0").replace("$3", "50");
         let plan = db.plan(&sql).await;
-        assert!(plan.contains("_by_end") || plan.contains("_by_arrival"), "{sql}:\n{plan}");
-        for table in ["consents", "consent_links", "key_exchanges", "escrow", "pending_grants"] {
+        assert!(plan.contains("_by_"), "{sql}:\n{plan}");
+        for table in [
+            "consents",
+            "consent_links",
+            "key_exchanges",
+            "escrow",
+            "pending_grants",
+            "refresh_tombstones",
+            "deleted_connections",
+        ] {
             for scan in [format!("Seq Scan on {table}"), format!("SCAN {table}")] {
                 assert!(!plan.contains(&scan), "{sql}:\n{plan}");
             }
@@ -105,6 +121,30 @@ async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
     ] {
         assert_eq!(db.number(table).await, 0, "{table}");
     }
+}
+
+async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let [spent, refused] = [b"spent".as_slice(), b"refused"].map(Digest::of_bytes);
+    db.store.bury(id, &refused).await.unwrap();
+    db.execute(
+        "UPDATE grants SET attempt_refresh_hash = (SELECT refresh_hash FROM refresh_tombstones)",
+    )
+    .await;
+    db.store.bury(id, &spent).await.unwrap();
+    let gone = stored(&db, "avito-gone").await.id;
+    assert!(db.store.delete_ungranted(gone).await.unwrap());
+
+    db.clock.advance(Duration::from_hours(179 * 24));
+    assert_eq!(db.store.purge_expired().await.unwrap(), Purged::default());
+    db.clock.advance(Duration::from_hours(2 * 24));
+    assert_eq!(
+        db.store.purge_expired().await.unwrap(),
+        Purged { tombstones: 1, deleted: 1, ..Purged::default() }
+    );
+    assert!(!db.store.is_buried(&spent).await.unwrap());
+    assert!(db.store.is_buried(&refused).await.unwrap(), "it is what would be presented again");
+    assert!(!db.store.was_deleted("avito-gone").await.unwrap());
 }
 
 async fn links_and_attempts_have_a_bound(db: TestDatabase) {

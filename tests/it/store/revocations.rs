@@ -60,7 +60,8 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     // An attempt that ended without a word, as somebody saw before the deletion.
     assert!(db.store.claim_revocation(id, "r.two", LEASE).await.unwrap().is_some());
     db.clock.advance(LEASE);
-    assert!(!db.store.suspect_crashes(id, later).await.unwrap());
+    let seen = record(&db, id).await;
+    assert!(!db.store.hold(&seen, State::Suspect, "crashes", None, later).await.unwrap());
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
