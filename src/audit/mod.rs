@@ -96,6 +96,18 @@ words! {
     }
 }
 
+words! {
+    /// How the audit file is.
+    FileHealth {
+        /// It takes records, as far as is known.
+        Ok = "ok",
+        /// It takes records, and those of the last second may not survive a power cut.
+        Unsynced = "unsynced",
+        /// The last record was not written: no token is handed out until one is.
+        Failing = "failing",
+    }
+}
+
 /// Who does something, and from where.
 #[derive(Clone, Debug)]
 pub struct By {

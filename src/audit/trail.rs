@@ -18,7 +18,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Record, folder::Folder};
+use super::{FileHealth, Record, folder::Folder};
 use crate::clock::{Clock, Stopwatch};
 
 /// How long a record is waited for. Then its token stays here.
@@ -63,6 +63,18 @@ struct Condition {
     unsynced: AtomicBool,
     /// How many records lay in the files when they were opened or were written since.
     written: AtomicU64,
+}
+
+impl Condition {
+    fn health(&self) -> FileHealth {
+        if self.failing.load(Ordering::Relaxed) {
+            FileHealth::Failing
+        } else if self.unsynced.load(Ordering::Relaxed) {
+            FileHealth::Unsynced
+        } else {
+            FileHealth::Ok
+        }
+    }
 }
 
 enum Message {
@@ -156,11 +168,10 @@ impl Trail {
         }
     }
 
-    /// Whether records cannot be written, or may not have reached the disk.
+    /// How the file is.
     #[must_use]
-    pub fn is_failing(&self) -> bool {
-        self.condition.failing.load(Ordering::Relaxed)
-            || self.condition.unsynced.load(Ordering::Relaxed)
+    pub fn health(&self) -> FileHealth {
+        self.condition.health()
     }
 
     /// How many records are not in the database yet.
@@ -415,8 +426,7 @@ impl Writer {
 /// Brings files to the disk, and the folder that names them.
 fn sync(files: &Receiver<Arc<File>>, folder: &Path, condition: &Condition) {
     while let Ok(file) = files.recv() {
-        let synced = file.sync_data();
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        let synced = file.sync_data().and_then(|()| File::open(folder)?.sync_all());
         let before = condition.unsynced.swap(synced.is_err(), Ordering::Relaxed);
         if let Err(error) = synced
             && !before

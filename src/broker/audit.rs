@@ -10,7 +10,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{Broker, BrokerError};
 use crate::{
-    audit::{self, BATCH, By, Event, Kind, Record, ShipError},
+    audit::{self, BATCH, By, Event, FileHealth, Kind, Record, ShipError},
     clock::SinceBoot,
     connection::Connection,
     secret::Digest,
@@ -94,9 +94,9 @@ impl Broker {
         self.trail.accept(record).await.map_err(|_| BrokerError::Unaudited)
     }
 
-    /// Whether audit records cannot be written, and how many are not in the store yet.
-    pub(super) fn audit_condition(&self) -> (bool, u64) {
-        (self.trail.is_failing(), self.trail.unshipped())
+    /// How the audit file is, and how many of its records are not in the store yet.
+    pub(super) fn audit_condition(&self) -> (FileHealth, u64) {
+        (self.trail.health(), self.trail.unshipped())
     }
 
     /// Records the start, and whether the clients and the addresses of their providers are those of

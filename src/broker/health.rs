@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::{Broker, gate::Gate, memory::Live};
 use crate::{
+    audit::FileHealth,
     clock::Moment,
     connection::{MIN_SCHEDULED_LIFE, State, words},
     store::EngineKind,
@@ -56,16 +57,6 @@ pub struct DatabaseHealth {
     pub engine: EngineKind,
     /// Whether it answers.
     pub reachable: bool,
-}
-
-words! {
-    /// How the audit file is.
-    FileHealth {
-        /// It takes records, as far as is known.
-        Ok = "ok",
-        /// The last record was not written: no token is handed out until one is.
-        Failing = "failing",
-    }
 }
 
 /// How the audit trail is.
@@ -174,9 +165,15 @@ impl Broker {
                 notes.push(format!("{count} {concern}"));
             }
         }
-        let (failing, unshipped) = self.audit_condition();
-        if failing {
-            notes.push("audit records cannot be written; no token is handed out".to_owned());
+        let (file, unshipped) = self.audit_condition();
+        match file {
+            FileHealth::Ok => {}
+            FileHealth::Unsynced => {
+                notes.push("audit records may not survive a power cut".to_owned());
+            }
+            FileHealth::Failing => {
+                notes.push("audit records cannot be written; no token is handed out".to_owned());
+            }
         }
         notes.extend(self.gates.values().flat_map(Gate::notes));
         let status = match (reachable, notes.is_empty()) {
@@ -189,10 +186,7 @@ impl Broker {
             notes,
             database: DatabaseHealth { engine: self.store.engine(), reachable },
             refresher: RefresherHealth { lag_seconds: lag.as_secs(), overdue },
-            audit: AuditHealth {
-                file: if failing { FileHealth::Failing } else { FileHealth::Ok },
-                unshipped,
-            },
+            audit: AuditHealth { file, unshipped },
             freezes,
             clients,
         }

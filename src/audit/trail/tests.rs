@@ -1,4 +1,7 @@
-use std::{mem, os::unix::fs::PermissionsExt as _};
+use std::{
+    mem,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+};
 
 use jiff::Timestamp;
 
@@ -46,13 +49,13 @@ async fn a_folder_that_is_taken_away_is_made_again_or_refuses() {
     fs::write(&folder, b"").unwrap();
     for _ in 0..2 {
         assert!(trail.accept(&record()).await.is_err());
-        assert!(trail.is_failing());
+        assert_eq!(trail.health(), FileHealth::Failing);
     }
     fs::remove_file(&folder).unwrap();
     let third = record();
     trail.accept(&third).await.unwrap();
     assert_eq!(read(&trail), [third]);
-    assert!(!trail.is_failing());
+    assert_eq!(trail.health(), FileHealth::Ok);
 }
 
 #[tokio::test]
@@ -64,7 +67,7 @@ async fn a_file_that_hangs_is_waited_for_a_quarter_of_a_second() {
     let begun = Clock::system().stopwatch();
     assert!(trail.accept(&record()).await.is_err());
     assert!((PATIENCE..PATIENCE * 20).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-    assert!(trail.is_failing());
+    assert_eq!(trail.health(), FileHealth::Failing);
     assert!(trail.accept(&record()).await.is_err(), "the queue is full, so nobody waits");
     // Nobody acted on it: when the file goes on, it is not written.
     writing.send(queue.recv().unwrap()).unwrap();
@@ -73,6 +76,23 @@ async fn a_file_that_hangs_is_waited_for_a_quarter_of_a_second() {
     trail.note(&later);
     trail.close();
     assert_eq!(read(&trail), [later]);
+}
+
+#[test]
+fn what_may_not_be_on_the_disk_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let condition = Condition::default();
+    let synced = |file: File| {
+        let (to_sync, files) = mpsc::channel();
+        to_sync.send(Arc::new(file)).unwrap();
+        drop(to_sync);
+        sync(&files, home.path(), &condition);
+        condition.health()
+    };
+    // A pipe has no disk to be on.
+    let (_reader, writer) = io::pipe().unwrap();
+    assert_eq!(synced(OwnedFd::from(writer).into()), FileHealth::Unsynced);
+    assert_eq!(synced(tempfile::tempfile().unwrap()), FileHealth::Ok);
 }
 
 #[test]
