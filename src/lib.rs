@@ -30,7 +30,7 @@
 //! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
 //! | [`simulator`] | strict imitations of the built-in providers |
 //! | [`clock`], [`slug`], [`telemetry`] | time, names, logging |
-//! | [`core_dump`] | memory that no crash writes to a disk |
+//! | [`replace`], [`core_dump`] | small files that are replaced whole; memory that no crash writes to a disk |
 //! | [`failpoint`] | named points at which tests hold a refresh |
 //!
 //! # Fetch
@@ -86,6 +86,7 @@ mod properties;
 pub mod provider;
 pub mod refresher;
 pub mod refusals;
+mod replace;
 pub mod rotation;
 pub mod seal;
 pub mod secret;

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,7 @@ use crate::{
     app::StartError,
     config::{Config, Database},
     guard::Watermark,
+    replace::replace,
     secret,
 };
 
@@ -92,13 +93,7 @@ impl WatermarkFile {
     ///
     /// When the disk fails; what was written before stays.
     pub fn write(&self, watermark: &Watermark) -> io::Result<()> {
-        let new = self.folder.join("watermark.new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(watermark)?)?;
-        file.sync_all()?;
-        fs::rename(&new, self.path())?;
-        File::open(&self.folder)?.sync_all()
+        replace(&self.path(), &serde_json::to_vec(watermark)?, |_| Ok(()))
     }
 
     fn path(&self) -> PathBuf {
@@ -153,12 +148,24 @@ fn replica(mut lock: &File) -> io::Result<String> {
 ///
 /// # Errors
 ///
-/// When it cannot be made.
+/// When it cannot be made, or everybody may write into it: what lies there is believed at the next
+/// start.
 pub fn make_state_dir(config: &Config) -> Result<(), StartError> {
     DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir).map_err(|error| {
         let what = format!("cannot be made: {error}; set it to a folder that this user may write");
         StartError::Settings(state_dir_problem(config, &what))
-    })
+    })?;
+    match open_to_all(&config.state_dir) {
+        None => Ok(()),
+        Some(what) => Err(StartError::Settings(state_dir_problem(config, &what))),
+    }
+}
+
+/// What is wrong with a folder into which everybody may write.
+pub(crate) fn open_to_all(folder: &Path) -> Option<String> {
+    let mode = fs::metadata(folder).ok()?.mode() & 0o777;
+    let open = mode & 0o002 != 0;
+    open.then(|| format!("may be written by everybody (mode {mode:03o}); chmod it to 700"))
 }
 
 fn state_dir_problem(config: &Config, what: &str) -> String {

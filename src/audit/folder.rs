@@ -2,15 +2,16 @@
 //! and a cursor that says up to where they were shipped.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, DirBuilder, File},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use crate::replace::replace;
 
 /// How many bytes are read at once: more than the longest line has.
 const CHUNK: u64 = 1024 * 1024;
@@ -82,7 +83,7 @@ impl Folder {
 
     /// Notes up to where the files were shipped, and removes those that nobody needs any more.
     pub(super) fn put_cursor(&self, cursor: Cursor) -> io::Result<()> {
-        self.replace("cursor", &serde_json::to_vec(&cursor)?)?;
+        replace(&self.0.join("cursor"), &serde_json::to_vec(&cursor)?, |_| Ok(()))?;
         for number in self.numbers()?.into_iter().filter(|number| *number < cursor.file) {
             fs::remove_file(self.file(number))?;
         }
@@ -91,21 +92,12 @@ impl Folder {
 
     /// What was last noted under this name in place of what is noted now.
     pub(super) fn note(&self, name: &str, text: &str) -> io::Result<Option<String>> {
-        let before = fs::read_to_string(self.0.join(name)).ok();
+        let path = self.0.join(name);
+        let before = fs::read_to_string(&path).ok();
         if before.as_deref() != Some(text) {
-            self.replace(name, text.as_bytes())?;
+            replace(&path, text.as_bytes(), |_| Ok(()))?;
         }
         Ok(before)
-    }
-
-    /// Replaces a small file. A crash leaves the one or the other.
-    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let new = self.0.join(format!("{name}.new"));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(new, self.0.join(name))
     }
 
     /// Reads up to `limit` records from the cursor on, whole lines only.

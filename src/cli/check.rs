@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Database},
     failpoint::Failpoints,
     provider::{Body, Outbound, OutboundRequest, Profile},
+    state_dir::open_to_all,
     store::{SchemaStatus, Store, StoreError},
 };
 
@@ -59,6 +60,9 @@ fn state_dir(config: &Config) -> Result<String, String> {
     let shown = path.display();
     if !path.exists() {
         return Ok(format!("made at the first start: {shown}"));
+    }
+    if let Some(what) = open_to_all(path) {
+        return Err(format!("{shown} {what}"));
     }
     // A file without a name, gone as soon as it is there.
     match tempfile::tempfile_in(path) {

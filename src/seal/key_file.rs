@@ -12,6 +12,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret as _, SecretBox, zeroize::Zeroizing};
 
 use super::{KEY_LEN, Key, Keys};
+use crate::replace::replace;
 
 /// The word at the end of a line whose key waits to be put first.
 const WAITS: &str = "new";
@@ -33,6 +34,12 @@ pub enum KeyFileError {
     Repeated {
         /// Counted from 1.
         line: usize,
+    },
+    /// Others than its owner and a group that only reads have access to it.
+    #[error("it may be read by everybody or written by others (mode {mode:03o}); chmod it to 600")]
+    Exposed {
+        /// The permission bits of the file.
+        mode: u32,
     },
     /// There is no key in the file.
     #[error("the file holds no key")]
@@ -64,9 +71,14 @@ impl Stamp {
 
 pub(super) fn read(path: &Path) -> Result<(Keys, Stamp), KeyFileError> {
     let mut file = File::open(path)?;
-    let stamp = Stamp::of(&file.metadata()?);
+    let metadata = file.metadata()?;
+    let stamp = Stamp::of(&metadata);
     let mut text = Zeroizing::new(String::new());
     file.read_to_string(&mut text)?;
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o027 != 0 {
+        return Err(KeyFileError::Exposed { mode });
+    }
     Ok((parse(&text)?, stamp))
 }
 
@@ -205,30 +217,14 @@ fn change(path: &Path, edit: impl FnOnce(&str) -> Option<String>) -> Result<(), 
     let Some(changed) = edit(&text).map(Zeroizing::new) else { return Ok(()) };
     parse(&changed)?;
     let old = fs::metadata(&path)?;
-    let mut beside = path.clone().into_os_string();
-    beside.push(".new");
-    // A file that a crash has left there may be anybody's to read.
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    let mut write = || -> io::Result<()> {
-        file.write_all(changed.as_bytes())?;
-        let new = file.metadata()?;
-        if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-            fchown(&file, Some(old.uid()), Some(old.gid()))?;
+    replace(&path, changed.as_bytes(), |new| {
+        let made = new.metadata()?;
+        if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
+            fchown(new, Some(old.uid()), Some(old.gid()))?;
         }
-        file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o640 | 0o600))?;
-        file.sync_all()?;
-        fs::rename(&beside, &path)?;
-        folder.sync_all()
-    };
-    write().map_err(|error| {
-        // The old file stands; what is beside it is of no use.
-        let _ = fs::remove_file(&beside);
-        error.into()
-    })
+        new.set_permissions(fs::Permissions::from_mode(old.mode() & 0o640 | 0o600))
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -260,6 +256,7 @@ mod tests {
     fn a_bad_key_file_is_refused_by_line_and_without_its_text() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
+        Keyring::generate().write_new(&path).unwrap();
         let good = format!("k1 {}", URL_SAFE_NO_PAD.encode([7; 32]));
         for (text, expected) in [
             (String::new(), "the file holds no key"),

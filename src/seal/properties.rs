@@ -72,6 +72,7 @@ proptest! {
     fn any_key_file_is_read_or_refused(text in "(#[a-z ]*\n|[a-z0-9]{1,4} [A-Za-z0-9_=-]{40,46}\n|.{0,60}\n){0,5}") {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
+        Keyring::generate().write_new(&path).unwrap();
         std::fs::write(&path, text).unwrap();
         if let Err(error) = Keyring::read(&path) {
             prop_assert!(error.to_string().len() < 120);

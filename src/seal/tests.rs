@@ -118,9 +118,11 @@ fn a_file_that_is_no_longer_ours_changes_nothing() {
         assert!(running.problem().unwrap().contains(problem), "{:?}", running.problem());
         assert_eq!(running.ids(), ring.ids());
     }
-    fs::remove_file(&path).unwrap();
+    let aside = folder.path().join("aside");
+    fs::rename(&path, &aside).unwrap();
     running.follow();
     assert!(running.problem().is_some());
+    fs::rename(&aside, &path).unwrap();
     fs::write(&path, good).unwrap();
     running.follow();
     assert_eq!(running.problem(), None);

@@ -182,12 +182,12 @@ async fn kill_at(world: &mut World, replica: &mut Replica, stop: Stop) -> Row {
 
     let began = Instant::now();
     replica.start(None).await;
-    world.assert_served(replica).await;
+    world.assert_served(replica, &before).await;
     let settled = world.settled(replica, &views, began).await;
     let presentations = presentations(&before, &world.oracle());
     let (lost, row) = judge(world, &settled, &unrecoverable, &presentations);
     world.assert_usable(replica, &lost).await;
-    world.assert_served(replica).await;
+    world.assert_served(replica, &before).await;
     world.reconnect(replica, &lost).await;
     row
 }

@@ -64,7 +64,7 @@ async fn kill_once(world: &mut World, replica: &mut Replica) -> Row {
         held.into_iter().filter_map(|(name, held)| Some((name, held.under_way?))).collect();
     let began = Instant::now();
     replica.start(None).await;
-    world.assert_served(replica).await;
+    world.assert_served(replica, &before).await;
     let settled = world.settled(replica, &hit, began).await;
     let presentations = presentations(&before, &world.oracle());
     let (lost, row) = judge(world, &settled, &unrecoverable, &presentations);

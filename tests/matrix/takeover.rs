@@ -35,7 +35,7 @@ async fn take_over(stop: Stop, class: Class) {
     let (lost, row) = judge(&world, &settled, &unrecoverable, &presentations);
     row.report(&format!("SIGKILL, {stop}, {}, taken over by another replica", class.name));
     world.assert_usable(&heir, &lost).await;
-    world.assert_served(&heir).await;
+    world.assert_served(&heir, &before).await;
     heir.stop().await;
 }
 

@@ -169,6 +169,7 @@ async fn a_key_that_is_removed_too_early_stops_the_start(mut machine: Machine) {
     let new = ring(&machine).waiting_ids().pop().unwrap();
     // The value by which a foreign key is known is sealed anew, and the grants are not yet.
     let foreign = machine.path("new.keys");
+    fs::copy(machine.key_file(), &foreign).unwrap();
     fs::write(&foreign, both.lines().last().unwrap()).unwrap();
     let (store, with_new) = (store(&machine).await, Keyring::read(&foreign).unwrap());
     let check = SEALED_COLUMNS.iter().find(|column| column.table == "meta").unwrap();

@@ -1,6 +1,12 @@
 //! What stands in the way of a start, that nothing is changed then, and that a start ends well.
 
-use std::{fs, net::TcpListener, os::unix::fs::symlink, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::Path,
+    time::Duration,
+};
 
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::time::timeout;
@@ -47,6 +53,7 @@ async fn a_key_file_that_does_not_fit_stops_the_start_and_changes_nothing(mut ma
     fs::remove_file(&path).unwrap();
 
     fs::write(&path, right).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     start_once(&mut machine).await;
 }
 
@@ -175,6 +182,34 @@ async fn a_state_dir_belongs_to_one_broker() {
         assert!(line.contains("a folder that this user may write"), "{line}");
     }
     assert_eq!(contents(machine.folder.path()), before);
+}
+
+#[tokio::test]
+async fn what_others_may_write_is_not_trusted() {
+    let mut machine = Machine::new();
+    start_once(&mut machine).await;
+    let chmod =
+        |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let (state, key_file) = (machine.path("state"), machine.key_file());
+    let refused = async |command: &[&str], advice: &str| {
+        let ended = machine.run(command).await;
+        let said = [ended.stdout, ended.stderr].concat().join("\n");
+        assert!(!ended.status.success() && said.contains(advice), "{command:?}: {said}");
+    };
+    chmod(&state, 0o777);
+    for command in [["serve"], ["check"]] {
+        refused(&command, "may be written by everybody (mode 777); chmod it to 700").await;
+    }
+    chmod(&state, 0o700);
+    for mode in [0o604, 0o602, 0o620] {
+        chmod(&key_file, mode);
+        for command in [&["serve"][..], &["check"], &["keys", "status"]] {
+            refused(command, &format!("(mode {mode:03o}); chmod it to 600")).await;
+        }
+    }
+    // A group that reads is how a container gets its key.
+    chmod(&key_file, 0o440);
+    start_once(&mut machine).await;
 }
 
 #[tokio::test]

@@ -155,7 +155,7 @@ impl TestDatabase {
                 let mut connection = PgConnection::connect(admin_url).await.unwrap();
                 let sql = "SELECT query_to_xml(format('SELECT * FROM %I.%I', $1, relname), \
                      false, false, '')::text FROM pg_class \
-                     WHERE relnamespace = $1::regnamespace AND relkind = 'r'";
+                     WHERE relnamespace = $1::regnamespace AND relkind = 'r' ORDER BY relname";
                 let tables: Vec<String> =
                     sqlx::query_scalar(sql).bind(name).fetch_all(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
