@@ -1,6 +1,6 @@
 //! The real binary dies in the middle of a refresh, and starts again.
 
-use std::{fs, net::TcpListener, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -12,21 +12,12 @@ use token_broker::{
 };
 use tokio::{join, time::timeout};
 
-use crate::support::{broker::Person, http::client, process::Program};
-
-/// An address that nobody listens at; a restart needs the same one.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-async fn until(what: &str, mut happened: impl FnMut() -> bool) {
-    let wait = async {
-        while !happened() {
-            tokio::task::yield_now().await;
-        }
-    };
-    assert!(timeout(Duration::from_secs(30), wait).await.is_ok(), "{what}");
-}
+use crate::support::{
+    broker::Person,
+    http::client,
+    process::Program,
+    wait::{free_address, until},
+};
 
 /// A broker with all that it needs to die and start again, on an SQLite database of its own.
 pub(crate) struct Mortal {
@@ -114,7 +105,7 @@ impl Mortal {
             let known = self.simulator(which).oracle().known;
             known.iter().any(|known| known.kind == Kind::Refresh && !known.presented.is_empty())
         };
-        until("the refresh token is presented", presented).await;
+        until("the refresh token is presented", async || presented()).await;
     }
 
     /// Whether a grant lies in the spool; a file that is only reserved begins with a zero.
@@ -151,7 +142,7 @@ async fn a_grant_that_was_received_survives_the_death_of_the_process() {
         let mut holder = SqliteConnection::connect(&database).await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
         broker.simulator(Simulated::Amocrm).clear_faults();
-        until("the grant is on the disk", || broker.spooled()).await;
+        until("the grant is on the disk", async || broker.spooled()).await;
         broker.kill().await;
         sqlx::query("ROLLBACK").execute(&mut holder).await.unwrap();
         holder.close().await.unwrap();

@@ -9,6 +9,7 @@ use token_broker::simulator::{Kind, Simulated};
 use crate::support::{
     broker::{Answer, Person, Replica, TestBroker},
     database::{TestDatabase, on_both_engines},
+    wait,
 };
 
 on_both_engines! {
@@ -322,7 +323,6 @@ async fn a_freeze_is_hinted_to_other_replicas() {
 }
 
 async fn until(replica: &Replica, status: StatusCode) {
-    let looking = async { while replica.token("avito-own").await.status != status {} };
-    let seen = tokio::time::timeout(Duration::from_secs(30), looking).await;
-    assert!(seen.is_ok(), "{status} is never answered");
+    let what = format!("{status} is answered");
+    wait::until(&what, async || replica.token("avito-own").await.status == status).await;
 }

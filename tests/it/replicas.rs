@@ -14,26 +14,18 @@ use token_broker::{
     simulator::{Fault, Kind, Simulated},
     store::{SchemaStatus, Store},
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 
 use crate::support::{
     broker::{Replica, TestBroker},
     database::TestDatabase,
+    wait::until,
 };
 
 /// Long enough for no tick to come twice in a test.
 const NO_TICK: Duration = Duration::from_hours(1);
 
 const REFRESH: &str = "/v1/connections/amocrm-shop/refresh";
-
-async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !happened().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    assert!(timeout(Duration::from_secs(30), wait).await.is_ok(), "{what}");
-}
 
 /// A connection of the test's own, in words that a pooler understands.
 #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]

@@ -12,11 +12,12 @@ use tokio::time::Instant;
 use crate::{
     scene::{
         ALL_DUE, Holds, Line, Outage, Then, UNPACED, all_served, consented, generation, lost,
-        posts, replays, until,
+        posts, replays,
     },
     support::{
         broker::{Manner, TestBroker},
         database::{TestDatabase, on_both_engines},
+        wait::until,
     },
     table::{Row, short_or_long},
 };

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::{
     class::Class,
-    support::database::TestDatabase,
+    support::{database::TestDatabase, wait::until},
     table::{Row, is_long, short_or_long},
-    world::{Replica, Settled, World, until},
+    world::{Replica, Settled, World},
 };
 
 /// So many refusals that the broker would doubt them, if its own death did not explain them.
@@ -97,10 +97,10 @@ impl Stop {
         }
         if self.is_processed() {
             let issued = || accesses(&world.oracle()) == accesses(&before) + count;
-            until("the provider has processed all requests", issued).await;
+            until("the provider has processed all requests", async || issued()).await;
         } else if self.hold().is_none() {
             let arrived = || presentations(&before, &world.oracle()).len() == count;
-            until("all requests have arrived", arrived).await;
+            until("all requests have arrived", async || arrived()).await;
         }
     }
 }

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     class::Class,
     kills::presentations,
-    support::database::TestDatabase,
+    support::{database::TestDatabase, wait::until},
     table::{Row, short_or_long},
-    world::{World, until},
+    world::World,
 };
 
 /// How long a token request may take: longer than it is held here.
@@ -72,7 +72,7 @@ async fn pause_at(point: Point, class: Class, timeout: Duration) -> Row {
     let heir = world.in_process(Failpoints::default()).await;
     let limit = u32::try_from(count).unwrap();
     assert_eq!(holder.broker.start_due(limit).await.unwrap(), count);
-    until("all refreshes are held", || gate.arrived.load(Ordering::SeqCst) == count).await;
+    until("all refreshes are held", async || gate.arrived.load(Ordering::SeqCst) == count).await;
 
     world.clock().advance(PAUSE);
     heir.broker.refresh_due(limit).await.unwrap();

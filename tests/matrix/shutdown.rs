@@ -4,8 +4,11 @@ use token_broker::simulator::{Fault, Kind};
 use tokio::time::Instant;
 
 use crate::{
-    scene::{ALL_DUE, Fleet, Load, Outage, UNPACED, until},
-    support::database::{TestDatabase, on_both_engines},
+    scene::{ALL_DUE, Fleet, Load, Outage, UNPACED},
+    support::{
+        database::{TestDatabase, on_both_engines},
+        wait::until,
+    },
     table::{Row, short_or_long},
 };
 

@@ -10,11 +10,12 @@ use tokio::time::{Instant, sleep};
 use crate::{
     scene::{
         ALL_DUE, Fleet, Holds, Outage, UNPACED, all_served, consented, generation, lost, posts,
-        replays, until,
+        replays,
     },
     support::{
         broker::{Manner, TestBroker},
         database::{TestDatabase, on_both_engines},
+        wait::until,
     },
     table::{Row, short_or_long},
 };

@@ -9,10 +9,9 @@ use tokio::time::Instant;
 use crate::{
     class::Class,
     kills::{accesses, presentations},
-    scene,
-    support::database::TestDatabase,
+    support::{database::TestDatabase, wait::until},
     table::{Row, short_or_long},
-    world::{View, World, until},
+    world::{View, World},
 };
 
 /// How long a token request may take: a lease is 20 s longer.
@@ -33,7 +32,7 @@ async fn stop_and_wake(class: Class) -> Row {
     world.make_due().await;
     stopped.start_held(None);
     let issued = || accesses(&world.oracle()) == accesses(&before) + count;
-    until("the provider has processed all requests", issued).await;
+    until("the provider has processed all requests", async || issued()).await;
     stopped.program.signal("STOP");
     let began = Instant::now();
 
@@ -44,8 +43,7 @@ async fn stop_and_wake(class: Class) -> Row {
     stopped.stop().await;
     let presentations = presentations(&before, &world.oracle());
     // The heir hears of what was committed late, at its next look at the latest.
-    scene::until("nobody is lost", async || !world.views(&heir).await.values().any(View::is_lost))
-        .await;
+    until("nobody is lost", async || !world.views(&heir).await.values().any(View::is_lost)).await;
     let after = world.views(&heir).await;
     let lost: Vec<_> = after.values().filter(|view| view.is_lost()).collect();
     for view in &lost {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    net::TcpListener,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -25,15 +24,18 @@ use token_broker::{
     simulator::{Kind, Known, Oracle, Simulated, Simulator, SimulatorSettings, Simulators},
     spool::{Entry, Spool},
 };
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval};
 
 use crate::{
     class::Class,
-    support::{broker::Person, database::TestDatabase, http::client, process::Program},
+    support::{
+        broker::Person,
+        database::TestDatabase,
+        http::client,
+        process::Program,
+        wait::{PATIENCE, free_address},
+    },
 };
-
-/// How long anything is waited for before the test fails.
-const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The provider, the database, and the connections between them.
 pub(crate) struct World {
@@ -410,20 +412,4 @@ impl Replica {
     fn request(&self, method: Method, path: &str, key: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.internal_url)).bearer_auth(key)
     }
-}
-
-/// An address that nobody listens at; a restart needs the same one.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-/// Looks again and again until it has happened.
-pub(crate) async fn until(what: &str, mut happened: impl FnMut() -> bool) {
-    let wait = async {
-        let mut looks = interval(Duration::from_millis(5));
-        while !happened() {
-            looks.tick().await;
-        }
-    };
-    assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
@@ -29,6 +29,7 @@ use crate::support::{
     broker::{Answer, Person},
     http::client,
     process::Program,
+    wait::free_address,
 };
 
 /// What a provider may send in the hope of a line of its own in the log.
@@ -56,10 +57,6 @@ pub(super) struct World {
     said: Vec<String>,
     /// What it answered: to what, and which secrets belong there.
     answers: Mutex<Vec<(String, Vec<Kind>, String)>>,
-}
-
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a secret of this test's own making")]

@@ -6,3 +6,4 @@ pub(crate) mod database;
 pub(crate) mod http;
 pub(crate) mod pooler;
 pub(crate) mod process;
+pub(crate) mod wait;

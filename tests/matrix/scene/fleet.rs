@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,9 @@ use token_broker::{
 };
 
 use super::{Target, open};
-use crate::support::{broker::Person, database::TestDatabase, http::client, process::Program};
+use crate::support::{
+    broker::Person, database::TestDatabase, http::client, process::Program, wait::free_address,
+};
 
 /// The database, the providers, and the replicas that are to run between them.
 pub(crate) struct Fleet {
@@ -173,9 +174,4 @@ fn ship(folder: &Path, mut settings: toml::Table, public: &str) -> Ship {
     fs::write(&config, settings.to_string()).unwrap();
     let program = run(&config, &["--version"]);
     Ship { config, state_dir, internal_url, program }
-}
-
-/// An address that nobody listens at; a restart needs the same one.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

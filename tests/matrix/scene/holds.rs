@@ -8,7 +8,7 @@ use std::sync::{
 use token_broker::failpoint::{Failpoints, Point};
 use tokio::sync::watch;
 
-use super::until;
+use crate::support::wait::until;
 
 /// Where refreshes are held, and how many are.
 #[derive(Clone, Default)]

@@ -7,15 +7,12 @@ mod load;
 mod outage;
 mod server;
 
-use std::time::Duration;
-
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use token_broker::{
     broker::Broker,
     simulator::{Endpoint, Kind, Simulated},
 };
-use tokio::time::{interval, timeout};
 
 pub(crate) use self::{
     fleet::Fleet,
@@ -36,20 +33,6 @@ per_second = 100000
 burst = 100000
 in_flight = 64
 ";
-
-/// How long anything is waited for before the test fails.
-const PATIENCE: Duration = Duration::from_mins(3);
-
-/// Looks again and again until it has happened.
-pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        let mut looks = interval(Duration::from_millis(10));
-        while !happened().await {
-            looks.tick().await;
-        }
-    };
-    assert!(timeout(PATIENCE, wait).await.is_ok(), "{what}");
-}
 
 /// Connections of accounts that consented at Avito, whose refresh tokens work once.
 pub(crate) async fn consented(broker: &TestBroker, count: usize) -> Vec<String> {
