@@ -12,6 +12,7 @@ use self::sealing::open_keyring;
 pub use self::sealing::{key_problem, read_keyring};
 use crate::{
     audit::Trail,
+    background,
     broker::{Broker, BrokerError, LastSeen, Parts},
     clock::Clock,
     config::{Config, Database},
@@ -21,7 +22,6 @@ use crate::{
         server::{self, Limits},
     },
     provider::Outbound,
-    refresher,
     spool::Spool,
     state_dir::{StateDir, WatermarkFile},
     store::{SchemaStatus, Store, StoreError},
@@ -262,16 +262,16 @@ impl App {
     /// [`Crashed`] when a part of the broker ended by itself; the rest is ended in order then.
     pub async fn run(self) -> Result<(), Crashed> {
         let mut parts = JoinSet::new();
-        parts.spawn(refresher::run(Arc::clone(&self.broker), self.shutdown.clone()));
+        parts.spawn(background::run(Arc::clone(&self.broker), self.shutdown.clone()));
         self.run_beside(parts).await
     }
 
-    /// As [`App::run`], but nothing happens in the background: for tests that step the refresher.
+    /// As [`App::run`], but nothing happens in the background: for tests that step it.
     ///
     /// # Errors
     ///
     /// As [`App::run`].
-    pub async fn run_without_refresher(self) -> Result<(), Crashed> {
+    pub async fn run_without_background(self) -> Result<(), Crashed> {
         self.run_beside(JoinSet::new()).await
     }
 

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    connection::words,
     secret::{self, Digest},
     slug::Slug,
+    words::words,
 };
 
 words! {

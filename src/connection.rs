@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{rotation::Origin, seal::Sealed, slug::Slug};
+use crate::{rotation::Origin, seal::Sealed, slug::Slug, words::words};
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -42,58 +42,6 @@ impl FromStr for ConnectionId {
         text.parse().map(Self)
     }
 }
-
-/// Declares an enum whose variants have one fixed word each, in the API as in the store.
-macro_rules! words {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(
-            Clone, Copy, Debug, serde::Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd,
-            serde::Serialize, utoipa::ToSchema,
-        )]
-        #[serde(rename_all = "snake_case")]
-        pub enum $name {
-            $($(#[$doc])* $variant,)+
-        }
-
-        impl $name {
-            /// Every value, in the order of declaration.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// The word for it in the API, in configuration and in the store.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)+
-                }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = $crate::connection::UnknownWord;
-
-            fn from_str(text: &str) -> Result<Self, $crate::connection::UnknownWord> {
-                Self::ALL
-                    .iter()
-                    .copied()
-                    .find(|value| value.as_str() == text)
-                    .ok_or($crate::connection::UnknownWord)
-            }
-        }
-    };
-}
-pub(crate) use words;
-
-/// A text is none of the words that an enum knows.
-#[derive(Debug, thiserror::Error)]
-#[error("unknown word")]
-pub struct UnknownWord;
 
 words! {
     /// How a connection obtains its tokens (RFC 6749 section 1.3).

@@ -6,12 +6,7 @@ use jiff::Timestamp;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{
-    connection::{ConnectionId, words},
-    seal::Sealed,
-    secret::Digest,
-    slug::Slug,
-};
+use crate::{connection::ConnectionId, seal::Sealed, secret::Digest, slug::Slug, words::words};
 
 /// How long a link lives.
 pub const LINK_LIFE: Duration = Duration::from_hours(24);

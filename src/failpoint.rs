@@ -12,7 +12,7 @@ use std::sync::Arc;
 #[cfg(feature = "failpoints")]
 use futures_util::future::BoxFuture;
 
-use crate::connection::words;
+use crate::words::words;
 
 words! {
     /// A point of a refresh, in the order in which it passes them.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{connection::words, slug::Slug};
+use crate::{slug::Slug, words::words};
 
 words! {
     /// What kind of thing is frozen.

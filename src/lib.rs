@@ -16,7 +16,7 @@
 //! | [`config`] | the settings, checked before anything starts |
 //! | [`http`] | the two listeners, what each offers, the pages a person sees |
 //! | [`broker`] | the use cases, one method each; memory; the refresh |
-//! | [`refresher`] | the background loop that claims what is due |
+//! | [`background`] | the loops: starts what is due, keeps memory in step, revokes, forgets, ships |
 //! | [`connection`], [`consent`], [`caller`] | the rules, pure: `now` is an argument |
 //! | [`guard`] | whether the database is the one last seen, and no older; pure |
 //! | [`freeze`] | what operators have stopped serving, and what that covers; pure |
@@ -29,7 +29,7 @@
 //! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
 //! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
 //! | [`simulator`] | strict imitations of the built-in providers |
-//! | [`clock`], [`slug`], [`telemetry`] | time, names, logging |
+//! | [`clock`], [`slug`], [`words`], [`telemetry`] | time, names, enums as words, logging |
 //! | [`replace`], [`core_dump`] | small files that are replaced whole; memory that no crash writes to a disk |
 //! | [`failpoint`] | named points at which tests hold a refresh |
 //!
@@ -53,7 +53,7 @@
 //! the other one waits in [escrow](store::Escrowed). Before all that stands the provider's gate: its
 //! pace, and the breakers of [`throttle`]. What a crash leaves behind is taken up at the next start
 //! ([`Broker::recover`](broker::Broker::recover)).
-//! [`refresher::run`] comes through the same door with what is due.
+//! [`background::run`] comes through the same door with what is due.
 //!
 //! # Consent
 //!
@@ -68,6 +68,7 @@
 
 pub mod app;
 pub mod audit;
+pub mod background;
 pub mod broker;
 pub mod caller;
 pub mod cli;
@@ -84,7 +85,6 @@ pub mod http;
 #[cfg(test)]
 mod properties;
 pub mod provider;
-pub mod refresher;
 pub mod refusals;
 mod replace;
 pub mod rotation;
@@ -97,3 +97,4 @@ pub mod state_dir;
 pub mod store;
 pub mod telemetry;
 pub mod throttle;
+mod words;

@@ -20,11 +20,7 @@ pub use self::{
     ship::{BATCH, ShipError, ship},
     trail::{NotAccepted, Trail},
 };
-use crate::{
-    connection::{ConnectionId, words},
-    secret::Digest,
-    slug::Slug,
-};
+use crate::{connection::ConnectionId, secret::Digest, slug::Slug, words::words};
 
 /// How many characters the detail of a record may have.
 const MAX_DETAIL: usize = 200;

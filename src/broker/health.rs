@@ -14,8 +14,9 @@ use super::{Broker, gate::Gate, memory::Live};
 use crate::{
     audit::FileHealth,
     clock::Moment,
-    connection::{MIN_SCHEDULED_LIFE, State, words},
+    connection::{MIN_SCHEDULED_LIFE, State},
     store::EngineKind,
+    words::words,
 };
 
 words! {

@@ -17,12 +17,13 @@ use super::{
 use crate::{
     audit::{By, Kind},
     client::Client,
-    connection::{Connection, ConnectionId, GrantType, LastError, State, backoff, words},
+    connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
     provider::{ProviderError, RevokedToken, Verdict, read_revocation, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
     slug::Slug,
     store::{Finished, Revocable, Revoking},
+    words::words,
 };
 
 /// What a claim is longer than the call that it covers.

@@ -13,7 +13,7 @@ use sqlx::{
 };
 
 use super::{StoreError, postgres::Postgres};
-use crate::connection::words;
+use crate::words::words;
 
 /// How long a step waits for a connection.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);

@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
+    background::keep_in_step,
     connection::HeldGrant,
-    refresher::keep_in_step,
     rotation::Origin,
     seal::{Keyring, Place, add_key, promote_key},
     secret::Digest,

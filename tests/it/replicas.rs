@@ -8,8 +8,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
 use token_broker::{
+    background::keep_in_step,
     clock::Clock,
-    refresher::keep_in_step,
     secret,
     simulator::{Fault, Kind, Simulated},
     store::{SchemaStatus, Store},

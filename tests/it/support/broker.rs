@@ -78,7 +78,7 @@ impl Running {
         if manner.background {
             tasks.spawn(app.run());
         } else {
-            tasks.spawn(app.run_without_refresher());
+            tasks.spawn(app.run_without_background());
         }
         tasks.close();
         Self { broker, shutdown, tasks }
