@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use self::{
-    ship::{BATCH, ShipError, ship},
+    ship::{BATCH, ship},
     trail::{NotAccepted, Trail},
 };
 use crate::{connection::ConnectionId, secret::Digest, slug::Slug, words::words};

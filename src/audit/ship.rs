@@ -5,30 +5,21 @@ use std::{io, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
-use super::{Trail, folder::Cursor};
-use crate::store::{Store, StoreError};
+use super::{Record, Trail, folder::Cursor};
 
 /// How many records go into the database at once.
 pub const BATCH: usize = 500;
 
-/// Why records were not shipped. They stay where they are.
-#[derive(Debug, thiserror::Error)]
-pub enum ShipError {
-    /// The files cannot be read, or the cursor not be written.
-    #[error("the audit files: {0}")]
-    Files(#[from] io::Error),
-    /// The database does not take them.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Ships what lies in the files, up to [`BATCH`] records, and removes the files that are not needed
-/// any more. Returns how many records were shipped; fewer than [`BATCH`] when nothing more was there.
+/// Ships what lies in the files to whoever takes it, up to [`BATCH`] records, and removes the files
+/// that are not needed any more. Returns how many records were shipped; fewer than [`BATCH`] when nothing more was there.
 ///
 /// # Errors
 ///
-/// When the files or the database fail. Some of the records may be in the database then.
-pub async fn ship(trail: &Arc<Trail>, store: &Store) -> Result<usize, ShipError> {
+/// When the files or the taker fail. Some of the records may have been taken then.
+pub async fn ship<E: From<io::Error>>(
+    trail: &Arc<Trail>,
+    take: impl AsyncFnOnce(&[Record]) -> Result<(), E>,
+) -> Result<usize, E> {
     let _turn = trail.shipping.lock().await;
     trail.settle().await;
     let reading = Arc::clone(trail);
@@ -40,7 +31,7 @@ pub async fn ship(trail: &Arc<Trail>, store: &Store) -> Result<usize, ShipError>
     if batch.unreadable > 0 {
         tracing::warn!(lines = batch.unreadable, "the audit files hold lines that are no records");
     }
-    store.insert_events(&batch.records).await?;
+    take(&batch.records).await?;
     if batch.next != before {
         put_cursor(trail, batch.next).await?;
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Write as _,
+    io,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{Broker, BrokerError};
 use crate::{
-    audit::{self, BATCH, By, Event, FileHealth, Kind, Record, ShipError},
+    audit::{self, BATCH, By, Event, FileHealth, Kind, Record},
     clock::SinceBoot,
     connection::Connection,
     secret::Digest,
@@ -50,6 +51,17 @@ impl Flood {
         minute.count = minute.count.saturating_add(1);
         (minute.count <= STRANGERS, left_out)
     }
+}
+
+/// Why audit records were not shipped. They stay where they are.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipError {
+    /// The files cannot be read, or the cursor not be written.
+    #[error("the audit files: {0}")]
+    Files(#[from] io::Error),
+    /// The database does not take them.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl Broker {
@@ -133,7 +145,8 @@ impl Broker {
     pub async fn ship_events(&self) -> Result<usize, ShipError> {
         let mut shipped = 0;
         loop {
-            match audit::ship(&self.trail, &self.store).await {
+            let take = async |records: &[Record]| Ok(self.store.insert_events(records).await?);
+            match audit::ship(&self.trail, take).await {
                 Ok(count) => {
                     shipped += count;
                     if count < BATCH {

@@ -47,6 +47,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 pub use self::{
+    audit::ShipError,
     connections::{ConnectionView, NewConnection},
     consent::Callback,
     error::{BrokerError, Gone},
