@@ -66,7 +66,7 @@ pub(crate) struct Demo {
     /// Keep the database and its key in this new folder, to look at afterwards.
     #[arg(long, value_name = "FOLDER")]
     pub(crate) keep: Option<PathBuf>,
-    /// Use this Postgres database instead of an embedded one.
+    /// Use this Postgres database instead of an embedded one; a password belongs into PGPASSWORD.
     #[arg(long, value_name = "URL", conflicts_with = "keep")]
     pub(crate) database_url: Option<String>,
 }
