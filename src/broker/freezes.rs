@@ -126,13 +126,7 @@ impl Broker {
         }
     }
 
-    /// Nobody consents by a link of what is frozen, nor by one that a frozen service asked for.
-    pub(super) fn refuse_frozen_link(
-        &self,
-        link: &ConsentLink,
-        connection: &Connection,
-    ) -> Result<(), BrokerError> {
-        self.refuse_frozen(&connection.name, &connection.client)?;
+    pub(super) fn refuse_frozen_requester(&self, link: &ConsentLink) -> Result<(), BrokerError> {
         match link.requested_by.strip_prefix("service ") {
             Some(name) if self.memory.freezes().holds(FreezeKind::Service, name) => {
                 Err(BrokerError::Frozen(FreezeKind::Service))

@@ -41,8 +41,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// When the provider has no such exchange, the host is not one of its accounts, the provider
-    /// refuses, or the store fails.
+    /// When the provider has no such exchange, the host is not one of its accounts, no way into the
+    /// connection is open, the provider refuses, or the store fails.
     pub async fn connect_with_api_key(
         self: &Arc<Self>,
         by: &By,
@@ -60,7 +60,7 @@ impl Broker {
         let name = new.name.clone();
         let record = match self.store.record(name.as_str()).await? {
             Some(record) if record.connection.client == new.client => {
-                self.refuse_deleted(&record.connection)?;
+                self.refuse_ways_in(&record.connection)?;
                 record
             }
             Some(_) => {
@@ -69,6 +69,7 @@ impl Broker {
                 )));
             }
             None => {
+                self.refuse_frozen(&name, &new.client)?;
                 let grant_type = Some(GrantType::AuthorizationCode);
                 self.create_connection(by, NewConnection { grant_type, ..new }).await?;
                 self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
@@ -141,6 +142,11 @@ impl Broker {
                 tracing::error!("the connection of an API-key exchange could not be read");
                 return;
             };
+            if let Err(refusal) = broker.refuse_ways_in(&record.connection) {
+                tracing::warn!(%refusal, "the code of an API-key exchange is not exchanged");
+                broker.note_of(Kind::ConsentRefused, &by, &record.connection, "on hold");
+                return;
+            }
             // The host names the account: its first label is the subdomain that the account reports.
             let subdomain = pending.account_host.split('.').next().map(str::to_owned);
             let expected_account = record.connection.expected_account.clone().or(subdomain);

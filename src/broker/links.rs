@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, Caller, Gone, NewConnection, quarantine::refuse_in_quarantine};
+use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     audit::{By, Kind},
     caller::{Service, Verb},
@@ -85,8 +85,7 @@ impl Broker {
         may_expect(caller, &request, expected)?;
         let record = match existing {
             Some(record) => {
-                self.refuse_frozen(name, &record.connection.client)?;
-                self.refuse_deleted(&record.connection)?;
+                self.refuse_ways_in(&record.connection)?;
                 record
             }
             None => self.create_for_link(caller, &by, &request).await?,
@@ -103,7 +102,6 @@ impl Broker {
                 "connection `{name}` obtains its tokens by client credentials; nobody has to consent"
             )));
         }
-        refuse_in_quarantine(connection)?;
         let client = self.client(&connection.client)?;
         if let Caller::Service(service) = caller {
             let client = self.client_of(service, &connection.client)?;
@@ -235,7 +233,7 @@ impl Broker {
             return Err(gone(Gone::Ended));
         }
         if link.spent_at.is_none() {
-            self.refuse_frozen_link(&link, &record.connection)?;
+            self.refuse_link(&link, &record.connection)?;
         }
         let client = self.client(&record.connection.client)?;
         Ok(LinkPage {

@@ -30,6 +30,7 @@ mod revoke;
 mod settle;
 mod token;
 mod visitors;
+mod ways_in;
 
 use std::{
     collections::BTreeMap,
