@@ -7,6 +7,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
+    caller::Requester,
     connection::{ConnectionId, words},
     seal::Sealed,
     secret::Digest,
@@ -84,8 +85,8 @@ pub struct ConsentLink {
     pub id: LinkId,
     /// The connection it authorises.
     pub connection: ConnectionId,
-    /// Who asked for it: `operator alice`, `service billing`.
-    pub requested_by: String,
+    /// Who asked for it.
+    pub requested_by: Requester,
     /// The scopes that will be asked for.
     pub scopes: Vec<String>,
     /// The account that makes the connection live without confirmation.

@@ -152,13 +152,13 @@ impl Broker {
             .ok_or_else(|| BrokerError::NotFound(format!("there is no service `{name}`")))
     }
 
-    /// Deletes a service with all its keys.
+    /// Deletes a service with all its keys, and withdraws the links that it made.
     ///
     /// # Errors
     ///
     /// When there is no such service or the store fails.
     pub async fn delete_service(&self, by: &By, name: &Slug) -> Result<(), BrokerError> {
-        let existed = self.store.delete_service(name.as_str()).await?;
+        let existed = self.store.delete_service(name).await?;
         if existed {
             let record = self.record(Kind::ServiceDeleted, by);
             self.note(&record.with_detail(&format!("service {name}")));

@@ -16,6 +16,7 @@ use crate::{
     consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, OWN_LINK_LIFE},
     secret::{self, Digest},
     slug::Slug,
+    store::LinkInserted,
 };
 
 /// What a consent link is asked for.
@@ -84,13 +85,15 @@ impl Broker {
             existing.as_ref().and_then(|record| record.connection.expected_account.as_deref());
         may_expect(caller, &request, expected)?;
         let record = match existing {
-            Some(record) => {
-                self.refuse_ways_in(&record.connection)?;
-                record
-            }
+            Some(record) => record,
             None => self.create_for_link(caller, &by, &request).await?,
         };
         let connection = &record.connection;
+        if let Caller::Service(service) = caller {
+            let client = self.client_of(service, &connection.client)?;
+            may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
+        }
+        self.refuse_ways_in(connection)?;
         if request.client.as_ref().is_some_and(|client| *client != connection.client) {
             return Err(BrokerError::Conflict(format!(
                 "connection `{name}` belongs to client `{}`",
@@ -103,10 +106,6 @@ impl Broker {
             )));
         }
         let client = self.client(&connection.client)?;
-        if let Caller::Service(service) = caller {
-            let client = self.client_of(service, &connection.client)?;
-            may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
-        }
         if let Some(scopes) = &request.scopes {
             client
                 .check_scopes(scopes)
@@ -118,7 +117,7 @@ impl Broker {
         let link = ConsentLink {
             id: LinkId(Uuid::now_v7()),
             connection: connection.id,
-            requested_by: caller.label(),
+            requested_by: caller.requester(),
             scopes: request.scopes.unwrap_or_else(|| connection.scopes.clone()),
             expected_account: request
                 .expected_account
@@ -136,11 +135,16 @@ impl Broker {
                 "there are {MAX_LINKS} consent links; make no more until some have ended"
             )));
         }
-        if !self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
-            return Err(BrokerError::TooMany(format!(
-                "connection `{name}` has {MAX_LIVE_LINKS} links that are still open; use one of \
-                 them, or wait until they end"
-            )));
+        match self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
+            LinkInserted::Kept => {}
+            LinkInserted::Full => {
+                return Err(BrokerError::TooMany(format!(
+                    "connection `{name}` has {MAX_LIVE_LINKS} links that are still open; use one \
+                     of them, or wait until they end"
+                )));
+            }
+            // Its key is good only until we hear of that too.
+            LinkInserted::Orphan => return Err(BrokerError::Unauthorized),
         }
         tracing::info!(
             link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
@@ -171,10 +175,10 @@ impl Broker {
                 request.connection
             ))
         })?;
-        self.refuse_frozen(&request.connection, &client)?;
         if let Caller::Service(service) = caller {
             may_widen(request, &self.client_of(service, &client)?.scopes)?;
         }
+        self.refuse_frozen(&request.connection, &client)?;
         let new = NewConnection {
             name: request.connection.clone(),
             client,

@@ -255,7 +255,7 @@ impl Broker {
         if !service.may(Verb::Token, name) {
             return Err(BrokerError::no_connection(name));
         }
-        self.refuse_frozen_service(service)?;
+        self.refuse_frozen_service(&service.name)?;
         if self.is_too_old() {
             return Err(BrokerError::Unavailable {
                 reason: "the database has not confirmed keys and connections for 15 minutes"

@@ -48,7 +48,7 @@ async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failur
 }
 
 async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failure> {
-    if !store.delete_operator(name.as_str()).await.map_err(StartError::from)? {
+    if !store.delete_operator(name).await.map_err(StartError::from)? {
         return Err(Failure::usage(format!("there is no operator `{name}`")));
     }
     note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await?;

@@ -15,6 +15,7 @@ use crate::support::{
 on_both_engines! {
     no_way_into_what_is_frozen_is_open,
     no_way_into_what_is_quarantined_is_open,
+    nobody_consents_by_a_link_of_somebody_who_was_deleted,
 }
 
 const HOST: &str = "demo.amocrm.localhost";
@@ -131,5 +132,62 @@ async fn no_way_into_what_is_quarantined_is_open(database: TestDatabase) {
     assert_eq!(broker.view("amocrm-shop").await["state"], "quarantined");
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Code), (1, 1));
     ways.are_shut(&broker, StatusCode::CONFLICT, "conflict").await;
+    broker.stop().await;
+}
+
+async fn nobody_consents_by_a_link_of_somebody_who_was_deleted(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let agency = broker.service("agency", json!(["*"]), json!(["consent"])).await;
+    let made = broker.command(&["operators", "create", "alice"]).await;
+    let alice = made.stdout.concat();
+    broker.broker().sync().await.unwrap();
+    let ask = async |key: &str| {
+        let body = json!({ "connection": "amocrm-shop", "client": "amocrm" });
+        let answer = broker.ask(key, Method::POST, "/v1/consent-links", Some(body)).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
+        answer.json()["url"].as_str().unwrap().to_owned()
+    };
+    let kept = ask(&broker.operator_key).await;
+    for key in [&agency, &alice] {
+        let link = ask(key).await;
+        let mut person = Person::new(&broker);
+        let begun = ask(key).await;
+        let provider = person.start(&begun).await;
+        let callback = person.decide(&provider, "allow").await;
+        if key == &alice {
+            let ended = broker.command(&["operators", "delete", "alice"]).await;
+            assert!(ended.status.success(), "{ended:?}");
+        } else {
+            broker.operator(Method::DELETE, "/v1/services/agency", None).await;
+            // A new one of that name has nothing of the old one.
+            broker.service("agency", json!(["*"]), json!(["consent"])).await;
+        }
+        let mut other = Person::new(&broker);
+        for page in [other.get(&link).await, other.press(&link).await, person.get(&begun).await] {
+            assert_eq!(page.status, StatusCode::GONE, "{page:?}");
+        }
+        assert_eq!(person.get(&callback).await.status, StatusCode::BAD_REQUEST);
+    }
+    assert_eq!(broker.presented(Simulated::Amocrm, Kind::Code), (0, 0));
+    let page = Person::new(&broker).consent(&kept, "allow").await;
+    assert!(page.text.contains("confirm"), "{page:?}");
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_knows_a_deleted_key_still_makes_no_link_with_it() {
+    let broker = TestBroker::start(TestDatabase::postgres().await).await;
+    let agency = broker.service("agency", json!(["*"]), json!(["consent"])).await;
+    let replica = broker.replica().await;
+    let ask = async || {
+        let url = format!("{}/v1/consent-links", replica.internal_url);
+        let body = json!({ "connection": "amocrm-shop", "client": "amocrm" });
+        broker.http.post(url).bearer_auth(&agency).json(&body).send().await.unwrap().status()
+    };
+    assert_eq!(ask().await, StatusCode::CREATED);
+    broker.operator(Method::DELETE, "/v1/services/agency", None).await;
+    assert_eq!(ask().await, StatusCode::UNAUTHORIZED);
+    assert_eq!(broker.number("SELECT count(*) FROM consent_links").await, 0);
+    replica.stop().await;
     broker.stop().await;
 }

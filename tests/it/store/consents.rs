@@ -1,12 +1,13 @@
 use std::time::Duration;
 
 use token_broker::{
+    caller::{Holder, Operator, new_key},
     connection::{ConnectionId, State},
     consent::{CONSENT_LIFE, Consent, ConsentLink, KeyExchange, LINK_LIFE, LinkId, Outcome},
     seal::Sealed,
     secret::Digest,
     slug::Slug,
-    store::Purged,
+    store::{LinkInserted, Purged},
 };
 use uuid::Uuid;
 
@@ -15,6 +16,7 @@ use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {
     a_link_reads_back_as_it_was_made,
+    a_link_ends_with_whoever_asked_for_it,
     the_first_browser_keeps_the_link,
     a_consent_is_taken_by_its_browser_once,
     of_many_who_take_one_consent_one_gets_it,
@@ -31,7 +33,7 @@ fn link(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
     ConsentLink {
         id: LinkId(Uuid::now_v7()),
         connection,
-        requested_by: "operator alice".to_owned(),
+        requested_by: "operator alice".parse().unwrap(),
         scopes: vec!["messenger:read".to_owned()],
         expected_account: Some("1234".to_owned()),
         return_to: Some("https://shop.example/done".parse().unwrap()),
@@ -67,10 +69,19 @@ fn digest(text: &str) -> Digest {
     Digest::of_bytes(text.as_bytes())
 }
 
+/// Keeps a link of the operator alice, who is made where she is not known yet.
+async fn insert(db: &TestDatabase, link: &ConsentLink, secret: &str) -> LinkInserted {
+    let name = &link.requested_by.name;
+    let alice = Operator { name: name.clone(), created_at: db.clock.now() };
+    let (_, key) = new_key(Holder::Operator, name.clone(), db.clock.now(), None);
+    let _ = db.store.create_operator(&alice, &key).await;
+    db.store.insert_link(link, &digest(secret), 20).await.unwrap()
+}
+
 /// A link that is bound to the browser `mine`, with the secret `link`.
 async fn opened(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
     let link = link(db, connection);
-    db.store.insert_link(&link, &digest("link"), 20).await.unwrap();
+    assert_eq!(insert(db, &link, "link").await, LinkInserted::Kept);
     assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
     link
 }
@@ -101,12 +112,33 @@ async fn a_link_reads_back_as_it_was_made(db: TestDatabase) {
         ..link(&db, id)
     };
     for (secret, made) in [("one", full), ("two", plain)] {
-        db.store.insert_link(&made, &digest(secret), 20).await.unwrap();
+        assert_eq!(insert(&db, &made, secret).await, LinkInserted::Kept);
         let read = db.store.link(&digest(secret)).await.unwrap().unwrap();
         assert_eq!(format!("{read:?}"), format!("{made:?}"));
     }
     assert!(db.store.link(&digest("three")).await.unwrap().is_none());
     assert!(db.store.insert_link(&link(&db, ConnectionId::new()), &digest("x"), 20).await.is_err());
+}
+
+async fn a_link_ends_with_whoever_asked_for_it(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let theirs = started(&db, id).await;
+    let of =
+        |requester: &str| ConsentLink { requested_by: requester.parse().unwrap(), ..link(&db, id) };
+    assert_eq!(insert(&db, &of("operator alic"), "another").await, LinkInserted::Kept);
+    assert_eq!(insert(&db, &of("operator alice"), "spent").await, LinkInserted::Kept);
+    let spent = db.store.link(&digest("spent")).await.unwrap().unwrap().id;
+    db.store.finish_link(spent, Outcome::Connected, true).await.unwrap();
+
+    assert!(db.store.delete_operator(&theirs.requested_by.name).await.unwrap());
+    assert!(db.store.link(&digest("link")).await.unwrap().is_none());
+    assert!(take(&db, "state", "mine", &client()).await.is_none(), "what was begun with it");
+    assert!(db.store.link(&digest("spent")).await.unwrap().is_some(), "its page says how it went");
+    assert!(db.store.link(&digest("another")).await.unwrap().is_some());
+    for gone in ["operator alice", "service alice", "service alic"] {
+        let late = db.store.insert_link(&of(gone), &digest("late"), 20).await.unwrap();
+        assert_eq!(late, LinkInserted::Orphan, "{gone}");
+    }
 }
 
 async fn the_first_browser_keeps_the_link(db: TestDatabase) {
