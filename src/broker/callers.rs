@@ -1,12 +1,13 @@
 //! Who may call: checking keys, and making and ending them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
     Broker, BrokerError,
+    health::TOO_OLD,
     memory::{Caller, Keys, KnownKey},
 };
 use crate::{
@@ -26,9 +27,17 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError::Unauthorized`] when no live key fits; nothing tells which part is wrong.
+    /// [`BrokerError::Unavailable`] when the store has confirmed no key for so long that any of them
+    /// may have been deleted.
     #[expect(clippy::disallowed_methods, reason = "the key's public id is read from it")]
     pub fn authenticate(&self, shown: &SecretString) -> Result<Caller, BrokerError> {
         use secrecy::ExposeSecret as _;
+        if self.is_too_old() {
+            return Err(BrokerError::Unavailable {
+                reason: TOO_OLD.to_owned(),
+                retry_after: Duration::from_secs(5),
+            });
+        }
         let keys = self.memory.keys();
         // An unknown id is compared as well, with a digest that nothing has.
         let known = caller::key_id(shown.expose_secret()).and_then(|id| keys.by_id.get(id));

@@ -256,13 +256,6 @@ impl Broker {
             return Err(BrokerError::no_connection(name));
         }
         self.refuse_frozen_service(&service.name)?;
-        if self.is_too_old() {
-            return Err(BrokerError::Unavailable {
-                reason: "the database has not confirmed keys and connections for 15 minutes"
-                    .to_owned(),
-                retry_after: Duration::from_secs(5),
-            });
-        }
         let live = match self.live(name).await {
             Err(BrokerError::NotFound(_)) if self.was_deleted(name).await? => {
                 return Err(BrokerError::Revoked);
