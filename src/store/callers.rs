@@ -118,14 +118,18 @@ impl Store {
         Ok(true)
     }
 
-    /// All services by name.
+    /// All services by name. One that cannot be understood is left out, and logged: it gets no access,
+    /// and must not keep the others from theirs.
     ///
     /// # Errors
     ///
-    /// When the database does not answer, or a row does not make sense.
+    /// When the database does not answer.
     pub async fn services(&self) -> Result<Vec<Service>, StoreError> {
         let sql = "SELECT name, connections, verbs, created_at FROM services ORDER BY name";
-        on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(service).collect())
+        on!(self, |pool| {
+            let rows = sqlx::query(sql).fetch_all(pool).await?;
+            Ok(rows.iter().filter_map(|row| readable("service", service(row))).collect())
+        })
     }
 
     /// All operators by name.
@@ -138,11 +142,12 @@ impl Store {
         on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(operator).collect())
     }
 
-    /// All keys that have not ended.
+    /// All keys that have not ended. One that cannot be understood is left out, as with
+    /// [`Store::services`].
     ///
     /// # Errors
     ///
-    /// When the database does not answer, or a row does not make sense.
+    /// When the database does not answer.
     pub async fn keys(&self) -> Result<Vec<StoredKey>, StoreError> {
         let sql = concat!(
             "SELECT id, holder, owner, digest, created_at, expires_at FROM keys
@@ -152,7 +157,7 @@ impl Store {
         );
         on!(self, |pool| {
             let rows = sqlx::query(sql).bind(self.ahead()).fetch_all(pool).await?;
-            rows.iter().map(key).collect()
+            Ok(rows.iter().filter_map(|row| readable("key", key(row))).collect())
         })
     }
 
@@ -215,6 +220,10 @@ impl Store {
         let sql = "DELETE FROM keys WHERE id = $1";
         on!(self, |pool| Ok(sqlx::query(sql).bind(id).execute(pool).await?.rows_affected() == 1))
     }
+}
+
+fn readable<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
+    read.inspect_err(|error| tracing::error!(%error, "a {what} is not understood")).ok()
 }
 
 /// Changes nothing, but locks an operator or service of name `$1` until the end of a step, so that
