@@ -22,7 +22,7 @@ use crate::{
 const ACCOUNT_HOST: &str = "account_host";
 
 /// How many codes are tried for one exchange.
-const MAX_TRIES: u32 = 5;
+const MAX_TRIES: i64 = 5;
 
 /// What an API-key exchange needs.
 #[derive(Debug)]
@@ -126,15 +126,10 @@ impl Broker {
             .map_err(|_| refused())?;
         let host = vars.get(ACCOUNT_HOST).ok_or_else(refused)?;
         let turn = self.visitors.turn().await?;
-        let pending = self.store.pending_exchange(&client.name, host).await?.ok_or_else(refused)?;
-        drop(turn);
         // Anybody can send a code: a few may be tried, and only the right one ends the exchange.
-        let mut tries = self.exchange_tries.entry(pending.id).or_default();
-        if *tries >= MAX_TRIES {
-            return Err(refused());
-        }
-        *tries += 1;
-        drop(tries);
+        let pending = self.store.try_exchange(&client.name, host, MAX_TRIES).await?;
+        let pending = pending.ok_or_else(refused)?;
+        drop(turn);
         let code = SecretString::from(code.as_str());
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -168,7 +163,6 @@ impl Broker {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {
                     until_stored(|| broker.store.end_exchange(pending.id)).await;
-                    broker.exchange_tries.remove(&pending.id);
                     tracing::info!(%outcome, "API-key exchange ended");
                 }
                 Err(error) => tracing::error!(%error, "API-key exchange failed"),

@@ -140,8 +140,6 @@ pub struct Broker {
     failpoints: Failpoints,
     /// Nothing is claimed any more.
     closing: CancellationToken,
-    /// How often the code of an API-key exchange was tried.
-    exchange_tries: DashMap<uuid::Uuid, u32>,
     visitors: Visitors,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
@@ -203,7 +201,6 @@ impl Broker {
             gates,
             failpoints,
             closing: CancellationToken::new(),
-            exchange_tries: DashMap::new(),
             visitors: Visitors::default(),
             flights: DashMap::new(),
             revoking: DashMap::new(),

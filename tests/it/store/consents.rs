@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use token_broker::{
     caller::{Holder, Operator, new_key},
     connection::{ConnectionId, State},
@@ -26,6 +27,7 @@ on_both_engines! {
     an_ended_or_foreign_link_starts_nothing,
     a_spent_link_starts_and_finishes_nothing,
     an_exchange_is_taken_once_by_its_account,
+    an_exchange_is_tried_a_few_times,
     what_has_ended_is_forgotten,
 }
 
@@ -248,7 +250,7 @@ fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
 async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     let id = stored(&db, "amocrm-main").await.id;
     let take = async |client: &str, host: &str| {
-        let pending = db.store.pending_exchange(&client.parse().unwrap(), host).await.unwrap()?;
+        let pending = db.store.try_exchange(&client.parse().unwrap(), host, 1).await.unwrap()?;
         let ended = async || db.store.end_exchange(pending.id).await.unwrap();
         assert!(ended().await && !ended().await, "once and for good");
         Some(pending)
@@ -264,6 +266,26 @@ async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     assert_eq!(format!("{taken:?}"), format!("{newer:?}"));
     db.clock.advance(Duration::from_mins(20));
     assert!(take("avito", "flowers.amocrm.ru").await.is_none(), "the older one has ended");
+}
+
+async fn an_exchange_is_tried_a_few_times(db: TestDatabase) {
+    let id = stored(&db, "amocrm-main").await.id;
+    let attempt = async || {
+        let tried = db.store.try_exchange(&client(), "flowers.amocrm.ru", 5).await;
+        tried.unwrap().map(|tried| tried.id)
+    };
+    let first = exchange(&db, id);
+    db.store.insert_exchange(&first).await.unwrap();
+    assert_eq!(attempt().await, Some(first.id));
+    let tried = join_all((0..8).map(|_| attempt())).await;
+    assert_eq!(tried.into_iter().flatten().count(), 4, "all of those at once are counted");
+    // Whoever asks anew starts anew, and what was given up stays given up.
+    db.clock.advance(Duration::from_secs(1));
+    let next = exchange(&db, id);
+    db.store.insert_exchange(&next).await.unwrap();
+    for expected in [Some(next.id); 5].into_iter().chain([None]) {
+        assert_eq!(attempt().await, expected);
+    }
 }
 
 async fn what_has_ended_is_forgotten(db: TestDatabase) {
