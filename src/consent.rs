@@ -29,6 +29,9 @@ pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
 /// How many links of one connection may be live at once.
 pub const MAX_LIVE_LINKS: i64 = 20;
 
+/// How many links of one operator or service may be live at once.
+pub const MAX_LIVE_LINKS_EACH: i64 = 1_000;
+
 /// How many attempts of one link may be under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
 

@@ -10,10 +10,13 @@ use uuid::Uuid;
 use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     audit::{By, Kind},
-    caller::{Service, Verb},
+    caller::{Requester, Service, Verb},
     client::Client,
     connection::{Account, Connection, GrantType, Record},
-    consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, OWN_LINK_LIFE},
+    consent::{
+        ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, MAX_LIVE_LINKS_EACH,
+        OWN_LINK_LIFE,
+    },
     secret::{self, Digest},
     slug::Slug,
     store::LinkInserted,
@@ -84,6 +87,9 @@ impl Broker {
         let expected =
             existing.as_ref().and_then(|record| record.connection.expected_account.as_deref());
         may_expect(caller, &request, expected)?;
+        let requested_by = caller.requester();
+        // Before a connection is made for the link: there is no bound to those but this.
+        self.refuse_flood(&requested_by).await?;
         let record = match existing {
             Some(record) => record,
             None => self.create_for_link(caller, &by, &request).await?,
@@ -117,7 +123,7 @@ impl Broker {
         let link = ConsentLink {
             id: LinkId(Uuid::now_v7()),
             connection: connection.id,
-            requested_by: caller.requester(),
+            requested_by,
             scopes: request.scopes.unwrap_or_else(|| connection.scopes.clone()),
             expected_account: request
                 .expected_account
@@ -130,11 +136,6 @@ impl Broker {
             outcome: None,
             spent_at: None,
         };
-        if !self.store.has_room_for_links(MAX_LINKS).await? {
-            return Err(BrokerError::TooMany(format!(
-                "there are {MAX_LINKS} consent links; make no more until some have ended"
-            )));
-        }
         match self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
             LinkInserted::Kept => {}
             LinkInserted::Full => {
@@ -155,6 +156,22 @@ impl Broker {
             expires_at: link.expires_at,
             connection: name.clone(),
         })
+    }
+
+    /// Refuses one more link where there are as many as anybody, or all together, may have.
+    async fn refuse_flood(&self, requester: &Requester) -> Result<(), BrokerError> {
+        if !self.store.has_room_for_links_of(requester, MAX_LIVE_LINKS_EACH).await? {
+            return Err(BrokerError::TooMany(format!(
+                "{requester} has {MAX_LIVE_LINKS_EACH} consent links that are still open; make no \
+                 more until some are used or have ended"
+            )));
+        }
+        if !self.store.has_room_for_links(MAX_LINKS).await? {
+            return Err(BrokerError::TooMany(format!(
+                "there are {MAX_LINKS} consent links; make no more until some have ended"
+            )));
+        }
+        Ok(())
     }
 
     /// A client that a service may not use looks like one that does not exist.

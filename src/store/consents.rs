@@ -98,6 +98,35 @@ impl Store {
         self.holds_fewer(sql, max).await
     }
 
+    /// Whether somebody has fewer than `max` links that neither ended nor are spent. Those that are
+    /// made at this very moment are not counted.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn has_room_for_links_of(
+        &self,
+        requester: &Requester,
+        max: i64,
+    ) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "SELECT count(*) AS held FROM (
+                SELECT 1 FROM consent_links
+                WHERE requested_by = $2 AND spent_at IS NULL AND expires_at > ",
+            now!(),
+            " LIMIT $3) AS live"
+        );
+        on!(self, |pool| {
+            let counted = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(requester.to_string())
+                .bind(max)
+                .fetch_one(pool)
+                .await?;
+            Ok(counted.number("held")? < max)
+        })
+    }
+
     /// Whether there are fewer than `max` attempts in all. Those that are begun at this very moment
     /// are not counted.
     ///
