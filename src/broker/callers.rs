@@ -67,7 +67,7 @@ impl Broker {
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
         self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
         self.note_key(Kind::OperatorMade, &By::command_line(), &stored);
-        self.load_keys().await?;
+        self.take_up_keys().await;
         Ok(key)
     }
 
@@ -98,7 +98,7 @@ impl Broker {
         let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
         self.store.create_service(&service, &stored).await?;
         self.note_key(Kind::ServiceMade, by, &stored);
-        self.load_keys().await?;
+        self.take_up_keys().await;
         Ok((service, key, stored))
     }
 
@@ -123,7 +123,7 @@ impl Broker {
             )));
         }
         self.note_key(Kind::KeyMade, by, &stored);
-        self.load_keys().await?;
+        self.take_up_keys().await;
         Ok((key, stored))
     }
 
@@ -200,6 +200,14 @@ impl Broker {
         }
         self.load_keys().await?;
         Ok(())
+    }
+
+    /// Takes up a key that was made a moment ago. It is shown whether that succeeds or not, for it is
+    /// never shown again; the next look at the store takes it up as well.
+    async fn take_up_keys(&self) {
+        if let Err(error) = self.load_keys().await {
+            tracing::warn!(%error, "a new key is not known here for a moment");
+        }
     }
 
     /// Reads every key from the store into memory. One at a time: a slower read that began earlier
