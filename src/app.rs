@@ -22,6 +22,7 @@ use crate::{
         server::{self, Limits},
     },
     provider::Outbound,
+    slug::Slug,
     spool::Spool,
     state_dir::{StateDir, WatermarkFile},
     store::{SchemaStatus, Store, StoreError},
@@ -139,6 +140,21 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
 pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.put_meta_if_absent(DEPLOYMENT, ours.as_str()).await?;
+    same_deployment(ours, &named)
+}
+
+/// As [`check_deployment`], but a database that knows no name yet keeps none.
+///
+/// # Errors
+///
+/// When the names differ, with what to do.
+pub async fn compare_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
+    let Some(ours) = &config.deployment else { return Ok(()) };
+    let named = store.meta(DEPLOYMENT).await?;
+    named.map_or(Ok(()), |named| same_deployment(ours, &named))
+}
+
+fn same_deployment(ours: &Slug, named: &str) -> Result<(), StartError> {
     if named == ours.as_str() {
         return Ok(());
     }

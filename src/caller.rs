@@ -1,6 +1,6 @@
 //! Who calls the internal listener: services and operators, and the keys they show.
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -126,6 +126,38 @@ words! {
     }
 }
 
+/// Who asked for something, as it is kept and recorded: `operator alice`, `service billing`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Requester {
+    /// An operator or a service.
+    pub holder: Holder,
+    /// Which one.
+    pub name: Slug,
+}
+
+/// Why a text is not a [`Requester`].
+#[derive(Debug, thiserror::Error)]
+#[error("not the name of an operator or service after the word for which of them it is")]
+pub struct NotARequester;
+
+impl fmt::Display for Requester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.holder, self.name)
+    }
+}
+
+impl FromStr for Requester {
+    type Err = NotARequester;
+
+    fn from_str(text: &str) -> Result<Self, NotARequester> {
+        let (holder, name) = text.split_once(' ').ok_or(NotARequester)?;
+        Ok(Self {
+            holder: holder.parse().map_err(|_| NotARequester)?,
+            name: name.parse().map_err(|_| NotARequester)?,
+        })
+    }
+}
+
 /// What the store keeps of a key.
 #[derive(Clone, Debug)]
 pub struct StoredKey {
@@ -186,6 +218,16 @@ mod tests {
         assert!(covers("*", "anything"));
         for bad in ["", "**", "a*b", "*a", "A*", "a b", "a.*"] {
             assert!(bad.parse::<Pattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_requester_reads_back_as_it_is_written() {
+        for text in ["operator alice", "service billing"] {
+            assert_eq!(text.parse::<Requester>().unwrap().to_string(), text);
+        }
+        for bad in ["", "alice", "operator", "operator ", "tenant alice", "service a b", " alice"] {
+            assert!(bad.parse::<Requester>().is_err(), "{bad}");
         }
     }
 

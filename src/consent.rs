@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{connection::ConnectionId, seal::Sealed, secret::Digest, slug::Slug, words::words};
+use crate::{
+    caller::Requester, connection::ConnectionId, seal::Sealed, secret::Digest, slug::Slug,
+    words::words,
+};
 
 /// How long a link lives.
 pub const LINK_LIFE: Duration = Duration::from_hours(24);
@@ -22,6 +25,9 @@ pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
 
 /// How many links of one connection may be live at once.
 pub const MAX_LIVE_LINKS: i64 = 20;
+
+/// How many links of one operator or service may be live at once.
+pub const MAX_LIVE_LINKS_EACH: i64 = 1_000;
 
 /// How many attempts of one link may be under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
@@ -79,8 +85,8 @@ pub struct ConsentLink {
     pub id: LinkId,
     /// The connection it authorises.
     pub connection: ConnectionId,
-    /// Who asked for it: `operator alice`, `service billing`.
-    pub requested_by: String,
+    /// Who asked for it.
+    pub requested_by: Requester,
     /// The scopes that will be asked for.
     pub scopes: Vec<String>,
     /// The account that makes the connection live without confirmation.

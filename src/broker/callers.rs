@@ -1,12 +1,13 @@
 //! Who may call: checking keys, and making and ending them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
     Broker, BrokerError,
+    health::TOO_OLD,
     memory::{Caller, Keys, KnownKey},
 };
 use crate::{
@@ -26,9 +27,17 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError::Unauthorized`] when no live key fits; nothing tells which part is wrong.
+    /// [`BrokerError::Unavailable`] when the store has confirmed no key for so long that any of them
+    /// may have been deleted.
     #[expect(clippy::disallowed_methods, reason = "the key's public id is read from it")]
     pub fn authenticate(&self, shown: &SecretString) -> Result<Caller, BrokerError> {
         use secrecy::ExposeSecret as _;
+        if self.is_too_old() {
+            return Err(BrokerError::Unavailable {
+                reason: TOO_OLD.to_owned(),
+                retry_after: Duration::from_secs(5),
+            });
+        }
         let keys = self.memory.keys();
         // An unknown id is compared as well, with a digest that nothing has.
         let known = caller::key_id(shown.expose_secret()).and_then(|id| keys.by_id.get(id));
@@ -58,7 +67,7 @@ impl Broker {
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
         self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
         self.note_key(Kind::OperatorMade, &By::command_line(), &stored);
-        self.load_keys().await?;
+        self.take_up_keys().await;
         Ok(key)
     }
 
@@ -89,7 +98,7 @@ impl Broker {
         let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
         self.store.create_service(&service, &stored).await?;
         self.note_key(Kind::ServiceMade, by, &stored);
-        self.load_keys().await?;
+        self.take_up_keys().await;
         Ok((service, key, stored))
     }
 
@@ -114,7 +123,7 @@ impl Broker {
             )));
         }
         self.note_key(Kind::KeyMade, by, &stored);
-        self.load_keys().await?;
+        self.take_up_keys().await;
         Ok((key, stored))
     }
 
@@ -152,13 +161,13 @@ impl Broker {
             .ok_or_else(|| BrokerError::NotFound(format!("there is no service `{name}`")))
     }
 
-    /// Deletes a service with all its keys.
+    /// Deletes a service with all its keys, and withdraws the links that it made.
     ///
     /// # Errors
     ///
     /// When there is no such service or the store fails.
     pub async fn delete_service(&self, by: &By, name: &Slug) -> Result<(), BrokerError> {
-        let existed = self.store.delete_service(name.as_str()).await?;
+        let existed = self.store.delete_service(name).await?;
         if existed {
             let record = self.record(Kind::ServiceDeleted, by);
             self.note(&record.with_detail(&format!("service {name}")));
@@ -191,6 +200,14 @@ impl Broker {
         }
         self.load_keys().await?;
         Ok(())
+    }
+
+    /// Takes up a key that was made a moment ago. It is shown whether that succeeds or not, for it is
+    /// never shown again; the next look at the store takes it up as well.
+    async fn take_up_keys(&self) {
+        if let Err(error) = self.load_keys().await {
+            tracing::warn!(%error, "a new key is not known here for a moment");
+        }
     }
 
     /// Reads every key from the store into memory. One at a time: a slower read that began earlier

@@ -229,8 +229,8 @@ impl Broker {
         self.view(&connection.name).await
     }
 
-    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, old events, and the
-    /// files of grants that were stored a while ago.
+    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, keys, old events, and
+    /// the files of grants that were stored a while ago.
     ///
     /// # Errors
     ///

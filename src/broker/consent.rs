@@ -6,10 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{
-    Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored,
-    quarantine::refuse_in_quarantine,
-};
+use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored};
 use crate::{
     audit::{By, Kind},
     client::Client,
@@ -54,6 +51,7 @@ impl Broker {
             Err(BrokerError::Gone(Gone::Used)) => "link used",
             Err(BrokerError::TooMany(_)) => "too many attempts",
             Err(BrokerError::Conflict(_)) => "quarantined",
+            Err(BrokerError::Frozen(_)) => "frozen",
             _ => return begun,
         };
         self.note_refused_link(&by, secret, refused).await;
@@ -87,7 +85,6 @@ impl Broker {
             return Err(BrokerError::Gone(Gone::Used));
         }
         let LinkPage { link, connection, .. } = page;
-        refuse_in_quarantine(&connection)?;
         let browser = Digest::of(browser);
         let client = self.client(&connection.client)?;
         let state = secret::random();
@@ -283,7 +280,6 @@ impl Broker {
         }
         let record =
             self.store.record_by_id(consent.connection).await?.ok_or(BrokerError::Revoked)?;
-        self.refuse_deleted(&record.connection)?;
         let mut vars = record.connection.vars.clone();
         let captured = client
             .profile
@@ -297,7 +293,7 @@ impl Broker {
             .transpose()?;
         let link_secret = Digest::of(&self.open_link_secret(consent)?);
         let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
-        self.refuse_frozen_link(&link, &record.connection)?;
+        self.refuse_link(&link, &record.connection)?;
         let exchange = Exchange {
             code: SecretString::from(code.as_str()),
             verifier,

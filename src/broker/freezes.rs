@@ -4,7 +4,7 @@
 use super::{Broker, BrokerError, Caller};
 use crate::{
     audit::{By, Kind},
-    caller::Service,
+    caller::{Holder, Requester},
     connection::Connection,
     consent::ConsentLink,
     freeze::{Freeze, FreezeKind},
@@ -112,8 +112,8 @@ impl Broker {
         self.frozen(connection, client).map_or(Ok(()), |kind| Err(BrokerError::Frozen(kind)))
     }
 
-    pub(super) fn refuse_frozen_service(&self, service: &Service) -> Result<(), BrokerError> {
-        if self.memory.freezes().holds(FreezeKind::Service, service.name.as_str()) {
+    pub(super) fn refuse_frozen_service(&self, name: &Slug) -> Result<(), BrokerError> {
+        if self.memory.freezes().holds(FreezeKind::Service, name.as_str()) {
             return Err(BrokerError::Frozen(FreezeKind::Service));
         }
         Ok(())
@@ -122,22 +122,14 @@ impl Broker {
     pub(super) fn refuse_frozen_caller(&self, caller: &Caller) -> Result<(), BrokerError> {
         match caller {
             Caller::Operator(_) => Ok(()),
-            Caller::Service(service) => self.refuse_frozen_service(service),
+            Caller::Service(service) => self.refuse_frozen_service(&service.name),
         }
     }
 
-    /// Nobody consents by a link of what is frozen, nor by one that a frozen service asked for.
-    pub(super) fn refuse_frozen_link(
-        &self,
-        link: &ConsentLink,
-        connection: &Connection,
-    ) -> Result<(), BrokerError> {
-        self.refuse_frozen(&connection.name, &connection.client)?;
-        match link.requested_by.strip_prefix("service ") {
-            Some(name) if self.memory.freezes().holds(FreezeKind::Service, name) => {
-                Err(BrokerError::Frozen(FreezeKind::Service))
-            }
-            _ => Ok(()),
+    pub(super) fn refuse_frozen_requester(&self, link: &ConsentLink) -> Result<(), BrokerError> {
+        match &link.requested_by {
+            Requester { holder: Holder::Operator, .. } => Ok(()),
+            Requester { holder: Holder::Service, name } => self.refuse_frozen_service(name),
         }
     }
 }

@@ -97,6 +97,10 @@ const MAX_APART: i64 = 30_000;
 /// A refresh that is later than this is worth a note.
 const LATE: Duration = Duration::from_mins(5);
 
+/// Why no key opens anything once [`Broker::is_too_old`].
+pub(super) const TOO_OLD: &str =
+    "the database has not confirmed keys and connections for 15 minutes";
+
 impl Broker {
     /// Looks at everything at once.
     pub async fn health(&self) -> Health {
@@ -104,7 +108,10 @@ impl Broker {
         let now = at.now;
         let reachable = self.store.ping().await.is_ok();
         let mut notes = Vec::new();
-        if !reachable {
+        let too_old = self.is_too_old();
+        if too_old {
+            notes.push(format!("{TOO_OLD}; no key is accepted"));
+        } else if !reachable {
             notes.push("the database does not answer; live tokens are served".to_owned());
         }
         notes.extend(self.clock_note());
@@ -177,10 +184,12 @@ impl Broker {
             }
         }
         notes.extend(self.gates.values().flat_map(Gate::notes));
-        let status = match (reachable, notes.is_empty()) {
-            (false, _) if self.is_too_old() => HealthStatus::Down,
-            (_, true) => HealthStatus::Ok,
-            (_, false) => HealthStatus::Degraded,
+        let status = if too_old || file == FileHealth::Failing {
+            HealthStatus::Down
+        } else if notes.is_empty() {
+            HealthStatus::Ok
+        } else {
+            HealthStatus::Degraded
         };
         Health {
             status,

@@ -22,7 +22,7 @@ use crate::{
 const ACCOUNT_HOST: &str = "account_host";
 
 /// How many codes are tried for one exchange.
-const MAX_TRIES: u32 = 5;
+const MAX_TRIES: i64 = 5;
 
 /// What an API-key exchange needs.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl Broker {
     ///
     /// # Errors
     ///
-    /// When the provider has no such exchange, the host is not one of its accounts, the provider
-    /// refuses, or the store fails.
+    /// When the provider has no such exchange, the host is not one of its accounts, no way into the
+    /// connection is open, the provider refuses, or the store fails.
     pub async fn connect_with_api_key(
         self: &Arc<Self>,
         by: &By,
@@ -60,7 +60,7 @@ impl Broker {
         let name = new.name.clone();
         let record = match self.store.record(name.as_str()).await? {
             Some(record) if record.connection.client == new.client => {
-                self.refuse_deleted(&record.connection)?;
+                self.refuse_ways_in(&record.connection)?;
                 record
             }
             Some(_) => {
@@ -69,6 +69,7 @@ impl Broker {
                 )));
             }
             None => {
+                self.refuse_frozen(&name, &new.client)?;
                 let grant_type = Some(GrantType::AuthorizationCode);
                 self.create_connection(by, NewConnection { grant_type, ..new }).await?;
                 self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
@@ -125,15 +126,10 @@ impl Broker {
             .map_err(|_| refused())?;
         let host = vars.get(ACCOUNT_HOST).ok_or_else(refused)?;
         let turn = self.visitors.turn().await?;
-        let pending = self.store.pending_exchange(&client.name, host).await?.ok_or_else(refused)?;
-        drop(turn);
         // Anybody can send a code: a few may be tried, and only the right one ends the exchange.
-        let mut tries = self.exchange_tries.entry(pending.id).or_default();
-        if *tries >= MAX_TRIES {
-            return Err(refused());
-        }
-        *tries += 1;
-        drop(tries);
+        let pending = self.store.try_exchange(&client.name, host, MAX_TRIES).await?;
+        let pending = pending.ok_or_else(refused)?;
+        drop(turn);
         let code = SecretString::from(code.as_str());
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -141,6 +137,11 @@ impl Broker {
                 tracing::error!("the connection of an API-key exchange could not be read");
                 return;
             };
+            if let Err(refusal) = broker.refuse_ways_in(&record.connection) {
+                tracing::warn!(%refusal, "the code of an API-key exchange is not exchanged");
+                broker.note_of(Kind::ConsentRefused, &by, &record.connection, "on hold");
+                return;
+            }
             // The host names the account: its first label is the subdomain that the account reports.
             let subdomain = pending.account_host.split('.').next().map(str::to_owned);
             let expected_account = record.connection.expected_account.clone().or(subdomain);
@@ -162,7 +163,6 @@ impl Broker {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {
                     until_stored(|| broker.store.end_exchange(pending.id)).await;
-                    broker.exchange_tries.remove(&pending.id);
                     tracing::info!(%outcome, "API-key exchange ended");
                 }
                 Err(error) => tracing::error!(%error, "API-key exchange failed"),

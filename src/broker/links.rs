@@ -7,15 +7,19 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, Caller, Gone, NewConnection, quarantine::refuse_in_quarantine};
+use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     audit::{By, Kind},
-    caller::{Service, Verb},
+    caller::{Requester, Service, Verb},
     client::Client,
     connection::{Account, Connection, GrantType, Record},
-    consent::{ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, OWN_LINK_LIFE},
+    consent::{
+        ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, MAX_LIVE_LINKS_EACH,
+        OWN_LINK_LIFE,
+    },
     secret::{self, Digest},
     slug::Slug,
+    store::LinkInserted,
 };
 
 /// What a consent link is asked for.
@@ -83,15 +87,19 @@ impl Broker {
         let expected =
             existing.as_ref().and_then(|record| record.connection.expected_account.as_deref());
         may_expect(caller, &request, expected)?;
+        let requested_by = caller.requester();
+        // Before a connection is made for the link: there is no bound to those but this.
+        self.refuse_flood(&requested_by).await?;
         let record = match existing {
-            Some(record) => {
-                self.refuse_frozen(name, &record.connection.client)?;
-                self.refuse_deleted(&record.connection)?;
-                record
-            }
+            Some(record) => record,
             None => self.create_for_link(caller, &by, &request).await?,
         };
         let connection = &record.connection;
+        if let Caller::Service(service) = caller {
+            let client = self.client_of(service, &connection.client)?;
+            may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
+        }
+        self.refuse_ways_in(connection)?;
         if request.client.as_ref().is_some_and(|client| *client != connection.client) {
             return Err(BrokerError::Conflict(format!(
                 "connection `{name}` belongs to client `{}`",
@@ -103,12 +111,7 @@ impl Broker {
                 "connection `{name}` obtains its tokens by client credentials; nobody has to consent"
             )));
         }
-        refuse_in_quarantine(connection)?;
         let client = self.client(&connection.client)?;
-        if let Caller::Service(service) = caller {
-            let client = self.client_of(service, &connection.client)?;
-            may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
-        }
         if let Some(scopes) = &request.scopes {
             client
                 .check_scopes(scopes)
@@ -120,7 +123,7 @@ impl Broker {
         let link = ConsentLink {
             id: LinkId(Uuid::now_v7()),
             connection: connection.id,
-            requested_by: caller.label(),
+            requested_by,
             scopes: request.scopes.unwrap_or_else(|| connection.scopes.clone()),
             expected_account: request
                 .expected_account
@@ -133,16 +136,16 @@ impl Broker {
             outcome: None,
             spent_at: None,
         };
-        if !self.store.has_room_for_links(MAX_LINKS).await? {
-            return Err(BrokerError::TooMany(format!(
-                "there are {MAX_LINKS} consent links; make no more until some have ended"
-            )));
-        }
-        if !self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
-            return Err(BrokerError::TooMany(format!(
-                "connection `{name}` has {MAX_LIVE_LINKS} links that are still open; use one of \
-                 them, or wait until they end"
-            )));
+        match self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {
+            LinkInserted::Kept => {}
+            LinkInserted::Full => {
+                return Err(BrokerError::TooMany(format!(
+                    "connection `{name}` has {MAX_LIVE_LINKS} links that are still open; use one \
+                     of them, or wait until they end"
+                )));
+            }
+            // Its key is good only until we hear of that too.
+            LinkInserted::Orphan => return Err(BrokerError::Unauthorized),
         }
         tracing::info!(
             link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
@@ -153,6 +156,22 @@ impl Broker {
             expires_at: link.expires_at,
             connection: name.clone(),
         })
+    }
+
+    /// Refuses one more link where there are as many as anybody, or all together, may have.
+    async fn refuse_flood(&self, requester: &Requester) -> Result<(), BrokerError> {
+        if !self.store.has_room_for_links_of(requester, MAX_LIVE_LINKS_EACH).await? {
+            return Err(BrokerError::TooMany(format!(
+                "{requester} has {MAX_LIVE_LINKS_EACH} consent links that are still open; make no \
+                 more until some are used or have ended"
+            )));
+        }
+        if !self.store.has_room_for_links(MAX_LINKS).await? {
+            return Err(BrokerError::TooMany(format!(
+                "there are {MAX_LINKS} consent links; make no more until some have ended"
+            )));
+        }
+        Ok(())
     }
 
     /// A client that a service may not use looks like one that does not exist.
@@ -173,10 +192,10 @@ impl Broker {
                 request.connection
             ))
         })?;
-        self.refuse_frozen(&request.connection, &client)?;
         if let Caller::Service(service) = caller {
             may_widen(request, &self.client_of(service, &client)?.scopes)?;
         }
+        self.refuse_frozen(&request.connection, &client)?;
         let new = NewConnection {
             name: request.connection.clone(),
             client,
@@ -235,7 +254,7 @@ impl Broker {
             return Err(gone(Gone::Ended));
         }
         if link.spent_at.is_none() {
-            self.refuse_frozen_link(&link, &record.connection)?;
+            self.refuse_link(&link, &record.connection)?;
         }
         let client = self.client(&record.connection.client)?;
         Ok(LinkPage {

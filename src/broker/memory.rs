@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
-    caller::{Service, StoredKey},
+    caller::{Holder, Requester, Service, StoredKey},
     clock::{Moment, SinceBoot},
     connection::{self, Account, Connection, ConnectionId, HeldGrant},
     freeze::Freezes,
@@ -127,15 +127,22 @@ impl Caller {
     /// The name in records: `operator alice`, `service billing`.
     #[must_use]
     pub fn label(&self) -> String {
-        match self {
-            Self::Operator(name) => format!("operator {name}"),
-            Self::Service(service) => Self::label_of(service),
-        }
+        self.requester().to_string()
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        let (holder, name) = match self {
+            Self::Operator(name) => (Holder::Operator, name),
+            Self::Service(service) => (Holder::Service, &service.name),
+        };
+        Requester { holder, name: name.clone() }
     }
 
     /// As [`Caller::label`], of a service.
     pub(crate) fn label_of(service: &Service) -> String {
-        format!("service {}", service.name)
+        format!("{} {}", Holder::Service, service.name)
     }
 }
 

@@ -30,6 +30,7 @@ mod revoke;
 mod settle;
 mod token;
 mod visitors;
+mod ways_in;
 
 use std::{
     collections::BTreeMap,
@@ -140,8 +141,6 @@ pub struct Broker {
     failpoints: Failpoints,
     /// Nothing is claimed any more.
     closing: CancellationToken,
-    /// How often the code of an API-key exchange was tried.
-    exchange_tries: DashMap<uuid::Uuid, u32>,
     visitors: Visitors,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
@@ -203,7 +202,6 @@ impl Broker {
             gates,
             failpoints,
             closing: CancellationToken::new(),
-            exchange_tries: DashMap::new(),
             visitors: Visitors::default(),
             flights: DashMap::new(),
             revoking: DashMap::new(),

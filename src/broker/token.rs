@@ -255,14 +255,7 @@ impl Broker {
         if !service.may(Verb::Token, name) {
             return Err(BrokerError::no_connection(name));
         }
-        self.refuse_frozen_service(service)?;
-        if self.is_too_old() {
-            return Err(BrokerError::Unavailable {
-                reason: "the database has not confirmed keys and connections for 15 minutes"
-                    .to_owned(),
-                retry_after: Duration::from_secs(5),
-            });
-        }
+        self.refuse_frozen_service(&service.name)?;
         let live = match self.live(name).await {
             Err(BrokerError::NotFound(_)) if self.was_deleted(name).await? => {
                 return Err(BrokerError::Revoked);

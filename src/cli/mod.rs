@@ -29,10 +29,13 @@ use tokio::runtime::Runtime;
 
 use self::args::{Args, Command};
 use crate::{
-    app::StartError,
+    app::{StartError, connect_store},
     broker::BrokerError,
-    config::{Config, ConfigError},
-    core_dump, http, telemetry,
+    clock::Clock,
+    config::{Config, ConfigError, Database},
+    core_dump, http,
+    store::{SchemaStatus, Store, StoreError},
+    telemetry,
 };
 
 /// What a command ends with: a line for a person and an exit code for a script, in the numbers of
@@ -156,6 +159,31 @@ fn environment() -> HashMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
+}
+
+/// Opens the database and changes nothing about it; it has to be the one that this program knows. Of
+/// one that is not there yet it says that there is `nothing` of what was asked for.
+async fn open_as_it_is(config: &Config, clock: Clock, nothing: &str) -> Result<Store, Failure> {
+    if let Database::Embedded(path) = &config.database
+        && !path.exists()
+    {
+        let path = path.display();
+        return Err(Failure::usage(format!("{nothing}: there is no database {path}")));
+    }
+    let store = connect_store(config, clock).await?;
+    let problem = match store.schema_status().await.map_err(StartError::from)? {
+        SchemaStatus::Current => return Ok(store),
+        SchemaStatus::Fresh => format!("{nothing}: the database is empty"),
+        SchemaStatus::Older { .. } => {
+            "the database's schema is older than this program: run `token-broker migrate` first"
+                .to_owned()
+        }
+        SchemaStatus::Newer { found, known } => {
+            StoreError::NewerSchema { found, known }.to_string()
+        }
+    };
+    store.close().await;
+    Err(Failure::usage(problem))
 }
 
 /// Prints a line of the result. A reader that went away is no failure of ours.

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret as _;
 use super::{
     Failure,
     args::{OperatorAction, Operators},
-    say,
+    open_as_it_is, say,
     table::table,
 };
 use crate::{
@@ -22,8 +22,15 @@ use crate::{
 
 pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), Failure> {
     let clock = Clock::system();
-    make_state_dir(config)?;
-    let store = open_store(config, clock.clone()).await?;
+    let store = match &args.action {
+        OperatorAction::List => {
+            open_as_it_is(config, clock.clone(), "there is no operator yet").await?
+        }
+        OperatorAction::Create { .. } | OperatorAction::Delete { .. } => {
+            make_state_dir(config)?;
+            open_store(config, clock.clone()).await?
+        }
+    };
     let done = match &args.action {
         OperatorAction::Create { name } => create(&store, name, clock.now()).await,
         OperatorAction::Delete { name } => delete(&store, name, clock.now()).await,
@@ -42,17 +49,18 @@ async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failur
         error => StartError::from(error).into(),
     })?;
     let detail = format!("{} {}, key {}", stored.holder, stored.owner, stored.id);
-    note(store, Kind::OperatorMade, &detail, now).await?;
+    // First of all: whatever fails from here on, it is never shown again.
+    say(key.expose_secret())?;
     tracing::info!("a running broker knows this key within a few seconds");
-    say(key.expose_secret())
+    note(store, Kind::OperatorMade, &detail, now).await
 }
 
 async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failure> {
-    if !store.delete_operator(name.as_str()).await.map_err(StartError::from)? {
+    if !store.delete_operator(name).await.map_err(StartError::from)? {
         return Err(Failure::usage(format!("there is no operator `{name}`")));
     }
-    note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await?;
-    say(&format!("deleted: {name}; a running broker refuses the key within a few seconds"))
+    say(&format!("deleted: {name}; a running broker refuses the key within a few seconds"))?;
+    note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await
 }
 
 async fn list(store: &Store) -> Result<(), Failure> {

@@ -4,9 +4,9 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use super::{Failure, args::Release, say, table::table};
+use super::{Failure, args::Release, open_as_it_is, say, table::table};
 use crate::{
-    app::{DEPLOYMENT, StartError, check_deployment, open_store},
+    app::{DEPLOYMENT, StartError, check_deployment, compare_deployment, open_store},
     audit::{self, By, Kind},
     client::Client,
     clock::Clock,
@@ -20,8 +20,12 @@ use crate::{
 
 pub(crate) async fn release(config: &Config, args: &Release) -> Result<(), Failure> {
     let clock = Clock::system();
-    make_state_dir(config)?;
-    let store = open_store(config, clock.clone()).await?;
+    let store = if args.plan {
+        open_as_it_is(config, clock.clone(), "there is nothing to release").await?
+    } else {
+        make_state_dir(config)?;
+        open_store(config, clock.clone()).await?
+    };
     let done = release_in(&store, config, args, clock.now()).await;
     store.close().await;
     done
@@ -36,7 +40,11 @@ async fn release_in(
     if args.adopt {
         return adopt(store, config).await;
     }
-    check_deployment(config, store).await?;
+    if args.plan {
+        compare_deployment(config, store).await?;
+    } else {
+        check_deployment(config, store).await?;
+    }
     let records = store.records().await.map_err(StartError::from)?;
     let chosen = choose(records, args.connection.as_ref())?;
     if chosen.is_empty() {

@@ -72,6 +72,7 @@ pub(crate) struct Confirm {
     responses(
         (status = 200, description = "By name", body = Connections),
         (status = 401, description = "`unauthorized`", body = Problem),
+        (status = 503, description = "`provider_unavailable`: no key was confirmed for 15 minutes", body = Problem),
     ),
     security(("service_key" = []), ("operator_key" = []))
 )]
@@ -89,6 +90,7 @@ pub(crate) async fn list(
     responses(
         (status = 200, description = "State, account, scopes, expiry, last error", body = ConnectionView),
         (status = 401, description = "`unauthorized`", body = Problem),
+        (status = 503, description = "`provider_unavailable`: no key was confirmed for 15 minutes", body = Problem),
         (status = 404, description = "`not_found`: unknown, or not yours", body = Problem),
     ),
     security(("service_key" = []), ("operator_key" = []))
@@ -111,7 +113,8 @@ pub(crate) async fn show(
     responses(
         (status = 201, description = "Made", body = ConnectionView),
         (status = 400, description = "`invalid_request`: unknown client, or a grant the provider lacks", body = Problem),
-        (status = 409, description = "`conflict`: the name is taken", body = Problem),
+        (status = 403, description = "`frozen`, of an API-key exchange", body = Problem),
+        (status = 409, description = "`conflict`: the name is taken, or quarantined", body = Problem),
     ),
     security(("operator_key" = []))
 )]

@@ -101,6 +101,7 @@ pub(crate) async fn callback(
 
 fn render(page: &LinkPage) -> Response {
     let link = &page.link;
+    let requested_by = link.requested_by.to_string();
     let spent = link.spent_at.is_some();
     let nobodys = page.connection.state == connection::State::PendingConsent;
     let connection = page.connection.name.as_str();
@@ -124,7 +125,7 @@ fn render(page: &LinkPage) -> Response {
         }
         outcome => {
             let page = Ask {
-                requested_by: &link.requested_by,
+                requested_by: &requested_by,
                 connection,
                 provider,
                 scopes: &link.scopes,

@@ -52,6 +52,7 @@ pub(crate) struct Events {
         (status = 200, description = "The next events, perhaps none", body = Events),
         (status = 400, description = "`invalid_request`", body = Problem),
         (status = 401, description = "`unauthorized`", body = Problem),
+        (status = 503, description = "`provider_unavailable`: no key was confirmed for 15 minutes", body = Problem),
         (status = 403, description = "`forbidden`: the key is a service's", body = Problem),
     ),
     security(("operator_key" = []))

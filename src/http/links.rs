@@ -56,9 +56,10 @@ pub(crate) struct Link {
     responses(
         (status = 201, description = "Made; the URL is shown once", body = Link),
         (status = 400, description = "`invalid_request`: unknown client or `return_to`", body = Problem),
-        (status = 403, description = "`forbidden`: the key lacks the verb `consent`", body = Problem),
+        (status = 403, description = "`forbidden`: the key lacks the verb `consent`; or `frozen`", body = Problem),
         (status = 404, description = "`not_found`", body = Problem),
-        (status = 409, description = "`conflict`: another client's, or no consent needed", body = Problem),
+        (status = 409, description = "`conflict`: another client's, no consent needed, or quarantined", body = Problem),
+        (status = 429, description = "`too_many_requests`: too many links are open", body = Problem),
     ),
     security(("service_key" = []), ("operator_key" = []))
 )]

@@ -4,7 +4,10 @@ use super::{
     json, now, optional_millis,
     row::Cells,
 };
-use crate::caller::{Holder, Operator, Service, StoredKey};
+use crate::{
+    caller::{Holder, Operator, Requester, Service, StoredKey},
+    slug::Slug,
+};
 
 const INSERT_KEY: &str = "INSERT INTO keys (id, holder, owner, digest, created_at, expires_at)
     VALUES ($1, $2, $3, $4, $5, $6)";
@@ -92,13 +95,12 @@ impl Store {
             now!(),
             ")"
         );
-        // Changes nothing, but locks the owner: no key outlives it, to be inherited with the name.
-        let lock = match key.holder {
-            Holder::Operator => "UPDATE operators SET name = name WHERE name = $1",
-            Holder::Service => "UPDATE services SET name = name WHERE name = $1",
-        };
         in_transaction!(self, |tx| {
-            let owner = sqlx::query(lock).bind(key.owner.as_str()).execute(&mut *tx).await?;
+            // No key outlives its owner, to be inherited with the name.
+            let owner = sqlx::query(lock_holder(key.holder))
+                .bind(key.owner.as_str())
+                .execute(&mut *tx)
+                .await?;
             if owner.rows_affected() == 0 {
                 return Ok(false);
             }
@@ -116,14 +118,18 @@ impl Store {
         Ok(true)
     }
 
-    /// All services by name.
+    /// All services by name. One that cannot be understood is left out, and logged: it gets no access,
+    /// and must not keep the others from theirs.
     ///
     /// # Errors
     ///
-    /// When the database does not answer, or a row does not make sense.
+    /// When the database does not answer.
     pub async fn services(&self) -> Result<Vec<Service>, StoreError> {
         let sql = "SELECT name, connections, verbs, created_at FROM services ORDER BY name";
-        on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(service).collect())
+        on!(self, |pool| {
+            let rows = sqlx::query(sql).fetch_all(pool).await?;
+            Ok(rows.iter().filter_map(|row| readable("service", service(row))).collect())
+        })
     }
 
     /// All operators by name.
@@ -136,11 +142,12 @@ impl Store {
         on!(self, |pool| sqlx::query(sql).fetch_all(pool).await?.iter().map(operator).collect())
     }
 
-    /// All keys that have not ended.
+    /// All keys that have not ended. One that cannot be understood is left out, as with
+    /// [`Store::services`].
     ///
     /// # Errors
     ///
-    /// When the database does not answer, or a row does not make sense.
+    /// When the database does not answer.
     pub async fn keys(&self) -> Result<Vec<StoredKey>, StoreError> {
         let sql = concat!(
             "SELECT id, holder, owner, digest, created_at, expires_at FROM keys
@@ -150,25 +157,27 @@ impl Store {
         );
         on!(self, |pool| {
             let rows = sqlx::query(sql).bind(self.ahead()).fetch_all(pool).await?;
-            rows.iter().map(key).collect()
+            Ok(rows.iter().filter_map(|row| readable("key", key(row))).collect())
         })
     }
 
-    /// Forgets a service and its keys. False when there is no such service.
+    /// Forgets a service and its keys, and withdraws the links that it made. False when there is no
+    /// such service.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn delete_service(&self, name: &str) -> Result<bool, StoreError> {
+    pub async fn delete_service(&self, name: &Slug) -> Result<bool, StoreError> {
         self.delete_holder("DELETE FROM services WHERE name = $1", Holder::Service, name).await
     }
 
-    /// Forgets an operator and their keys. False when there is no such operator.
+    /// Forgets an operator and their keys, and withdraws the links that they made. False when there
+    /// is no such operator.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn delete_operator(&self, name: &str) -> Result<bool, StoreError> {
+    pub async fn delete_operator(&self, name: &Slug) -> Result<bool, StoreError> {
         self.delete_holder("DELETE FROM operators WHERE name = $1", Holder::Operator, name).await
     }
 
@@ -176,13 +185,25 @@ impl Store {
         &self,
         delete: &'static str,
         holder: Holder,
-        name: &str,
+        name: &Slug,
     ) -> Result<bool, StoreError> {
+        // Its attempts go with a link; one that is spent or has ended starts nothing anyway.
+        let withdraw = concat!(
+            "DELETE FROM consent_links
+            WHERE requested_by = $2 AND spent_at IS NULL AND expires_at > ",
+            now!()
+        );
+        let requester = Requester { holder, name: name.clone() };
         let deleted = in_transaction!(self, |tx| {
-            let deleted = sqlx::query(delete).bind(name).execute(&mut *tx).await?;
+            let deleted = sqlx::query(delete).bind(name.as_str()).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM keys WHERE holder = $1 AND owner = $2")
                 .bind(holder.as_str())
-                .bind(name)
+                .bind(name.as_str())
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query(withdraw)
+                .bind(self.ahead())
+                .bind(requester.to_string())
                 .execute(&mut *tx)
                 .await?;
             deleted.rows_affected()
@@ -198,6 +219,19 @@ impl Store {
     pub async fn delete_key(&self, id: &str) -> Result<bool, StoreError> {
         let sql = "DELETE FROM keys WHERE id = $1";
         on!(self, |pool| Ok(sqlx::query(sql).bind(id).execute(pool).await?.rows_affected() == 1))
+    }
+}
+
+fn readable<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
+    read.inspect_err(|error| tracing::error!(%error, "a {what} is not understood")).ok()
+}
+
+/// Changes nothing, but locks an operator or service of name `$1` until the end of a step, so that
+/// nothing of theirs outlives them. Finds no row where there is none.
+pub(super) fn lock_holder(holder: Holder) -> &'static str {
+    match holder {
+        Holder::Operator => "UPDATE operators SET name = name WHERE name = $1",
+        Holder::Service => "UPDATE services SET name = name WHERE name = $1",
     }
 }
 

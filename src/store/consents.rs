@@ -2,11 +2,13 @@ use url::Url;
 
 use super::{
     Store, StoreError,
+    callers::lock_holder,
     engine::{in_transaction, on},
     json, now, optional_millis,
     row::Cells,
 };
 use crate::{
+    caller::Requester,
     connection::ConnectionId,
     consent::{Consent, ConsentLink, LinkId, Outcome},
     seal::Sealed,
@@ -14,9 +16,20 @@ use crate::{
     slug::Slug,
 };
 
+/// What became of a new consent link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkInserted {
+    /// It is kept.
+    Kept,
+    /// The connection has as many live links as it may have.
+    Full,
+    /// Whoever asks for it was deleted.
+    Orphan,
+}
+
 impl Store {
-    /// Keeps a new consent link, known from now on by the digest of its secret. False when the
-    /// connection has `max_live` links that neither ended nor are spent.
+    /// Keeps a new consent link, known from now on by the digest of its secret, if the connection has
+    /// fewer than `max_live` links that neither ended nor are spent.
     ///
     /// # Errors
     ///
@@ -26,7 +39,8 @@ impl Store {
         link: &ConsentLink,
         secret: &Digest,
         max_live: i64,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<LinkInserted, StoreError> {
+        let Requester { holder, name } = &link.requested_by;
         // Changes nothing, but locks the connection: links at the same time are counted in turn.
         let lock = "UPDATE connections SET name = name WHERE id = $1";
         let count = concat!(
@@ -40,6 +54,10 @@ impl Store {
                 outcome, spent_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
         in_transaction!(self, |tx| {
+            let asks = sqlx::query(lock_holder(*holder)).bind(name.as_str());
+            if asks.execute(&mut *tx).await?.rows_affected() == 0 {
+                return Ok(LinkInserted::Orphan);
+            }
             sqlx::query(lock).bind(link.connection.to_string()).execute(&mut *tx).await?;
             let counted = sqlx::query(count)
                 .bind(self.ahead())
@@ -47,13 +65,13 @@ impl Store {
                 .fetch_one(&mut *tx)
                 .await?;
             if counted.number("live")? >= max_live {
-                return Ok(false);
+                return Ok(LinkInserted::Full);
             }
             sqlx::query(insert)
                 .bind(link.id.to_string())
                 .bind(secret.to_string())
                 .bind(link.connection.to_string())
-                .bind(&link.requested_by)
+                .bind(link.requested_by.to_string())
                 .bind(json(&link.scopes))
                 .bind(link.expected_account.as_deref())
                 .bind(link.return_to.as_ref().map(Url::as_str))
@@ -66,7 +84,7 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
         });
-        Ok(true)
+        Ok(LinkInserted::Kept)
     }
 
     /// Whether there are fewer than `max` links in all, whatever became of them. Those that are made
@@ -78,6 +96,35 @@ impl Store {
     pub async fn has_room_for_links(&self, max: i64) -> Result<bool, StoreError> {
         let sql = "SELECT count(*) AS held FROM (SELECT 1 FROM consent_links LIMIT $1) AS kept";
         self.holds_fewer(sql, max).await
+    }
+
+    /// Whether somebody has fewer than `max` links that neither ended nor are spent. Those that are
+    /// made at this very moment are not counted.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn has_room_for_links_of(
+        &self,
+        requester: &Requester,
+        max: i64,
+    ) -> Result<bool, StoreError> {
+        let sql = concat!(
+            "SELECT count(*) AS held FROM (
+                SELECT 1 FROM consent_links
+                WHERE requested_by = $2 AND spent_at IS NULL AND expires_at > ",
+            now!(),
+            " LIMIT $3) AS live"
+        );
+        on!(self, |pool| {
+            let counted = sqlx::query(sql)
+                .bind(self.ahead())
+                .bind(requester.to_string())
+                .bind(max)
+                .fetch_one(pool)
+                .await?;
+            Ok(counted.number("held")? < max)
+        })
     }
 
     /// Whether there are fewer than `max` attempts in all. Those that are begun at this very moment
@@ -274,7 +321,7 @@ fn link(row: &impl Cells) -> Result<ConsentLink, StoreError> {
     Ok(ConsentLink {
         id: LinkId(row.parsed("id")?),
         connection: row.parsed("connection_id")?,
-        requested_by: row.text("requested_by")?,
+        requested_by: row.parsed("requested_by")?,
         scopes: row.json("scopes")?,
         expected_account: row.text_or_null("expected_account")?,
         return_to: row.parsed_or_null("return_to")?,

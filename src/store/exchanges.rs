@@ -27,28 +27,34 @@ impl Store {
         Ok(())
     }
 
-    /// The exchange that a code from this account belongs to, left in place. Of several the newest:
+    /// The exchange that a code from this account belongs to, left in place and its tries counted.
+    /// None when `max_tries` codes were tried for it already. Of several exchanges it is the newest:
     /// those before it were given up.
     ///
     /// # Errors
     ///
-    /// When the database does not answer.
-    pub async fn pending_exchange(
+    /// When the database does not answer; the try may be counted all the same.
+    pub async fn try_exchange(
         &self,
         client: &Slug,
         account_host: &str,
+        max_tries: i64,
     ) -> Result<Option<KeyExchange>, StoreError> {
         let sql = concat!(
-            "SELECT id, connection_id, client, account_host, requested_at, expires_at
-            FROM key_exchanges WHERE client = $2 AND account_host = $3 AND expires_at > ",
+            "UPDATE key_exchanges SET tries = tries + 1
+            WHERE tries < $4 AND id = (
+                SELECT id FROM key_exchanges
+                WHERE client = $2 AND account_host = $3 AND expires_at > ",
             now!(),
-            " ORDER BY requested_at DESC, id DESC LIMIT 1"
+            " ORDER BY requested_at DESC, id DESC LIMIT 1)
+            RETURNING id, connection_id, client, account_host, requested_at, expires_at"
         );
         on!(self, |pool| {
             let row = sqlx::query(sql)
                 .bind(self.ahead())
                 .bind(client.as_str())
                 .bind(account_host)
+                .bind(max_tries)
                 .fetch_optional(pool)
                 .await?;
             row.map(|row| exchange(&row)).transpose()

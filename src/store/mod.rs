@@ -14,6 +14,8 @@
 //!
 //! A step that writes a connection together with what it owns writes the row in `connections`
 //! first; that row is the lock. A claim touches `grants` alone. The one row of `identity` comes last.
+//! The row of a service or operator comes even before that of a connection, and a link before its
+//! consents.
 
 mod callers;
 mod connections;
@@ -48,6 +50,7 @@ use crate::clock::Clock;
 use engine::Engine;
 
 pub use connections::Changes;
+pub use consents::LinkInserted;
 pub use engine::EngineKind;
 pub use error::StoreError;
 pub use escrow::Escrowed;

@@ -13,6 +13,9 @@ const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
 /// deleted: twice the longest time for which a built-in provider keeps an unused refresh token.
 const GRAVE_LIFE: Duration = Duration::from_hours(180 * 24);
 
+/// How long a key that has ended is kept, for an operator who asks the database whose it was.
+const KEY_MEMORY: Duration = Duration::from_hours(90 * 24);
+
 /// How many rows a statement forgets: so few that PostgreSQL fetches them by index rather than to
 /// read a large table whole, and locks them for a moment only.
 const BATCH: i64 = 50;
@@ -79,11 +82,13 @@ const PENDING: &str =
 const TOMBSTONES: &str =
     forget!("refresh_hash", "refresh_tombstones", "buried_at", but_presented_last!());
 const DELETED: &str = forget!("id", "deleted_connections", "deleted_at");
+const KEYS: &str = forget!("id", "keys", "expires_at");
 
 /// The statements of [`Store::purge_expired`], for whoever asks a database how it would run them.
 /// `$1` is how far the clock is ahead, `$2` how long a row is kept past its time, both in
 /// milliseconds; `$3` is how many rows a statement takes.
-pub const PURGES: [&str; 7] = [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED];
+pub const PURGES: [&str; 8] =
+    [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED, KEYS];
 
 /// How many of each [`Store::purge_expired`] forgot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -102,6 +107,8 @@ pub struct Purged {
     pub tombstones: u64,
     /// Connections that were deleted half a year ago.
     pub deleted: u64,
+    /// Keys that ended three months ago.
+    pub keys: u64,
 }
 
 impl Store {
@@ -118,7 +125,8 @@ impl Store {
         let escrow = self.forget(ESCROW, ESCROW_LIFE).await?;
         let tombstones = self.forget(TOMBSTONES, GRAVE_LIFE).await?;
         let deleted = self.forget(DELETED, GRAVE_LIFE).await?;
-        Ok(Purged { links, consents, pending_grants, exchanges, escrow, tombstones, deleted })
+        let keys = self.forget(KEYS, KEY_MEMORY).await?;
+        Ok(Purged { links, consents, pending_grants, exchanges, escrow, tombstones, deleted, keys })
     }
 
     async fn forget(&self, sql: &'static str, kept_for: Duration) -> Result<u64, StoreError> {

@@ -65,12 +65,11 @@ pub(super) trait Cells {
         Ok(self.text_or_null(column)?.map(Sealed::from_stored))
     }
 
-    /// The column, and the id of the row if it has one: never the value, which may be anything.
+    /// The column, and the id or name of the row if it has one: never the value, which may be anything.
     fn corrupt(&self, column: &str) -> StoreError {
-        let row = match self.text_or_null("id") {
-            Ok(Some(id)) if column != "id" => format!(" of {}", id.escape_debug()),
-            _ => String::new(),
-        };
+        let mut keys = ["id", "name"].into_iter().filter(|key| *key != column);
+        let key = keys.find_map(|key| self.text_or_null(key).ok().flatten());
+        let row = key.map(|key| format!(" of {}", key.escape_debug())).unwrap_or_default();
         StoreError::Corrupt { what: format!("`{column}`{row}") }
     }
 }

@@ -13,6 +13,7 @@ on_both_engines! {
     a_service_sees_its_own_connections_and_no_others,
     keys_are_checked_whole_and_end,
     a_service_has_two_live_keys_at_most,
+    a_key_that_was_made_is_shown_whatever_fails_then,
     operators_routes_are_for_operators,
     a_bad_query_is_refused_and_a_large_one_bounded,
     bad_input_is_one_sentence_and_a_code,
@@ -114,6 +115,25 @@ async fn a_service_has_two_live_keys_at_most(database: TestDatabase) {
     assert_eq!(deleted.status, StatusCode::NO_CONTENT);
     let listed = broker.ask(&second, Method::GET, "/v1/connections", None).await;
     assert_eq!(listed.status, StatusCode::UNAUTHORIZED);
+    broker.stop().await;
+}
+
+async fn a_key_that_was_made_is_shown_whatever_fails_then(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    // The record of it cannot be kept.
+    broker.execute("ALTER TABLE events RENAME TO broken_events").await;
+    let made = broker.command(&["operators", "create", "alice"]).await;
+    assert_eq!(made.status.code(), Some(69), "{made:?}");
+    broker.broker().sync().await.unwrap();
+    let listed = broker.ask(&made.stdout.concat(), Method::GET, "/v1/services", None).await;
+    assert_eq!(listed.status, StatusCode::OK, "{made:?}");
+    // The broker that made it cannot read it back.
+    broker.execute("ALTER TABLE services RENAME TO broken_services").await;
+    let made = broker.broker().create_operator("bob".parse().unwrap()).await.unwrap();
+    broker.execute("ALTER TABLE broken_services RENAME TO services").await;
+    broker.execute("ALTER TABLE broken_events RENAME TO events").await;
+    broker.broker().sync().await.unwrap();
+    assert!(broker.broker().authenticate(&made).is_ok());
     broker.stop().await;
 }
 

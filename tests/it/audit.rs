@@ -309,10 +309,7 @@ async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) 
         assert_eq!(answer.header("retry-after"), "1");
     }
     let health = broker.ask("", Method::GET, "/health", None).await.json();
-    assert_eq!(
-        (&health["status"], &health["audit"]["file"]),
-        (&json!("degraded"), &json!("failing"))
-    );
+    assert_eq!((&health["status"], &health["audit"]["file"]), (&json!("down"), &json!("failing")));
     // Refreshes go on: what a provider gives is kept, and its record is in the log.
     let refreshed = broker.operator(Method::POST, "/v1/connections/avito-own/refresh", None).await;
     assert_eq!(refreshed.json()["generation"], 2, "{refreshed:?}");

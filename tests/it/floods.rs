@@ -5,7 +5,10 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use token_broker::{consent::MAX_LINKS, simulator::Simulated};
+use token_broker::{
+    consent::{LINK_LIFE, MAX_LINKS, MAX_LIVE_LINKS_EACH},
+    simulator::Simulated,
+};
 
 use crate::{
     callbacks::{decided, random_looking, send, with_cookie},
@@ -19,6 +22,7 @@ on_both_engines! {
     a_thousand_looks_at_a_link_leave_no_trace,
     presses_leave_five_attempts_at_the_most,
     more_links_and_attempts_than_a_table_may_hold_are_refused,
+    a_service_has_so_many_links_and_locks_nobody_out,
     a_flood_of_junk_holds_up_no_reader,
 }
 
@@ -121,6 +125,51 @@ async fn more_links_and_attempts_than_a_table_may_hold_are_refused(database: Tes
     broker.broker().purge().await.unwrap();
     let made = broker.operator(Method::POST, "/v1/consent-links", Some(body)).await;
     assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    broker.stop().await;
+}
+
+async fn a_service_has_so_many_links_and_locks_nobody_out(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let asker = broker.service("asker", json!(["*"]), json!(["consent"])).await;
+    let other = broker.service("other", json!(["*"]), json!(["consent"])).await;
+    let ask = async |key: &str, name: &str| {
+        let body = json!({ "connection": name, "client": "avito" });
+        broker.ask(key, Method::POST, "/v1/consent-links", Some(body)).await
+    };
+    assert_eq!(ask(&asker, "avito-first").await.status, StatusCode::CREATED);
+    assert_eq!(MAX_LIVE_LINKS_EACH, 1_000, "as many as are made here");
+    broker
+        .execute(
+            "INSERT INTO consent_links (id, secret_hash, connection_id, requested_by, scopes,
+                own_browser, created_at, expires_at)
+             WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 999)
+             SELECT 'link-' || i, 'secret-' || i, connection_id, requested_by, '[]', 0, created_at,
+                expires_at FROM n, consent_links",
+        )
+        .await;
+    let last = ask(&asker, "avito-last").await;
+    assert_eq!(last.status, StatusCode::CREATED, "{last:?}");
+    for name in ["avito-last", "avito-more"] {
+        let refused = ask(&asker, name).await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{refused:?}");
+        let refused = refused.json();
+        assert_eq!(refused["code"], "too_many_requests");
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.starts_with("service asker has 1000 consent links"), "{detail}");
+    }
+    // Nothing was made for what was refused, and the others have room.
+    let path = "/v1/connections/avito-more";
+    assert_eq!(broker.operator(Method::GET, path, None).await.status, StatusCode::NOT_FOUND);
+    for key in [&other, &broker.operator_key] {
+        let made = ask(key, "avito-last").await;
+        assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    }
+    // A link that is used makes room, and so does one that has ended.
+    broker.execute("UPDATE consent_links SET spent_at = 0 WHERE id = 'link-2'").await;
+    assert_eq!(ask(&asker, "avito-more").await.status, StatusCode::CREATED);
+    assert_eq!(ask(&asker, "avito-more").await.status, StatusCode::TOO_MANY_REQUESTS);
+    broker.advance(LINK_LIFE).await;
+    assert_eq!(ask(&asker, "avito-more").await.status, StatusCode::CREATED);
     broker.stop().await;
 }
 

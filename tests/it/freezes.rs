@@ -16,6 +16,7 @@ on_both_engines! {
     what_is_frozen_is_not_served_until_it_is_unfrozen,
     a_frozen_connection_is_refreshed_all_the_same,
     what_is_not_yours_looks_like_not_there_when_frozen,
+    a_client_that_is_not_yours_looks_like_not_there_when_frozen,
     freezes_are_for_operators_and_for_what_exists,
     nobody_consents_by_a_link_of_what_is_frozen,
     a_freeze_outlives_a_restart_and_a_deletion,
@@ -145,6 +146,32 @@ async fn what_is_not_yours_looks_like_not_there_when_frozen(database: TestDataba
     for (kind, name) in [("connection", "avito-own"), ("provider", "avito"), ("service", "other")] {
         freeze(&broker, kind, name).await;
         assert_eq!(ask("avito-own").await, not_there, "under {kind}");
+    }
+    broker.stop().await;
+}
+
+async fn a_client_that_is_not_yours_looks_like_not_there_when_frozen(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.link("shop-old", "amocrm", json!({})).await;
+    broker
+        .restart(|settings| {
+            let amocrm = settings["clients"]["amocrm"].as_table_mut().unwrap();
+            amocrm.insert("services".into(), "crm-*".into());
+        })
+        .await;
+    let shop = broker.service("shop", json!(["shop-*"]), json!(["consent"])).await;
+    let ask = async |name: &str, client: &str| {
+        let body = json!({ "connection": name, "client": client });
+        let answer = broker.ask(&shop, Method::POST, "/v1/consent-links", Some(body)).await;
+        (answer.status, answer.text.replace(client, "CLIENT"))
+    };
+    let not_there = ask("shop-new", "nowhere").await;
+    assert_eq!(not_there.0, StatusCode::NOT_FOUND);
+    for (kind, name) in [("client", "amocrm"), ("provider", "amocrm")] {
+        freeze(&broker, kind, name).await;
+        for connection in ["shop-new", "shop-old"] {
+            assert_eq!(ask(connection, "amocrm").await, not_there, "{connection} under {kind}");
+        }
     }
     broker.stop().await;
 }

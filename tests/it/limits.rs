@@ -21,6 +21,7 @@ on_both_engines! {
     a_connection_has_few_open_links,
     a_scope_is_one_scope,
     a_row_that_makes_no_sense_is_left_out,
+    a_caller_that_makes_no_sense_has_no_access_and_stops_nobody,
 }
 
 async fn a_service_that_may_not_confirm_chooses_no_account(database: TestDatabase) {
@@ -226,5 +227,34 @@ async fn a_row_that_makes_no_sense_is_left_out(database: TestDatabase) {
     assert_eq!(broker.token("admitad-own").await.status, StatusCode::OK);
     let refused = broker.token("avito-own").await;
     assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR, "{refused:?}");
+    broker.stop().await;
+}
+
+async fn a_caller_that_makes_no_sense_has_no_access_and_stops_nobody(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
+    let newer = broker.service("newer", json!(["*"]), json!(["token"])).await;
+    let odd = broker.service("odd", json!(["*"]), json!(["token"])).await;
+    // What a newer replica may store.
+    broker.execute("UPDATE services SET verbs = '[\"token\",\"rule\"]' WHERE name = 'newer'").await;
+    broker.execute("UPDATE keys SET holder = 'team' WHERE owner = 'odd'").await;
+    broker.broker().sync().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(broker.token("avito-own").await.status, StatusCode::OK);
+        for key in [&newer, &odd] {
+            let refused = broker.ask(key, Method::GET, "/v1/connections", None).await;
+            assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{refused:?}");
+        }
+        let services = broker.operator(Method::GET, "/v1/services", None).await.json();
+        let names = services["services"].as_array().unwrap().iter().map(|service| &service["name"]);
+        assert_eq!(names.collect::<Vec<_>>(), ["odd", "reader"]);
+        broker.restart(|_| {}).await;
+    }
+    // Its name is not free for another, and an operator can end it.
+    let body = json!({ "name": "newer", "connections": ["*"], "verbs": ["token"] });
+    let taken = broker.operator(Method::POST, "/v1/services", Some(body)).await;
+    assert_eq!(taken.status, StatusCode::CONFLICT, "{taken:?}");
+    let ended = broker.operator(Method::DELETE, "/v1/services/newer", None).await;
+    assert_eq!(ended.status, StatusCode::NO_CONTENT, "{ended:?}");
     broker.stop().await;
 }

@@ -36,4 +36,5 @@ mod slow_clients;
 mod stock_clients;
 mod store;
 mod support;
+mod ways_in;
 mod ways_out;

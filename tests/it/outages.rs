@@ -25,6 +25,7 @@ on_both_engines! {
     a_reader_does_not_wait_behind_the_background,
     an_operator_who_joins_a_waiting_refresh_is_let_through,
     a_provider_with_many_due_takes_nothing_from_the_others,
+    a_key_that_nobody_has_confirmed_for_long_opens_nothing,
 }
 
 /// Connections by client credentials, all due at once while their tokens live.
@@ -401,5 +402,63 @@ async fn a_provider_with_many_due_takes_nothing_from_the_others(database: TestDa
     // Avito's tokens end first, and there are more of them than one look takes.
     assert_eq!(broker.broker().refresh_due(2).await.unwrap(), 3);
     assert_eq!(broker.view("admitad-own").await["generation"], 2);
+    broker.stop().await;
+}
+
+async fn a_key_that_nobody_has_confirmed_for_long_opens_nothing(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
+    let statuses = async || {
+        let mut statuses = Vec::new();
+        let report = json!({ "fingerprint": "0000000000000000" });
+        for (key, method, path, body) in [
+            (&broker.service_key, Method::GET, "/v1/connections/avito-own/token", None),
+            (
+                &broker.service_key,
+                Method::POST,
+                "/v1/connections/avito-own/token/rejected",
+                Some(report),
+            ),
+            (&broker.service_key, Method::GET, "/v1/connections", None),
+            (&broker.operator_key, Method::GET, "/v1/connections", None),
+            (&broker.operator_key, Method::GET, "/v1/connections/avito-own", None),
+            (&broker.operator_key, Method::GET, "/v1/freezes", None),
+            (&broker.operator_key, Method::GET, "/v1/events", None),
+        ] {
+            let answer = broker.ask(key, method, path, body).await;
+            if answer.status != StatusCode::OK {
+                assert_eq!(answer.json()["code"], "provider_unavailable", "{path}: {answer:?}");
+                assert_eq!(answer.header("retry-after"), "5", "{path}");
+            }
+            statuses.push(answer.status);
+        }
+        let url = format!("{}/oauth2/token", broker.internal_url);
+        let form = [("grant_type", "client_credentials"), ("scope", "avito-own")];
+        let oauth = broker.http.post(url).basic_auth("reader", Some(&broker.service_key));
+        statuses.push(oauth.form(&form).send().await.unwrap().status());
+        let wrong = broker.ask("tbs_000000000000_x", Method::GET, "/v1/connections", None).await;
+        assert!(!wrong.status.is_success(), "{wrong:?}");
+        statuses
+    };
+    let health = async || broker.ask("", Method::GET, "/health", None).await;
+    broker.clock.advance(Duration::from_mins(14));
+    assert_eq!(statuses().await, [StatusCode::OK; 8]);
+    assert_eq!(health().await.json()["status"], "ok");
+
+    broker.clock.advance(Duration::from_secs(61));
+    assert_eq!(statuses().await, [StatusCode::SERVICE_UNAVAILABLE; 8]);
+    let down = health().await;
+    assert_eq!(down.status, StatusCode::SERVICE_UNAVAILABLE, "{down:?}");
+    assert_eq!(
+        (&down.json()["status"], &down.json()["database"]["reachable"]),
+        (&json!("down"), &json!(true))
+    );
+    assert!(down.text.contains("no key is accepted"), "{down:?}");
+    let live = broker.ask("", Method::GET, "/health/live", None).await;
+    assert_eq!(live.status, StatusCode::NO_CONTENT);
+
+    broker.broker().sync().await.unwrap();
+    assert_eq!(statuses().await, [StatusCode::OK; 8]);
+    assert_eq!(health().await.status, StatusCode::OK);
     broker.stop().await;
 }

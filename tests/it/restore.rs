@@ -26,6 +26,7 @@ on_both_engines! {
     nobody_consents_or_confirms_in_quarantine,
     the_watermark_follows_the_database,
     what_is_not_quarantined_is_not_released,
+    a_plan_changes_nothing,
 }
 
 /// A backup, taken and put back behind the broker's back.
@@ -459,6 +460,37 @@ async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
         assert!(ended.stderr[0].contains(expected), "{ended:?}");
     }
     assert_eq!(broker.view("avito-own").await["state"], "active");
+    broker.stop().await;
+}
+
+async fn a_plan_changes_nothing(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.create("avito-own", "avito").await;
+    broker.change(|settings| {
+        settings.insert("deployment".to_owned(), "production".into());
+    });
+    let named = async || broker.number("SELECT count(*) FROM meta WHERE key = 'deployment'").await;
+    release(&broker, &["--plan"]).await;
+    assert_eq!(named().await, 0, "a look gave the database a name");
+    release(&broker, &["--all"]).await;
+    assert_eq!(named().await, 1);
+    broker.change(|settings| {
+        settings.insert("deployment".to_owned(), "staging".into());
+    });
+    let refused = broker.command(&["release", "--plan"]).await;
+    assert!(refused.stderr.concat().contains("belongs to `production`"), "{refused:?}");
+    // As a program finds it that is newer than the database.
+    broker
+        .execute(
+            "DELETE FROM _sqlx_migrations
+             WHERE version = (SELECT max(version) FROM _sqlx_migrations)",
+        )
+        .await;
+    for command in [&["release", "--plan"][..], &["operators", "list"]] {
+        let refused = broker.command(command).await;
+        assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+        assert!(refused.stderr.concat().contains("token-broker migrate"), "{refused:?}");
+    }
     broker.stop().await;
 }
 

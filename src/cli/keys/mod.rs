@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use super::{
     Failure,
     args::{KeyAction, Keys},
-    environment, say,
+    environment, open_as_it_is, say,
 };
 use crate::{
-    app::{StartError, connect_store, key_problem},
+    app::key_problem,
     clock::Clock,
-    config::{Config, Database},
+    config::Config,
     seal::{Keyring, add_key},
     state_dir::make_state_dir,
-    store::{SchemaStatus, Store, StoreError},
+    store::Store,
 };
 
 pub(crate) async fn keys(config: Option<&Path>, args: &Keys) -> Result<(), Failure> {
@@ -66,26 +66,6 @@ fn add(path: &Path) -> Result<(), Failure> {
     )
 }
 
-/// Opens the database as it is; it has to be the one that this program knows.
 async fn open(config: &Config) -> Result<Store, Failure> {
-    if let Database::Embedded(path) = &config.database
-        && !path.exists()
-    {
-        let path = path.display();
-        return Err(Failure::usage(format!("nothing is sealed yet: there is no database {path}")));
-    }
-    let store = connect_store(config, Clock::system()).await?;
-    let problem = match store.schema_status().await.map_err(StartError::from)? {
-        SchemaStatus::Current => return Ok(store),
-        SchemaStatus::Fresh => "nothing is sealed yet: the database is empty".to_owned(),
-        SchemaStatus::Older { .. } => {
-            "the database's schema is older than this program: run `token-broker migrate` first"
-                .to_owned()
-        }
-        SchemaStatus::Newer { found, known } => {
-            StoreError::NewerSchema { found, known }.to_string()
-        }
-    };
-    store.close().await;
-    Err(Failure::usage(problem))
+    open_as_it_is(config, Clock::system(), "nothing is sealed yet").await
 }

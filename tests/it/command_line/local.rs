@@ -10,6 +10,7 @@ on_both_machines! {
     a_machine_is_checked_before_and_after_its_first_start,
     the_schema_is_migrated_once,
     an_operator_is_made_once,
+    a_command_that_only_looks_changes_nothing,
 }
 
 async fn a_machine_is_checked_before_and_after_its_first_start(mut machine: Machine) {
@@ -54,6 +55,19 @@ async fn an_operator_is_made_once(machine: Machine) {
     assert_eq!(machine.output(&["operators", "list"]).await.len(), 1);
     let again = machine.output(&["operators", "create", "anna"]).await;
     assert_ne!(again, lines, "another key");
+}
+
+async fn a_command_that_only_looks_changes_nothing(machine: Machine) {
+    let before = contents(machine.folder.path());
+    for (arguments, nothing) in [
+        (&["operators", "list"][..], "there is no operator yet: "),
+        (&["release", "--plan"], "there is nothing to release: "),
+    ] {
+        let line = machine.refused(USAGE, arguments).await;
+        assert!(line.starts_with(nothing), "{line}");
+    }
+    assert_eq!(contents(machine.folder.path()), before, "they left something behind");
+    assert_eq!(machine.output(&["migrate"]).await, ["the schema was brought up to date"]);
 }
 
 #[tokio::test]

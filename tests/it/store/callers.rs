@@ -82,8 +82,8 @@ async fn a_deleted_service_takes_its_keys_along(db: TestDatabase) {
     let operators = key(&db, Holder::Operator, "billing");
     db.store.create_operator(&operator, &operators).await.unwrap();
 
-    assert!(db.store.delete_service("billing").await.unwrap());
-    assert!(!db.store.delete_service("billing").await.unwrap());
+    assert!(db.store.delete_service(&"billing".parse().unwrap()).await.unwrap());
+    assert!(!db.store.delete_service(&"billing".parse().unwrap()).await.unwrap());
     let left: Vec<_> = db.store.keys().await.unwrap().into_iter().map(|key| key.id).collect();
     assert_eq!(left, [operators.id, theirs.id]);
     assert!(!db.store.add_key(&key(&db, Holder::Service, "billing"), 2).await.unwrap());

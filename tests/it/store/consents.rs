@@ -1,12 +1,14 @@
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use token_broker::{
+    caller::{Holder, Operator, new_key},
     connection::{ConnectionId, State},
     consent::{CONSENT_LIFE, Consent, ConsentLink, KeyExchange, LINK_LIFE, LinkId, Outcome},
     seal::Sealed,
     secret::Digest,
     slug::Slug,
-    store::Purged,
+    store::{LinkInserted, Purged},
 };
 use uuid::Uuid;
 
@@ -15,6 +17,7 @@ use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {
     a_link_reads_back_as_it_was_made,
+    a_link_ends_with_whoever_asked_for_it,
     the_first_browser_keeps_the_link,
     a_consent_is_taken_by_its_browser_once,
     of_many_who_take_one_consent_one_gets_it,
@@ -24,6 +27,7 @@ on_both_engines! {
     an_ended_or_foreign_link_starts_nothing,
     a_spent_link_starts_and_finishes_nothing,
     an_exchange_is_taken_once_by_its_account,
+    an_exchange_is_tried_a_few_times,
     what_has_ended_is_forgotten,
 }
 
@@ -31,7 +35,7 @@ fn link(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
     ConsentLink {
         id: LinkId(Uuid::now_v7()),
         connection,
-        requested_by: "operator alice".to_owned(),
+        requested_by: "operator alice".parse().unwrap(),
         scopes: vec!["messenger:read".to_owned()],
         expected_account: Some("1234".to_owned()),
         return_to: Some("https://shop.example/done".parse().unwrap()),
@@ -67,10 +71,19 @@ fn digest(text: &str) -> Digest {
     Digest::of_bytes(text.as_bytes())
 }
 
+/// Keeps a link of the operator alice, who is made where she is not known yet.
+async fn insert(db: &TestDatabase, link: &ConsentLink, secret: &str) -> LinkInserted {
+    let name = &link.requested_by.name;
+    let alice = Operator { name: name.clone(), created_at: db.clock.now() };
+    let (_, key) = new_key(Holder::Operator, name.clone(), db.clock.now(), None);
+    let _ = db.store.create_operator(&alice, &key).await;
+    db.store.insert_link(link, &digest(secret), 20).await.unwrap()
+}
+
 /// A link that is bound to the browser `mine`, with the secret `link`.
 async fn opened(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
     let link = link(db, connection);
-    db.store.insert_link(&link, &digest("link"), 20).await.unwrap();
+    assert_eq!(insert(db, &link, "link").await, LinkInserted::Kept);
     assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
     link
 }
@@ -101,12 +114,33 @@ async fn a_link_reads_back_as_it_was_made(db: TestDatabase) {
         ..link(&db, id)
     };
     for (secret, made) in [("one", full), ("two", plain)] {
-        db.store.insert_link(&made, &digest(secret), 20).await.unwrap();
+        assert_eq!(insert(&db, &made, secret).await, LinkInserted::Kept);
         let read = db.store.link(&digest(secret)).await.unwrap().unwrap();
         assert_eq!(format!("{read:?}"), format!("{made:?}"));
     }
     assert!(db.store.link(&digest("three")).await.unwrap().is_none());
     assert!(db.store.insert_link(&link(&db, ConnectionId::new()), &digest("x"), 20).await.is_err());
+}
+
+async fn a_link_ends_with_whoever_asked_for_it(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let theirs = started(&db, id).await;
+    let of =
+        |requester: &str| ConsentLink { requested_by: requester.parse().unwrap(), ..link(&db, id) };
+    assert_eq!(insert(&db, &of("operator alic"), "another").await, LinkInserted::Kept);
+    assert_eq!(insert(&db, &of("operator alice"), "spent").await, LinkInserted::Kept);
+    let spent = db.store.link(&digest("spent")).await.unwrap().unwrap().id;
+    db.store.finish_link(spent, Outcome::Connected, true).await.unwrap();
+
+    assert!(db.store.delete_operator(&theirs.requested_by.name).await.unwrap());
+    assert!(db.store.link(&digest("link")).await.unwrap().is_none());
+    assert!(take(&db, "state", "mine", &client()).await.is_none(), "what was begun with it");
+    assert!(db.store.link(&digest("spent")).await.unwrap().is_some(), "its page says how it went");
+    assert!(db.store.link(&digest("another")).await.unwrap().is_some());
+    for gone in ["operator alice", "service alice", "service alic"] {
+        let late = db.store.insert_link(&of(gone), &digest("late"), 20).await.unwrap();
+        assert_eq!(late, LinkInserted::Orphan, "{gone}");
+    }
 }
 
 async fn the_first_browser_keeps_the_link(db: TestDatabase) {
@@ -216,7 +250,7 @@ fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
 async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     let id = stored(&db, "amocrm-main").await.id;
     let take = async |client: &str, host: &str| {
-        let pending = db.store.pending_exchange(&client.parse().unwrap(), host).await.unwrap()?;
+        let pending = db.store.try_exchange(&client.parse().unwrap(), host, 1).await.unwrap()?;
         let ended = async || db.store.end_exchange(pending.id).await.unwrap();
         assert!(ended().await && !ended().await, "once and for good");
         Some(pending)
@@ -232,6 +266,26 @@ async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     assert_eq!(format!("{taken:?}"), format!("{newer:?}"));
     db.clock.advance(Duration::from_mins(20));
     assert!(take("avito", "flowers.amocrm.ru").await.is_none(), "the older one has ended");
+}
+
+async fn an_exchange_is_tried_a_few_times(db: TestDatabase) {
+    let id = stored(&db, "amocrm-main").await.id;
+    let attempt = async || {
+        let tried = db.store.try_exchange(&client(), "flowers.amocrm.ru", 5).await;
+        tried.unwrap().map(|tried| tried.id)
+    };
+    let first = exchange(&db, id);
+    db.store.insert_exchange(&first).await.unwrap();
+    assert_eq!(attempt().await, Some(first.id));
+    let tried = join_all((0..8).map(|_| attempt())).await;
+    assert_eq!(tried.into_iter().flatten().count(), 4, "all of those at once are counted");
+    // Whoever asks anew starts anew, and what was given up stays given up.
+    db.clock.advance(Duration::from_secs(1));
+    let next = exchange(&db, id);
+    db.store.insert_exchange(&next).await.unwrap();
+    for expected in [Some(next.id); 5].into_iter().chain([None]) {
+        assert_eq!(attempt().await, expected);
+    }
 }
 
 async fn what_has_ended_is_forgotten(db: TestDatabase) {

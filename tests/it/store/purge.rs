@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use token_broker::{
+    caller::{Holder, Operator, new_key},
     consent::MAX_LINKS,
     secret::Digest,
+    slug::Slug,
     store::{PURGES, Purged},
 };
 
@@ -16,6 +18,7 @@ on_both_engines! {
     what_has_ended_is_found_by_index,
     a_backlog_is_forgotten_whole,
     what_is_long_buried_is_forgotten,
+    a_key_that_ended_long_ago_is_forgotten,
     links_and_attempts_have_a_bound,
 }
 
@@ -60,6 +63,9 @@ async fn fill(db: &TestDatabase) {
          WHERE name = 'avito-main'",
         "INSERT INTO deleted_connections (id, name, deleted_at)
          SELECT 'gone-' || name, name, created_at FROM connections WHERE name LIKE 'name-%'",
+        "INSERT INTO keys (id, holder, owner, digest, created_at, expires_at)
+         SELECT name, 'service', 'billing', name, created_at, created_at + 86400000
+         FROM connections WHERE name LIKE 'name-%'",
         "ANALYZE",
     ] {
         db.execute(sql).await;
@@ -80,6 +86,7 @@ async fn what_has_ended_is_found_by_index(db: TestDatabase) {
             "pending_grants",
             "refresh_tombstones",
             "deleted_connections",
+            "keys",
         ] {
             for scan in [format!("Seq Scan on {table}"), format!("SCAN {table}")] {
                 assert!(!plan.contains(&scan), "{sql}:\n{plan}");
@@ -145,6 +152,20 @@ async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
     assert!(!db.store.is_buried(&spent).await.unwrap());
     assert!(db.store.is_buried(&refused).await.unwrap(), "it is what would be presented again");
     assert!(!db.store.was_deleted("avito-gone").await.unwrap());
+}
+
+async fn a_key_that_ended_long_ago_is_forgotten(db: TestDatabase) {
+    let name: Slug = "alice".parse().unwrap();
+    let now = db.clock.now();
+    let operator = Operator { name: name.clone(), created_at: now };
+    let key = |end| new_key(Holder::Operator, name.clone(), now, end).1;
+    db.store.create_operator(&operator, &key(None)).await.unwrap();
+    assert!(db.store.add_key(&key(Some(now + Duration::from_hours(24))), 2).await.unwrap());
+    db.clock.advance(Duration::from_hours(90 * 24));
+    assert_eq!(db.store.purge_expired().await.unwrap(), Purged::default());
+    db.clock.advance(Duration::from_hours(25));
+    assert_eq!(db.store.purge_expired().await.unwrap(), Purged { keys: 1, ..Purged::default() });
+    assert_eq!(db.store.keys().await.unwrap().len(), 1, "a key without an end is kept");
 }
 
 async fn links_and_attempts_have_a_bound(db: TestDatabase) {
