@@ -112,8 +112,8 @@ impl Broker {
         let lease = lease(&client.profile, record.connection.grant_type);
         let request = match self.choose_request(&client, &record).await {
             Ok(Ok(request)) => request,
-            Ok(Err(reason)) => {
-                self.await_consent(&record, reason).await?;
+            Ok(Err(nothing)) => {
+                self.await_consent(&record, nothing).await?;
                 return self.leave_to_other(id, &record, lease, why()).await;
             }
             Err(error) => {
@@ -256,15 +256,14 @@ impl Broker {
         read_grant(&client.profile, &reply)
     }
 
-    /// What to send, or the reason why nothing can be: there is no refresh token, or the one there is
-    /// was spent, or presenting it again might kill what lives.
+    /// What to send, or why nothing can be.
     async fn choose_request(
         &self,
         client: &Client,
         record: &Record,
-    ) -> Result<Result<Request, &'static str>, BrokerError> {
+    ) -> Result<Result<Request, Nothing>, BrokerError> {
         let Some(request) = self.request(client, record)? else {
-            return Ok(Err("no_refresh_token"));
+            return Ok(Err(Nothing::ToPresent));
         };
         let Some(hash) = &request.spends else { return Ok(Ok(request)) };
         let now = self.clock.now();
@@ -276,7 +275,7 @@ impl Broker {
         } else if record.connection.grant_type == GrantType::ClientCredentials {
             Ok(Ok(Request { outbound: client_credentials(client, record)?, spends: None }))
         } else {
-            Ok(Err("lost_in_rotation"))
+            Ok(Err(Nothing::ToPresentAgain))
         }
     }
 
@@ -341,6 +340,36 @@ impl Broker {
 struct Request {
     outbound: OutboundRequest,
     spends: Option<Digest>,
+}
+
+/// Why nothing can be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Nothing {
+    /// There is no refresh token.
+    ToPresent,
+    /// The refresh token was spent, or presenting it again might kill what lives.
+    ToPresentAgain,
+}
+
+impl Nothing {
+    /// The word for it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::ToPresent => "no_refresh_token",
+            Self::ToPresentAgain => "lost_in_rotation",
+        }
+    }
+
+    /// It in one sentence, for a person.
+    pub(super) fn sentence(self) -> &'static str {
+        match self {
+            Self::ToPresent => "There is no refresh token: the access token lives to its end.",
+            Self::ToPresentAgain => {
+                "The refresh token may be spent: it is not presented again, and the access token \
+                 lives to its end."
+            }
+        }
+    }
 }
 
 /// Whether the provider declined for a reason that may lie in the refresh token: reason enough for a

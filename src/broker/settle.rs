@@ -9,7 +9,7 @@ use super::{
     Broker, BrokerError, ReceivedGrant,
     flight::Why,
     keep::{due_at, until_stored},
-    refresh::Attempt,
+    refresh::{Attempt, Nothing},
 };
 use crate::{
     audit::{By, Kind},
@@ -254,15 +254,18 @@ impl Broker {
     pub(super) async fn await_consent(
         &self,
         record: &Record,
-        reason: &str,
+        nothing: Nothing,
     ) -> Result<(), BrokerError> {
+        let now = self.clock.now();
         let lives = record.grant.as_ref().map(|grant| grant.expires_at);
-        let until = lives.filter(|end| *end > self.clock.now());
-        let given_up = self.store.give_up_refreshing(record, until, reason).await?;
-        self.reload(record.connection.id).await?;
+        let until = lives.filter(|end| *end > now);
+        let (reason, message) = (nothing.word(), nothing.sentence().to_owned());
+        let why = LastError { code: reason.to_owned(), message, at: now };
+        let given_up = self.store.give_up_refreshing(record, until, &why).await?;
+        let after = self.reload(record.connection.id).await?.connection;
         if given_up {
-            let detail = format!("not sent, {reason}, {}", State::NeedsConsent);
-            self.note_of(Kind::RefreshFailed, &By::broker(), &record.connection, &detail);
+            let detail = format!("not sent, {reason}, {}", after.state);
+            self.note_of(Kind::RefreshFailed, &By::broker(), &after, &detail);
             Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
         } else {
             Ok(())

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use token_broker::{
-    connection::{ConnectionId, State},
+    connection::{ConnectionId, LastError, State},
     rotation::Origin,
     seal::Sealed,
     secret::Digest,
@@ -14,12 +14,18 @@ use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {
     nobody_is_given_up_who_was_refreshed_meanwhile,
+    what_was_given_up_unasked_is_not_taken_back,
     a_grant_in_escrow_waits_a_week_for_its_turn,
     a_new_consent_ends_what_lies_in_escrow,
 }
 
 fn commit(id: ConnectionId, grant: &token_broker::connection::HeldGrant) -> Commit<'_> {
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
+}
+
+fn lost(db: &TestDatabase) -> LastError {
+    let (code, message) = ("lost_in_rotation".to_owned(), "A sentence.".to_owned());
+    LastError { code, message, at: db.clock.now() }
 }
 
 pub(super) fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escrowed {
@@ -47,24 +53,42 @@ async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
     let lease = Duration::from_mins(1);
     assert!(db.store.claim(&seen, "other", None, lease).await.unwrap().is_some());
     let until = Some(db.clock.now() + Duration::from_hours(9));
+    let why = lost(&db);
     for until in [None, until] {
-        assert!(!db.store.give_up_refreshing(&seen, until, "a_reason").await.unwrap());
-        assert!(!db.store.give_up_refreshing(&record().await, until, "a_reason").await.unwrap());
+        assert!(!db.store.give_up_refreshing(&seen, until, &why).await.unwrap());
+        assert!(!db.store.give_up_refreshing(&record().await, until, &why).await.unwrap());
     }
     // And brings a grant.
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert!(!db.store.give_up_refreshing(&seen, None, "a_reason").await.unwrap());
+    assert!(!db.store.give_up_refreshing(&seen, None, &why).await.unwrap());
     let untouched = record().await.connection;
     assert_eq!((untouched.state, untouched.reason), (State::Active, None));
     // Whoever sees things as they are may conclude.
-    assert!(db.store.give_up_refreshing(&record().await, until, "a_reason").await.unwrap());
+    assert!(db.store.give_up_refreshing(&record().await, until, &why).await.unwrap());
     assert_eq!(record().await.connection.state, State::Active);
-    assert!(db.store.give_up_refreshing(&record().await, None, "a_reason").await.unwrap());
+    assert!(db.store.give_up_refreshing(&record().await, None, &why).await.unwrap());
     let given_up = record().await.connection;
     assert_eq!(
         (given_up.state, given_up.reason.as_deref()),
-        (State::NeedsConsent, Some("a_reason"))
+        (State::NeedsConsent, Some("lost_in_rotation"))
     );
+    assert_eq!(given_up.last_error, Some(why));
+}
+
+async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
+    let presented = Digest::of_bytes(b"refresh token 1");
+    let claimed = db.store.claim(&record().await, "lost", Some(&presented), Duration::ZERO).await;
+    assert!(claimed.unwrap().is_some());
+    assert!(db.store.give_up_refreshing(&record().await, None, &lost(&db)).await.unwrap());
+    db.store.bury(id, &presented).await.unwrap();
+    let clients = ["avito".parse().unwrap()];
+    let (within, until) = (Duration::from_mins(10), db.clock.now());
+    assert_eq!(db.store.take_back_verdicts(&clients, within, until).await.unwrap(), 0);
+    assert_eq!(record().await.connection.state, State::NeedsConsent);
+    assert!(db.store.is_buried(&presented).await.unwrap());
 }
 
 async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {

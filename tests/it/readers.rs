@@ -1,0 +1,60 @@
+//! Readers: what many of them cost, and how long one of them can be kept waiting.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use token_broker::simulator::{Endpoint, Fault, Simulated};
+
+use crate::support::{
+    broker::{Person, TestBroker},
+    database::{TestDatabase, on_both_engines},
+};
+
+on_both_engines! {
+    reads_that_no_refresh_can_help_write_nothing,
+}
+
+/// What was recorded of refreshes that brought nothing.
+async fn failures(broker: &TestBroker) -> Vec<Value> {
+    broker.broker().ship_events().await.unwrap();
+    let page = broker.operator(Method::GET, "/v1/events?after=0&limit=1000", None).await.json();
+    let events = page["events"].as_array().unwrap().iter();
+    let failed = events.filter(|event| event["kind"] == "refresh_failed");
+    failed.map(|event| event["detail"].clone()).collect()
+}
+
+async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let without = Fault::Body { text: r#"{"access_token":"at-1"}"#.to_owned() };
+    broker.simulator(Simulated::Avito).fault(&without, 1);
+    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+    let page = Person::new(&broker).consent(&link, "allow").await;
+    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.advance(Duration::from_hours(20)).await;
+    let posts = || broker.requests()[&Simulated::Avito][&Endpoint::Token];
+    let before = posts();
+    let read = async || {
+        let path = "/v1/connections/avito-shop/token?min_ttl=36000";
+        let token = broker.ask(&broker.service_key, Method::GET, path, None).await;
+        assert_eq!((token.status, &token.json()["stale"]), (StatusCode::OK, &json!(true)));
+        broker.idle().await;
+        broker.number("SELECT MAX(changed_at) FROM connections").await
+    };
+    let written = read().await;
+    for _ in 0..99 {
+        assert_eq!(read().await, written, "nothing is written for a reader");
+    }
+    assert_eq!(failures(&broker).await, ["not sent, no_refresh_token, active"]);
+    let view = broker.view("avito-shop").await;
+    assert_eq!(view["last_error"]["code"], "no_refresh_token", "{view}");
+    // When its token ends a person is needed, and that is said once, too.
+    broker.advance(Duration::from_hours(5)).await;
+    for _ in 0..3 {
+        assert_eq!(broker.token("avito-shop").await.json()["code"], "consent_required");
+    }
+    let told = ["not sent, no_refresh_token, active", "not sent, no_refresh_token, needs_consent"];
+    assert_eq!(failures(&broker).await, told);
+    assert_eq!(posts(), before);
+    broker.stop().await;
+}
