@@ -128,7 +128,7 @@ async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
     unknown.connection.id = ConnectionId::new();
     assert!(db.store.claim(&unknown, "one", None, LEASE).await.unwrap().is_none());
     for state in State::ALL {
-        db.store.set_state(id, *state, None).await.unwrap();
+        db.set_state(id, *state, None).await;
         let claimed = claim(&db, id, "one", 1).await;
         assert_eq!(claimed.is_some(), state.refreshes(), "{state}");
         db.store.release(id, "one").await.unwrap();
@@ -213,13 +213,13 @@ async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
 
 async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
-    db.store.set_state(id, State::Revoking, Some("deleted")).await.unwrap();
+    db.set_state(id, State::Revoking, Some("deleted")).await;
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Revoking);
     assert_eq!(read.connection.reason.as_deref(), Some("deleted"));
     assert_eq!(read.grant.unwrap().generation, 2, "there is a new grant to revoke");
-    db.store.set_state(id, State::NeedsConsent, Some("revoked")).await.unwrap();
+    db.set_state(id, State::NeedsConsent, Some("revoked")).await;
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 3))).await.unwrap());
     assert_eq!(record(&db, id).await.connection.state, State::Active);
 }
@@ -286,7 +286,7 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     let refused =
         Failure { from_generation: 3, ..failure(id, "four", State::NeedsConsent, &error) };
     assert!(db.store.record_failure(&refused).await.unwrap());
-    db.store.set_state(id, State::Active, None).await.unwrap();
+    db.set_state(id, State::Active, None).await;
     assert!(
         db.store.claim(&record(&db, id).await, "five", Some(&kept), LEASE).await.unwrap().is_none()
     );
@@ -336,7 +336,7 @@ async fn a_failure_does_not_undo_a_state_from_elsewhere(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
     assert!(claim(&db, id, "one", 0).await.is_some());
-    db.store.set_state(id, State::Revoking, Some("deleted")).await.unwrap();
+    db.set_state(id, State::Revoking, Some("deleted")).await;
     let mine = failure(id, "one", State::BackingOff, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
     let read = record(&db, id).await.connection;
@@ -369,7 +369,7 @@ async fn the_most_urgent_comes_first(db: TestDatabase) {
     let scheduled = Commit { refresh_at: Some(tomorrow), ..commit(later, &first) };
     assert!(db.store.commit_grant(&scheduled).await.unwrap());
     let refused = stored(&db, "refused").await.id;
-    db.store.set_state(refused, State::NeedsConsent, None).await.unwrap();
+    db.set_state(refused, State::NeedsConsent, None).await;
 
     let [late, soon, middle] = made[..] else { panic!("three were made") };
     assert_eq!(due(&db, 10).await, [without, soon, middle, late]);
@@ -431,7 +431,7 @@ async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
     let with_grant = held(&db, "held").await.id;
     let without = stored(&db, "fresh").await.id;
     for (id, state) in [(with_grant, State::PendingConsent), (without, State::Revoking)] {
-        db.store.set_state(id, state, None).await.unwrap();
+        db.set_state(id, state, None).await;
         assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
         assert_eq!(record(&db, id).await.connection.state, state);
         assert!(db.store.drop_pending(id).await.unwrap());
@@ -441,7 +441,7 @@ async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
 
 async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    db.set_state(id, State::PendingConsent, None).await;
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
     let second = pending(&db, "two");
     assert!(db.store.put_pending(id, &second).await.unwrap());
@@ -457,7 +457,7 @@ async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
 
 async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    db.set_state(id, State::PendingConsent, None).await;
     let waits = pending(&db, "one");
     db.store.put_pending(id, &waits).await.unwrap();
     let first = HeldGrant { received_at: waits.received_at, ..grant(&db, 1) };
@@ -474,7 +474,7 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
 
 async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    db.set_state(id, State::PendingConsent, None).await;
     let seen = pending(&db, "one");
     db.store.put_pending(id, &seen).await.unwrap();
     db.clock.advance(Duration::from_secs(1));
