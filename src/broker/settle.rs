@@ -112,7 +112,8 @@ impl Broker {
             let next = self.salvage(connection.id, held, refresh, origin)?;
             if client.profile.tokens.rotation == Rotation::Grace {
                 // Within the grace the old one brings a whole new pair; after it, this one is left.
-                self.put_in_escrow(connection.id, &next).await;
+                let account = connection.account.as_ref().map(|account| account.id.as_str());
+                self.put_in_escrow(connection.id, account, &next).await;
             } else if let Some(kept) =
                 self.keep(record, next, Some(self.clock.now()), slot, || {}).await
             {

@@ -24,6 +24,15 @@ macro_rules! refreshing {
 }
 pub(super) use refreshing;
 
+/// Where a grant comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// Somebody consented, for another account perhaps: what came before is not theirs.
+    Consent,
+    /// It follows from the grant before it, or nobody has to consent.
+    Refresh,
+}
+
 /// A grant to be stored. It lands if the connection still holds the generation before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Commit<'a> {
@@ -31,6 +40,8 @@ pub struct Commit<'a> {
     pub connection: ConnectionId,
     /// The grant; its generation is one more than the one it replaces.
     pub grant: &'a HeldGrant,
+    /// Where it comes from.
+    pub source: Source,
     /// When the next refresh is due.
     pub refresh_at: Option<Timestamp>,
     /// Whose account it is; none leaves what is known.
@@ -58,6 +69,7 @@ impl<'a> Commit<'a> {
         Self {
             connection,
             grant,
+            source: Source::Refresh,
             refresh_at,
             account: None,
             vars: None,
@@ -149,7 +161,8 @@ impl Store {
     }
 
     /// Stores a grant if the connection still holds the generation before it, whoever holds the
-    /// lease: the connection is active, its claim and its failures are over. False, with nothing
+    /// lease: the connection is active, its claim and its failures are over. A consent empties its
+    /// escrow. False, with nothing
     /// changed, when another grant was stored first or the connection is gone.
     ///
     /// A connection that is being revoked stays so, with the new grant to revoke; one that is revoked
@@ -192,6 +205,7 @@ impl Store {
         );
         let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
                 received_at = $7, expires_at = $8, parent_hash = $9, asked_at = $10,
+                consented = CASE WHEN $11 THEN $3 ELSE consented END,
                 lease_until = NULL, attempt_id = NULL, attempt_started_at = NULL,
                 attempt_refresh_hash = NULL, attempts = 0, crashes = 0
             WHERE connection_id = $1 AND generation = $2";
@@ -212,6 +226,7 @@ impl Store {
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
+        let consented = commit.source == Source::Consent;
         in_transaction!(self.for_commits(), |tx| {
             let activated = sqlx::query(activate)
                 .bind(self.ahead())
@@ -245,13 +260,13 @@ impl Store {
                 .bind(grant.expires_at.as_millisecond())
                 .bind(origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()))
                 .bind(optional_millis(origin.map(|origin| origin.asked_at)))
+                .bind(consented)
                 .execute(&mut *tx)
                 .await?;
             if replaced.rows_affected() == 0 {
                 return Ok(false);
             }
-            if commit.account.is_some() {
-                // Somebody consented, for another account perhaps: what came before is not theirs.
+            if consented {
                 sqlx::query("DELETE FROM escrow WHERE connection_id = $1")
                     .bind(&id)
                     .execute(&mut *tx)

@@ -51,7 +51,7 @@ pub use connections::Changes;
 pub use engine::EngineKind;
 pub use error::StoreError;
 pub use escrow::Escrowed;
-pub use grants::{Commit, Failure};
+pub use grants::{Commit, Failure, Source};
 pub use purge::{PURGES, Purged};
 pub use revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking};
 pub use schedule::Due;

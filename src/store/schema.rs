@@ -57,6 +57,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0010_tombstones_by_time.sql"),
         include_str!("../../migrations/sqlite/0010_tombstones_by_time.sql"),
     ),
+    (
+        "consented",
+        include_str!("../../migrations/postgres/0013_consented.sql"),
+        include_str!("../../migrations/sqlite/0013_consented.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

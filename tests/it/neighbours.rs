@@ -19,6 +19,7 @@ on_both_engines! {
     a_slow_provider_holds_up_nobody_else,
     a_stored_token_that_does_not_open_is_not_served,
     a_consent_during_a_refresh_wins,
+    a_late_grant_of_nobody_knows_whom_is_dropped,
     a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_for_itself,
     a_stray_code_does_not_end_a_key_exchange,
 }
@@ -133,6 +134,40 @@ async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     assert!(broker.has_escrow("avito-shop").await);
     let mended = broker.operator(Method::POST, path, None).await;
     assert_eq!(mended.status, StatusCode::OK, "{mended:?}");
+    broker.stop().await;
+}
+
+async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let avito = broker.simulator(Simulated::Avito);
+    // Nobody can ask whose these tokens are: they are none of the provider's.
+    let consent = async |access: &str| {
+        let text = format!(r#"{{"access_token":"{access}","refresh_token":"{{refresh_token}}"}}"#);
+        let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+        avito.fault(&Fault::Body { text }, 1);
+        let page = Person::new(&broker).consent(&link, "allow").await;
+        assert!(page.text.contains("Connected"), "{}", page.text);
+    };
+    consent("at-1").await;
+    assert!(broker.view("avito-shop").await["account"].is_null());
+    avito.fault(&Fault::Late, 1);
+    let path = "/v1/connections/avito-shop/refresh";
+    let meanwhile = async {
+        while broker.presented(Simulated::Avito, Kind::Refresh).0 == 0 {
+            tokio::task::yield_now().await;
+        }
+        consent("at-2").await;
+        avito.clear_faults();
+    };
+    let (refreshed, ()) = tokio::join!(broker.operator(Method::POST, path, None), meanwhile);
+    assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
+    broker.idle().await;
+    let token = broker.token("avito-shop").await.json();
+    assert_eq!((&token["access_token"], &token["generation"]), (&json!("at-2"), &json!(2)));
+    assert!(!broker.has_escrow("avito-shop").await, "it may be another account's");
+    let known = avito.oracle().known;
+    let late = known.iter().filter(|known| known.kind == Kind::Refresh).nth(1).unwrap();
+    assert!(broker.contents().await.contains(&late.fingerprint), "it is not buried");
     broker.stop().await;
 }
 

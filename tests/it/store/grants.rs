@@ -7,7 +7,7 @@ use token_broker::{
     consent::CONFIRM_LIFE,
     secret::Digest,
     slug::Slug,
-    store::{Commit, Failure, Store, StoreError},
+    store::{Commit, Failure, Source, Store, StoreError},
 };
 
 use super::{account, connection, grant, pending, stored};
@@ -183,6 +183,7 @@ async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     let (account, vars) = (account(), Vars::from([("host".to_owned(), "flowers".to_owned())]));
     let scopes = vec!["items:info".to_owned()];
     let full = Commit {
+        source: Source::Consent,
         account: Some(&account),
         vars: Some(&vars),
         scopes: Some(&scopes),
@@ -461,7 +462,8 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     let waits = pending(&db, "one");
     db.store.put_pending(id, &waits).await.unwrap();
     let first = HeldGrant { received_at: waits.received_at, ..grant(&db, 1) };
-    let confirmed = Commit { account: waits.account.as_ref(), ..commit(id, &first) };
+    let confirmed =
+        Commit { source: Source::Consent, account: waits.account.as_ref(), ..commit(id, &first) };
     assert!(db.store.commit_confirmed(&confirmed).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Active);
