@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     Broker, BrokerError,
-    doubts::CRASH_PAUSE,
+    doubts::DOUBT_PAUSE,
     flight::{Errand, Why},
     keep::until_stored,
 };
@@ -106,7 +106,7 @@ impl Broker {
         if why() != Why::Operator && self.suspect_crashes(&record).await? {
             return Err(BrokerError::Unavailable {
                 reason: "attempts to refresh the connection have ended without a word".to_owned(),
-                retry_after: CRASH_PAUSE,
+                retry_after: DOUBT_PAUSE,
             });
         }
         let lease = lease(&client.profile, record.connection.grant_type);

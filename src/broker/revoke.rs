@@ -292,9 +292,8 @@ impl Broker {
         access: Option<SecretString>,
         refresh: Option<SecretString>,
     ) -> Result<(), ProviderError> {
-        let refuse = |code: &str, message: &str| {
-            unsent(Verdict::Refused { reason: code.to_owned() }, code, message)
-        };
+        let refused = |code: &str| Verdict::Refused { reason: code.to_owned() };
+        let refuse = |code, message: &str| ProviderError::new(refused(code), None, code, message);
         let Some(revocation) = &client.profile.revocation else {
             return Err(refuse("no_revocation", "The provider's profile offers no revocation."));
         };
@@ -309,7 +308,7 @@ impl Broker {
         };
         let request = request::revoke(client, kind, &token, &connection.vars).map_err(|error| {
             let message = format!("The request cannot be made: {error}.");
-            unsent(Verdict::Misconfigured, "not_sent", &message)
+            ProviderError::new(Verdict::Misconfigured, None, "not_sent", message)
         })?;
         let reply = self.outbound.send(&client.profile, request, None).await?;
         read_revocation(&reply)
@@ -328,7 +327,7 @@ impl Broker {
                 Ok(token) => Ok(Some(token)),
                 Err(error @ OpenError::UnknownKey(_)) => {
                     let message = format!("A token to revoke is {error}.");
-                    Err(unsent(Verdict::NotSent, "unknown_key", &message))
+                    Err(ProviderError::new(Verdict::NotSent, None, "unknown_key", message))
                 }
                 Err(error) => {
                     tracing::error!(%error, "a token to revoke does not open");
@@ -393,17 +392,6 @@ impl Broker {
         if !matches!(shredded, Ok(Ok(()))) {
             tracing::error!(connection.id = %id, "the spool may still hold sealed tokens of it");
         }
-    }
-}
-
-/// Why nothing was sent.
-fn unsent(verdict: Verdict, code: &str, message: &str) -> ProviderError {
-    ProviderError {
-        verdict,
-        status: None,
-        code: code.to_owned(),
-        message: message.to_owned(),
-        salvaged_refresh: None,
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
 const MISCONFIGURED_PAUSE: Duration = Duration::from_mins(1);
 
 /// How long until a refusal that is one of many is tried again, if no probe succeeds before.
-const DOUBT_PAUSE: Duration = Refusals::PROBE;
+const HELD_PAUSE: Duration = Refusals::PROBE;
 
 impl Broker {
     /// Stores a grant that a refresh brought, then publishes it.
@@ -126,7 +126,8 @@ impl Broker {
                 from = kept;
                 let salvaged = self.reload(connection.id).await?;
                 let lease = Duration::from_secs(1);
-                until_stored(|| self.store.claim(&salvaged, &attempt, None, lease)).await;
+                // Where somebody else was quicker, nothing is recorded.
+                let _ = until_stored(|| self.store.claim(&salvaged, &attempt, None, lease)).await;
             }
         }
         let failures = connection.failures.saturating_add(1);
@@ -162,10 +163,10 @@ impl Broker {
             }
             verdict => verdict,
         };
-        let pause = if state == State::Suspect { DOUBT_PAUSE } else { pause };
+        let pause = if state == State::Suspect { HELD_PAUSE } else { pause };
         let last_error = LastError {
             code: match error.verdict {
-                Verdict::Misconfigured => "provider_misconfigured".to_owned(),
+                Verdict::Misconfigured => LastError::MISCONFIGURED.to_owned(),
                 _ => error.code.clone(),
             },
             message: error.message.clone(),
@@ -218,7 +219,7 @@ impl Broker {
 
     async fn take_back_verdicts(&self, client: &Client) {
         let provider = &client.profile.name;
-        let until = self.clock.now() + DOUBT_PAUSE;
+        let until = self.clock.now() + HELD_PAUSE;
         let taken_back = until_stored(|| {
             let clients = self.clients_of(provider).map(|client| &client.name);
             self.store.take_back_verdicts(clients, Refusals::WINDOW, until)
@@ -283,6 +284,7 @@ fn word(verdict: &Verdict) -> &'static str {
         Verdict::NotSent => "not sent",
         Verdict::Refused { .. } => "refused",
         Verdict::Retry => "retry",
+        Verdict::TooLate => "too late",
     }
 }
 
@@ -300,8 +302,10 @@ fn state_after(verdict: &Verdict, record: &Record) -> (State, Option<String>) {
         }
         Verdict::Misconfigured => (connection.state, connection.reason.clone()),
         Verdict::Ambiguous => (State::Uncertain, None),
-        Verdict::Refused { .. } | Verdict::Busy { .. } | Verdict::NotSent | Verdict::Retry => {
-            (State::BackingOff, None)
-        }
+        Verdict::Refused { .. }
+        | Verdict::Busy { .. }
+        | Verdict::NotSent
+        | Verdict::Retry
+        | Verdict::TooLate => (State::BackingOff, None),
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     audit::{By, Kind},
     caller::{Service, Verb},
     clock::Moment,
-    connection::{MIN_SCHEDULED_LIFE, State},
+    connection::{LastError, MIN_SCHEDULED_LIFE, State},
     slug::Slug,
 };
 
@@ -330,13 +330,13 @@ fn refresh_is_allowed(live: &Live, now: Timestamp) -> Result<(), BrokerError> {
 }
 
 fn waiting_for_backoff(
-    last_error: Option<&crate::connection::LastError>,
+    last_error: Option<&LastError>,
     at: Timestamp,
     now: Timestamp,
 ) -> BrokerError {
     let retry_after = Duration::try_from(at.duration_since(now)).unwrap_or_default();
     let reason = match last_error {
-        Some(error) if error.code == "provider_misconfigured" => {
+        Some(error) if error.is_misconfigured() => {
             return BrokerError::Misconfigured(error.message.clone());
         }
         Some(error) => format!("the last refresh failed: {}", error.message),

@@ -13,6 +13,7 @@ use crate::support::{
 
 on_both_engines! {
     reads_that_no_refresh_can_help_write_nothing,
+    no_provider_speaks_our_words,
 }
 
 /// What was recorded of refreshes that brought nothing.
@@ -56,5 +57,24 @@ async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
     let told = ["not sent, no_refresh_token, active", "not sent, no_refresh_token, needs_consent"];
     assert_eq!(failures(&broker).await, told);
     assert_eq!(posts(), before);
+    broker.stop().await;
+}
+
+async fn no_provider_speaks_our_words(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("avito-shop", Simulated::Avito).await;
+    broker.advance(Duration::from_hours(25)).await;
+    let text = r#"{"error":"provider_misconfigured"}"#.to_owned();
+    broker.simulator(Simulated::Avito).fault(&Fault::Body { text }, 3);
+    for _ in 0..3 {
+        let path = "/v1/connections/avito-shop/refresh";
+        let failed = broker.operator(Method::POST, path, None).await;
+        assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE, "{failed:?}");
+    }
+    // It is ours to mend only where we have found that out ourselves.
+    let waits = broker.token("avito-shop").await;
+    assert_eq!(waits.status, StatusCode::SERVICE_UNAVAILABLE, "{waits:?}");
+    let health = broker.ask("", Method::GET, "/health", None).await.text;
+    assert!(!health.contains("refuses our registration"), "{health}");
     broker.stop().await;
 }
