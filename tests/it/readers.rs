@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Endpoint, Fault, Simulated};
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::{Answer, Person, TestBroker},
     database::{TestDatabase, on_both_engines},
 };
 
 on_both_engines! {
     reads_that_no_refresh_can_help_write_nothing,
+    a_report_is_answered_within_the_wait_that_it_asks_for,
     no_provider_speaks_our_words,
 }
 
@@ -57,6 +58,31 @@ async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
     let told = ["not sent, no_refresh_token, active", "not sent, no_refresh_token, needs_consent"];
     assert_eq!(failures(&broker).await, told);
     assert_eq!(posts(), before);
+    broker.stop().await;
+}
+
+async fn rejected(broker: &TestBroker, name: &str, fingerprint: &Value, wait: u8) -> Answer {
+    let url = format!("{}/v1/connections/{name}/token/rejected", broker.internal_url);
+    let report = broker.http.post(url).bearer_auth(&broker.service_key);
+    let report = report.header("prefer", format!("wait={wait}"));
+    let answer = report.json(&json!({ "fingerprint": fingerprint })).send().await.unwrap();
+    let (status, headers) = (answer.status(), answer.headers().clone());
+    Answer { status, headers, text: answer.text().await.unwrap() }
+}
+
+async fn a_report_is_answered_within_the_wait_that_it_asks_for(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    let held = broker.token("amocrm-shop").await.json()["fingerprint"].clone();
+    // The token has ended, and no other comes.
+    broker.advance(Duration::from_hours(25)).await;
+    broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
+    let asked = broker.clock.stopwatch();
+    let answer = rejected(&broker, "amocrm-shop", &held, 3).await;
+    let waited = asked.elapsed();
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+    assert!((3_000..5_500).contains(&waited.as_millis()), "{waited:?}");
+    broker.simulator(Simulated::Amocrm).clear_faults();
     broker.stop().await;
 }
 
