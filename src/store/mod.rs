@@ -16,6 +16,7 @@
 //! first; that row is the lock. A claim touches `grants` alone. The one row of `identity` comes last.
 
 mod callers;
+mod claims;
 mod connections;
 mod consents;
 mod engine;
@@ -47,6 +48,7 @@ use secrecy::SecretString;
 use crate::clock::Clock;
 use engine::Engine;
 
+pub use claims::Lost;
 pub use connections::Changes;
 pub use engine::EngineKind;
 pub use error::StoreError;

@@ -21,6 +21,7 @@ on_both_engines! {
     a_consent_during_a_refresh_wins,
     a_late_grant_of_nobody_knows_whom_is_dropped,
     a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_for_itself,
+    what_cannot_be_asked_anew_leaves_no_claim_behind,
     a_stray_code_does_not_end_a_key_exchange,
 }
 
@@ -194,6 +195,34 @@ async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_fo
     let mended = broker.operator(Method::POST, path, None).await;
     assert_eq!(mended.status, StatusCode::OK, "{mended:?}");
     assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (2, 2));
+    broker.stop().await;
+}
+
+async fn what_cannot_be_asked_anew_leaves_no_claim_behind(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.create("admitad-own", "admitad").await;
+    // The profile asks for a value by now that the connection lacks.
+    broker
+        .restart(|settings| {
+            let admitad = settings["providers"]["profiles"]["admitad"].as_table_mut().unwrap();
+            admitad.extend(toml::toml! {
+                vars = { region = { allow = ["eu"] } }
+                grants = { client_credentials = { params = { region = "{region}" } } }
+            });
+        })
+        .await;
+    broker.simulator(Simulated::Admitad).fault(&Fault::Refused, 1);
+    let path = "/v1/connections/admitad-own/refresh";
+    let refused = broker.operator(Method::POST, path, None).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+    let claims = "SELECT COUNT(*) FROM grants WHERE lease_until IS NOT NULL OR attempts > 0";
+    assert_eq!(broker.number(claims).await, 0);
+    assert_eq!(broker.view("admitad-own").await["last_error"]["code"], "invalid_grant");
+    // What was refused is not presented again, and what is left cannot be asked for.
+    let misconfigured = broker.operator(Method::POST, path, None).await;
+    assert_eq!(misconfigured.status, StatusCode::BAD_GATEWAY, "{misconfigured:?}");
+    assert_eq!(broker.number(claims).await, 0);
+    assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (1, 1));
     broker.stop().await;
 }
 

@@ -13,6 +13,7 @@ use crate::support::{
 
 on_both_engines! {
     reads_that_no_refresh_can_help_write_nothing,
+    a_reader_does_not_hold_up_the_end,
     a_report_is_answered_within_the_wait_that_it_asks_for,
     no_provider_speaks_our_words,
 }
@@ -59,6 +60,24 @@ async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
     assert_eq!(failures(&broker).await, told);
     assert_eq!(posts(), before);
     broker.stop().await;
+}
+
+async fn a_reader_does_not_hold_up_the_end(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    broker.advance(Duration::from_hours(25)).await;
+    let store = broker.broker().store().clone();
+    let seen = store.record("amocrm-shop").await.unwrap().unwrap();
+    let claimed = store.claim(&seen, "another.1", None, Duration::from_mins(1)).await.unwrap();
+    assert!(claimed.is_ok());
+    let mut reader = Box::pin(broker.token("amocrm-shop"));
+    let waits = tokio::time::timeout(Duration::from_secs(1), &mut reader).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let (token, ended) =
+        tokio::join!(reader, tokio::time::timeout(Duration::from_secs(10), broker.halt()));
+    assert!(ended.is_ok(), "the end waits for a reader who waits for somebody else");
+    assert_eq!(token.status, StatusCode::SERVICE_UNAVAILABLE, "{token:?}");
+    assert!(token.text.contains("being stopped"), "{token:?}");
 }
 
 async fn rejected(broker: &TestBroker, name: &str, fingerprint: &Value, wait: u8) -> Answer {

@@ -34,7 +34,7 @@ async fn record(db: &TestDatabase, id: ConnectionId) -> Record {
 async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     let id = held(&db).await;
     let seen = record(&db, id).await;
-    assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().is_some());
+    assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().is_ok());
     assert!(db.store.start_revoking(id).await.unwrap());
     assert!(!db.store.start_revoking(id).await.unwrap(), "once");
     let client = &["avito".parse().unwrap()];
