@@ -21,7 +21,7 @@ use crate::{
         self,
         server::{self, Limits},
     },
-    provider::Outbound,
+    provider::{Outbound, Roots},
     slug::Slug,
     spool::Spool,
     state_dir::{StateDir, WatermarkFile},
@@ -199,6 +199,9 @@ impl App {
         check_deployment(&config, &store).await?;
         let outbound = Outbound::new(clock.clone(), failpoints.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
+        if outbound.roots() == Roots::BuiltIn {
+            tracing::info!("this machine has no list of certificates: the built-in one is used");
+        }
         if let Database::Embedded(path) = &config.database {
             tracing::info!("database: SQLite in {} (one process only)", path.display());
         }

@@ -150,6 +150,17 @@ pub struct LastError {
     pub at: Timestamp,
 }
 
+impl LastError {
+    /// The code where somebody has to mend our registration or settings.
+    pub const MISCONFIGURED: &str = "provider_misconfigured";
+
+    /// Whether somebody has to mend our registration or settings.
+    #[must_use]
+    pub fn is_misconfigured(&self) -> bool {
+        self.code == Self::MISCONFIGURED
+    }
+}
+
 /// Values that a connection's templates need, such as the amoCRM account host.
 pub type Vars = BTreeMap<String, String>;
 

@@ -75,19 +75,12 @@ impl Refusals {
         self.held.is_some()
     }
 
-    /// Lets a request through, or says how long to wait.
-    ///
-    /// # Errors
-    ///
-    /// The time until the next probe.
-    pub fn enter(&mut self, now: Duration) -> Result<(), Duration> {
-        if let Some(left) = self.shut_for(now) {
-            return Err(left);
-        }
+    /// Notes that a request goes out, which [`Refusals::shut_for`] does not forbid. While verdicts are
+    /// held that is the probe: the next may follow [`Refusals::PROBE`] later.
+    pub fn enter(&mut self, now: Duration) {
         if let Some(held) = &mut self.held {
             held.next_probe = now + Self::PROBE;
         }
-        Ok(())
     }
 
     /// A refresh brought a grant. True when that ends a hold: few are refused any more. Until then
@@ -181,11 +174,13 @@ mod tests {
         }
         assert_eq!(refusals.refused(ids[4], at(0)), Weight::FirstHeld);
         assert_eq!(refusals.refused(ids[5], at(1)), Weight::Held);
-        assert_eq!(refusals.enter(at(1)), Err(at(299)));
-        assert!(refusals.enter(at(300)).is_ok());
-        assert!(refusals.enter(at(301)).is_err());
+        assert_eq!(refusals.shut_for(at(1)), Some(at(299)));
+        assert!(refusals.shut_for(at(300)).is_none());
+        refusals.enter(at(300));
+        assert!(refusals.shut_for(at(301)).is_some());
         assert!(!refusals.granted(ids[0], at(302)), "one is not enough");
-        assert!(refusals.enter(at(302)).is_ok(), "the next may follow at once");
+        assert!(refusals.shut_for(at(302)).is_none(), "the next may follow at once");
+        refusals.enter(at(302));
         assert_eq!(refusals.refused(ids[1], at(303)), Weight::Held);
         assert!(refusals.granted(ids[2], at(304)));
         assert!(!refusals.are_held());

@@ -84,21 +84,13 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// Lets a request through, or says how long to wait. One that is let through while it is open
+    /// Notes that a request goes out, which [`Breaker::shut_for`] does not forbid. While it is open that
     /// is the probe: the next may follow a pause later.
-    ///
-    /// # Errors
-    ///
-    /// The time until the next probe.
-    pub fn enter(&mut self, now: Duration) -> Result<(), Duration> {
-        if let Some(left) = self.shut_for(now) {
-            return Err(left);
-        }
+    pub fn enter(&mut self, now: Duration) {
         if let Some(open) = &mut self.open {
             open.until = now + open.pause;
             open.probing = true;
         }
-        Ok(())
     }
 
     /// A request succeeded. True when that closes the breaker.
@@ -176,7 +168,7 @@ mod tests {
         let mut breaker = Breaker::new(TRIP);
         let opened: Vec<_> = (0..5).map(|_| breaker.failed(at(1))).collect();
         assert_eq!(opened, [false, false, false, false, true]);
-        assert_eq!(breaker.enter(at(2)), Err(at(14)));
+        assert_eq!(breaker.shut_for(at(2)), Some(at(14)));
     }
 
     #[test]
@@ -214,17 +206,19 @@ mod tests {
         for _ in 0..5 {
             breaker.failed(at(0));
         }
-        assert!(breaker.enter(at(14)).is_err());
-        assert!(breaker.enter(at(15)).is_ok());
-        assert!(breaker.enter(at(15)).is_err(), "one at a time");
+        assert!(breaker.shut_for(at(14)).is_some());
+        assert!(breaker.shut_for(at(15)).is_none());
+        breaker.enter(at(15));
+        assert!(breaker.shut_for(at(15)).is_some(), "one at a time");
         assert!(!breaker.failed(at(16)));
         assert_eq!(breaker.shut_for(at(16)), Some(at(30)), "the pause doubles");
         for (second, pause) in [(46, 60), (106, 60)] {
-            assert!(breaker.enter(at(second)).is_ok());
+            assert!(breaker.shut_for(at(second)).is_none());
+            breaker.enter(at(second));
             breaker.failed(at(second));
             assert_eq!(breaker.shut_for(at(second)), Some(at(pause)));
         }
         assert!(breaker.succeeded(at(170)));
-        assert!(breaker.enter(at(170)).is_ok() && !breaker.is_open());
+        assert!(breaker.shut_for(at(170)).is_none() && !breaker.is_open());
     }
 }

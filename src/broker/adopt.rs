@@ -37,7 +37,10 @@ impl Broker {
                 self.memory.grant_of(&record.connection)
             }
             Some(Err(error)) => {
-                self.mark_integrity_error(&mut record, &error).await;
+                if !self.mark_unreadable(&mut record, &error).await {
+                    // What has changed comes with the next look at the store.
+                    return None;
+                }
                 None
             }
         };
@@ -52,21 +55,28 @@ impl Broker {
         lacking
     }
 
-    async fn mark_integrity_error(&self, record: &mut Record, error: &OpenError) {
+    /// Marks a record that does not open. False when the store has something else in its place by
+    /// now, of which this is no sign.
+    async fn mark_unreadable(&self, record: &mut Record, error: &OpenError) -> bool {
         if record.connection.state == State::IntegrityError {
-            return;
+            return true;
+        }
+        let id = record.connection.id;
+        match self.store.mark_unreadable(id, record.generation()).await {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "state not stored");
+            }
         }
         record.connection.state = State::IntegrityError;
-        let id = record.connection.id;
         tracing::error!(
             connection.id = %id, %error,
             "a stored token does not open; nothing is served until a new consent or a deletion"
         );
         let broken = self.record(Kind::IntegrityError, &By::broker());
         self.note(&self.of(broken, &record.connection));
-        if let Err(error) = self.store.set_state(id, State::IntegrityError, None).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "state not stored");
-        }
+        true
     }
 
     fn open(&self, record: &Record, grant: &HeldGrant) -> Result<OpenGrant, OpenError> {

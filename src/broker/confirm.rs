@@ -89,6 +89,7 @@ impl Broker {
         let commit = store::Commit {
             connection: id,
             grant: &next,
+            source: store::Source::Consent,
             refresh_at: due_at(self.client(&record.connection.client)?, &record.connection, &next),
             account: pending.account.as_ref(),
             vars: Some(&pending.vars),

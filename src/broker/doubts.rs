@@ -13,8 +13,8 @@ use crate::{
 /// be the one that kills those who try.
 const MAX_CRASHES: u32 = 3;
 
-/// How long such a connection is left alone.
-pub(super) const CRASH_PAUSE: Duration = Duration::from_hours(1);
+/// How long a connection is left alone that is in doubt, unless somebody looks at it.
+pub(super) const DOUBT_PAUSE: Duration = Duration::from_hours(1);
 
 impl Broker {
     /// A row that lacks a grant which this process has had was put back by somebody who can write the
@@ -39,9 +39,9 @@ impl Broker {
         let error =
             LastError { code: "went_back".to_owned(), message: message.to_owned(), at: now };
         tracing::error!(connection = %connection.name, "{message}; nothing is refreshed from it");
-        let until = now + CRASH_PAUSE;
+        let until = now + DOUBT_PAUSE;
         self.store.hold(record, State::Suspect, "went_back", Some(&error), until).await?;
-        Err(BrokerError::Unavailable { reason: message.to_owned(), retry_after: CRASH_PAUSE })
+        Err(BrokerError::Unavailable { reason: message.to_owned(), retry_after: DOUBT_PAUSE })
     }
 
     /// What one token endpoint issued is sent to no other because a profile was changed, unless an
@@ -65,7 +65,7 @@ impl Broker {
                 let now = self.clock.now();
                 let code = "token_url_changed".to_owned();
                 let error = LastError { code, message: message.clone(), at: now };
-                let until = now + CRASH_PAUSE;
+                let until = now + DOUBT_PAUSE;
                 let state = State::BlockedConfig;
                 self.store.hold(record, state, "token_url_changed", Some(&error), until).await?;
                 self.reload(*id).await?;
@@ -86,7 +86,7 @@ impl Broker {
             connection = %record.connection.name,
             "{MAX_CRASHES} attempts to refresh it ended without a word: it is left alone for an hour"
         );
-        let until = self.clock.now() + CRASH_PAUSE;
+        let until = self.clock.now() + DOUBT_PAUSE;
         let suspected = self.store.hold(record, State::Suspect, "crashes", None, until).await?;
         self.reload(record.connection.id).await?;
         Ok(suspected)

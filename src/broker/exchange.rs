@@ -139,6 +139,7 @@ impl Broker {
             let commit = store::Commit {
                 connection: id,
                 grant: &next,
+                source: store::Source::Consent,
                 refresh_at: due_at(client, &record.connection, &next),
                 account: account.as_ref(),
                 vars: Some(&exchange.vars),

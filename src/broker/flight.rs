@@ -129,7 +129,7 @@ impl Broker {
             let landing = Landing { broker: Arc::clone(self), id, callers };
             let run = async move {
                 let served = || landing.tell(Ok(()));
-                let result = landing.broker.refresh_once(errand, served).await;
+                let result = Box::pin(landing.broker.refresh_once(errand, served)).await;
                 landing.tell(result);
             };
             self.tasks.spawn(run.instrument(span));

@@ -70,7 +70,7 @@ pub(super) enum Shut {
     /// The provider does not answer, asks for time, or refuses everybody.
     Provider(Duration),
     /// The provider refuses the client.
-    Client(Duration),
+    Client,
 }
 
 impl From<Shut> for BrokerError {
@@ -81,7 +81,7 @@ impl From<Shut> for BrokerError {
                     .to_owned(),
                 retry_after: retry_after.max(Duration::from_secs(1)),
             },
-            Shut::Client(_) => Self::Misconfigured(
+            Shut::Client => Self::Misconfigured(
                 "the provider refuses our registration or the way we ask".to_owned(),
             ),
         }
@@ -138,11 +138,7 @@ impl Gate {
         id: ConnectionId,
         reply: &Result<Grant, ProviderError>,
     ) {
-        let answer = match reply {
-            // Our own delay, and no fault of the provider.
-            Err(error) if error.code == "send_window_over" => return,
-            reply => reply.as_ref().map_err(|error| &error.verdict),
-        };
+        let answer = reply.as_ref().map_err(|error| &error.verdict);
         let now = self.now();
         let mut state = self.state();
         let State { outage, refusals, misconfiguration, busy_until, .. } = &mut *state;
@@ -184,7 +180,7 @@ impl Gate {
                     );
                 }
             }
-            Err(Verdict::Retry) => {}
+            Err(Verdict::Retry | Verdict::TooLate) => {}
         }
     }
 
@@ -244,7 +240,7 @@ impl State {
             .flatten()
             .max()
             .map(Shut::Provider)
-            .or_else(|| registration().map(Shut::Client))
+            .or_else(|| registration().map(|_| Shut::Client))
     }
 
     /// Passes all of them, or none: a probe that one lets through and another stops is none.
@@ -252,11 +248,41 @@ impl State {
         if let Some(shut) = self.shut(client, now) {
             return Err(shut);
         }
-        let _ = self.outage.enter(now);
-        let _ = self.refusals.enter(now);
+        self.outage.enter(now);
+        self.refusals.enter(now);
         if let Some((registration, _)) = self.misconfiguration.get_mut(client) {
-            let _ = registration.enter(now);
+            registration.enter(now);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Catalogue;
+
+    #[test]
+    fn a_delay_of_ours_is_told_by_its_verdict_and_not_by_a_word() {
+        let profile =
+            Catalogue::load(None, &BTreeMap::new()).unwrap().get("avito").unwrap().clone();
+        let gate = Gate::new(&profile, Clock::system());
+        let client: Slug = "main".parse().unwrap();
+        let learn_five = |verdict: &Verdict| {
+            for _ in 0..OUTAGE.in_a_row {
+                let error = ProviderError {
+                    verdict: verdict.clone(),
+                    status: None,
+                    code: "send_window_over".to_owned(),
+                    message: String::new(),
+                    salvaged_refresh: None,
+                };
+                gate.learn(&client, ConnectionId::new(), &Err(error));
+            }
+        };
+        learn_five(&Verdict::TooLate);
+        assert!(gate.is_open(&client), "it is no fault of the provider's");
+        learn_five(&Verdict::Ambiguous);
+        assert!(!gate.is_open(&client), "whatever the provider says");
     }
 }

@@ -14,7 +14,7 @@ use super::{Broker, gate::Gate, memory::Live};
 use crate::{
     audit::FileHealth,
     clock::Moment,
-    connection::{MIN_SCHEDULED_LIFE, State},
+    connection::{LastError, MIN_SCHEDULED_LIFE, State},
     store::EngineKind,
     words::words,
 };
@@ -268,7 +268,7 @@ fn is_on_demand(live: &Live) -> bool {
 /// connection keeps its state then.
 fn is_misconfigured(live: &Live) -> bool {
     let error = live.connection.last_error.as_ref();
-    error.is_some_and(|error| error.code == "provider_misconfigured")
+    error.is_some_and(LastError::is_misconfigured)
 }
 
 impl Broker {

@@ -1,6 +1,6 @@
 //! A received grant on its way into the database: through the spool, past whatever took its place,
-//! and out of the spool again. Nothing here gives a grant up but one of another account than the
-//! connection's by now, or of a connection that was deleted.
+//! and out of the spool again. Nothing here gives a grant up but one that may be of another account
+//! than the connection's by now, or of a connection that was deleted.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ where
 impl Broker {
     /// Puts a received grant where a crash cannot reach it, then into the database, for as long as
     /// that takes. Returns its generation; none when the connection keeps another grant, and this
-    /// one lies in escrow.
+    /// one lies in escrow or is given up.
     ///
     /// `served` is called when the grant is on the disk and the database keeps us waiting: from
     /// then on readers have it.
@@ -96,6 +96,7 @@ impl Broker {
     /// Finds the place of a received grant in the database: the connection's own, or escrow.
     pub(super) async fn place(&self, entry: &Entry) -> Option<i64> {
         let Entry { connection: id, account, grant, refresh_at } = entry;
+        let account = account.as_deref();
         let mut next = grant.clone();
         loop {
             let refresh = self.open_refresh(*id, &next).ok().flatten();
@@ -110,25 +111,24 @@ impl Broker {
                 return None;
             }
             let Some(held) = &record.grant else {
-                self.put_in_escrow(*id, &next).await;
+                self.put_in_escrow(*id, account, &next).await;
                 return None;
             };
             self.until_known(held.refresh.as_ref().unwrap_or(&held.access)).await;
-            let now_of = record.connection.account.as_ref().map(|account| &account.id);
-            if account.is_some() && account.as_ref() != now_of {
+            let now_of = record.connection.account.as_ref().map(|account| account.id.as_str());
+            if account.is_some() && account != now_of {
                 tracing::warn!(connection.id = %id, "a late grant of another account is dropped");
                 return None;
             }
             match self.choose(*id, held, &next) {
                 Keep::Either => return Some(held.generation),
                 Keep::Held => {
-                    tracing::warn!(connection.id = %id, "a late grant lies in escrow");
-                    self.put_in_escrow(*id, &next).await;
+                    self.put_in_escrow(*id, account, &next).await;
                     return None;
                 }
                 Keep::Late => {
                     tracing::warn!(connection.id = %id, "a later sibling takes the grant's place");
-                    self.put_in_escrow(*id, held).await;
+                    self.put_in_escrow(*id, now_of, held).await;
                     // It opened when it was read, or was sealed by this very process.
                     next = self.reseal(*id, &next, record.generation() + 1).ok()?;
                 }
@@ -163,8 +163,14 @@ impl Broker {
         )
     }
 
-    /// Keeps a grant that the connection does not hold. One without a refresh token is of no use.
-    pub(super) async fn put_in_escrow(&self, id: ConnectionId, grant: &HeldGrant) {
+    /// Keeps a grant of this account that the connection does not hold. One without a refresh token
+    /// is of no use, and one that may be of another account is buried.
+    pub(super) async fn put_in_escrow(
+        &self,
+        id: ConnectionId,
+        account: Option<&str>,
+        grant: &HeldGrant,
+    ) {
         let (Ok(access), Ok(Some(refresh))) =
             (self.open_access(id, grant), self.open_refresh(id, grant))
         else {
@@ -187,7 +193,14 @@ impl Broker {
             expires_at: grant.expires_at,
             origin: grant.origin.clone(),
         };
-        until_stored(|| self.store.put_in_escrow(&escrowed)).await;
+        if until_stored(|| self.store.put_in_escrow(&escrowed, account)).await {
+            tracing::warn!(connection.id = %id, "a received grant lies in escrow");
+        } else {
+            tracing::warn!(
+                connection.id = %id,
+                "a late grant of nobody knows whose account is dropped: somebody consented meanwhile"
+            );
+        }
     }
 
     /// Gives a connection whose grant was refused the one that lies in escrow for it, if there is

@@ -22,6 +22,7 @@ mod keep;
 mod key_exchange;
 mod links;
 mod memory;
+mod overtaken;
 mod places;
 mod quarantine;
 mod recover;

@@ -9,12 +9,12 @@
 use std::{io, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{sync::watch, task::spawn_blocking};
 use uuid::Uuid;
 
 use super::{
     Broker, BrokerError,
-    doubts::CRASH_PAUSE,
+    doubts::DOUBT_PAUSE,
     flight::{Errand, Why},
     keep::until_stored,
 };
@@ -29,6 +29,7 @@ use crate::{
     },
     secret::Digest,
     spool::Slot,
+    store::Lost,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -93,12 +94,7 @@ impl Broker {
             Err(error) => return self.leave_for_later(id, why(), error).await,
         };
         let turn = self.closing.run_until_cancelled(self.turn(&client, &errand));
-        let Some(turn) = turn.await else {
-            return Err(BrokerError::Unavailable {
-                reason: "the broker is being stopped".to_owned(),
-                retry_after: Duration::from_secs(1),
-            });
-        };
+        let Some(turn) = turn.await else { return Err(being_stopped()) };
         let _place = turn?;
         let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
         self.refuse_what_went_back(&record).await?;
@@ -106,14 +102,14 @@ impl Broker {
         if why() != Why::Operator && self.suspect_crashes(&record).await? {
             return Err(BrokerError::Unavailable {
                 reason: "attempts to refresh the connection have ended without a word".to_owned(),
-                retry_after: CRASH_PAUSE,
+                retry_after: DOUBT_PAUSE,
             });
         }
         let lease = lease(&client.profile, record.connection.grant_type);
         let request = match self.choose_request(&client, &record).await {
             Ok(Ok(request)) => request,
-            Ok(Err(reason)) => {
-                self.await_consent(&record, reason).await?;
+            Ok(Err(nothing)) => {
+                self.await_consent(&record, nothing).await?;
                 return self.leave_to_other(id, &record, lease, why()).await;
             }
             Err(error) => {
@@ -123,8 +119,16 @@ impl Broker {
                 return self.leave_for_later(id, why(), error).await;
             }
         };
-        let Some(mut attempt) = self.begin(&record, request.spends, lease, &errand).await? else {
-            return self.leave_to_other(id, &record, lease, why()).await;
+        let mut attempt = match self.begin(&record, request.spends, lease, &errand).await? {
+            Ok(attempt) => attempt,
+            Err(Lost::Overtaken) => return self.leave_to_other(id, &record, lease, why()).await,
+            Err(Lost::Spent) => return self.look_again(id, &record).await,
+            Err(Lost::AnotherDatabase) => {
+                return Err(BrokerError::Unavailable {
+                    reason: "the database is not as this replica last saw it".to_owned(),
+                    retry_after: Duration::from_secs(5),
+                });
+            }
         };
         let sent_at = self.clock.now();
         let mut reply = self.ask(&client, request.outbound, Some(attempt.send_before)).await;
@@ -139,8 +143,9 @@ impl Broker {
                 until_stored(|| self.store.bury(id, refused)).await;
             }
             attempt.refused = true;
-            let anew = client_credentials(&client, &record)?;
-            reply = self.ask(&client, anew, None).await;
+            if let Some(anew) = request.anew {
+                reply = self.ask(&client, anew, None).await;
+            }
         }
         self.gate(&client).learn(&client.name, id, &reply);
         let grant = match reply {
@@ -201,14 +206,14 @@ impl Broker {
     }
 
     /// Makes room for the grant and claims the connection, in this order: what cannot be kept is
-    /// not asked for. None when somebody else holds the claim.
+    /// not asked for.
     async fn begin(
         &self,
         record: &Record,
         spent: Option<Digest>,
         lease: Duration,
         errand: &Errand,
-    ) -> Result<Option<Attempt>, BrokerError> {
+    ) -> Result<Result<Attempt, Lost>, BrokerError> {
         let id = format!("{}.{}", self.replica, Uuid::now_v7());
         let (spool, name) = (self.spool.clone(), id.clone());
         let slot = spawn_blocking(move || spool.reserve(&name)).await;
@@ -230,7 +235,10 @@ impl Broker {
                 return Err(error.into());
             }
         };
-        let Some(asked_at) = claimed else { return Ok(None) };
+        let asked_at = match claimed {
+            Ok(asked_at) => asked_at,
+            Err(lost) => return Ok(Err(lost)),
+        };
         self.failpoints.reach(Point::Claimed).await;
         if self.clock.since_boot() >= send_before {
             self.store.release(connection, &id).await?;
@@ -240,7 +248,7 @@ impl Broker {
             });
         }
         let why = errand.why.clone();
-        Ok(Some(Attempt { id, slot, spent, refused: false, asked_at, send_before, why }))
+        Ok(Ok(Attempt { id, slot, spent, refused: false, asked_at, send_before, why }))
     }
 
     /// One request to the token endpoint, as [`Outbound::send`](crate::provider::Outbound::send), and
@@ -256,15 +264,14 @@ impl Broker {
         read_grant(&client.profile, &reply)
     }
 
-    /// What to send, or the reason why nothing can be: there is no refresh token, or the one there is
-    /// was spent, or presenting it again might kill what lives.
+    /// What to send, or why nothing can be.
     async fn choose_request(
         &self,
         client: &Client,
         record: &Record,
-    ) -> Result<Result<Request, &'static str>, BrokerError> {
+    ) -> Result<Result<Request, Nothing>, BrokerError> {
         let Some(request) = self.request(client, record)? else {
-            return Ok(Err("no_refresh_token"));
+            return Ok(Err(Nothing::ToPresent));
         };
         let Some(hash) = &request.spends else { return Ok(Ok(request)) };
         let now = self.clock.now();
@@ -274,15 +281,16 @@ impl Broker {
         if may_present && !self.store.is_buried(hash).await? {
             Ok(Ok(request))
         } else if record.connection.grant_type == GrantType::ClientCredentials {
-            Ok(Ok(Request { outbound: client_credentials(client, record)?, spends: None }))
+            Ok(Ok(Request::anew(client, record)?))
         } else {
-            Ok(Err("lost_in_rotation"))
+            Ok(Err(Nothing::ToPresentAgain))
         }
     }
 
     /// What to send for this connection, or nothing if it has no way to refresh.
     fn request(&self, client: &Client, record: &Record) -> Result<Option<Request>, BrokerError> {
         let connection = &record.connection;
+        let by_itself = connection.grant_type == GrantType::ClientCredentials;
         let unsealed = |error: BrokerError| {
             tracing::error!("a stored token does not open");
             error
@@ -295,52 +303,69 @@ impl Broker {
             let held = Held { refresh: &refresh, access: &access };
             let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
                 .map_err(|error| misconfigured(&error))?;
-            return Ok(Some(Request { outbound, spends: Some(Digest::of(&refresh)) }));
+            // Where it cannot be made, that is told when there is nothing else left to send.
+            let anew = by_itself.then(|| Request::anew(client, record)).and_then(Result::ok);
+            let anew = anew.map(|request| request.outbound);
+            return Ok(Some(Request { outbound, spends: Some(Digest::of(&refresh)), anew }));
         }
-        if connection.grant_type == GrantType::ClientCredentials {
-            let outbound = client_credentials(client, record)?;
-            return Ok(Some(Request { outbound, spends: None }));
-        }
-        Ok(None)
-    }
-
-    /// Another replica is refreshing: whoever needs its grant waits for as long as its lease may last.
-    async fn leave_to_other(
-        &self,
-        id: ConnectionId,
-        seen: &Record,
-        at_most: Duration,
-        why: Why,
-    ) -> Result<(), BrokerError> {
-        if why == Why::Due {
-            return Ok(());
-        }
-        let waited = self.clock.stopwatch();
-        while waited.elapsed() < at_most {
-            sleep(Duration::from_millis(250)).await;
-            let record = self.reload(id).await?;
-            if record.generation() > seen.generation() || !record.connection.state.refreshes() {
-                return Ok(());
-            }
-            if record.connection.last_error.as_ref().is_some_and(|error| {
-                record.connection.refresh_at.is_some_and(|at| at > self.clock.now())
-                    && Duration::try_from(self.clock.now().duration_since(error.at))
-                        .is_ok_and(|ago| ago <= waited.elapsed())
-            }) {
-                break;
-            }
-        }
-        Err(BrokerError::Unavailable {
-            reason: "another replica is refreshing this connection".to_owned(),
-            retry_after: Duration::from_secs(2),
-        })
+        by_itself.then(|| Request::anew(client, record)).transpose()
     }
 }
 
-/// A request with the digest of the refresh token that it spends.
+pub(super) fn being_stopped() -> BrokerError {
+    BrokerError::Unavailable {
+        reason: "the broker is being stopped".to_owned(),
+        retry_after: Duration::from_secs(1),
+    }
+}
+
+/// A request to refresh a connection.
 struct Request {
     outbound: OutboundRequest,
+    /// The digest of the refresh token that it spends.
     spends: Option<Digest>,
+    /// What is sent when that is refused, by a client that can ask for itself.
+    anew: Option<OutboundRequest>,
+}
+
+impl Request {
+    /// Of a client for a token of its own.
+    fn anew(client: &Client, record: &Record) -> Result<Self, BrokerError> {
+        let connection = &record.connection;
+        request::client_credentials(client, &connection.scopes, &connection.vars)
+            .map(|outbound| Self { outbound, spends: None, anew: None })
+            .map_err(|error| misconfigured(&error))
+    }
+}
+
+/// Why nothing can be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Nothing {
+    /// There is no refresh token.
+    ToPresent,
+    /// The refresh token was spent, or presenting it again might kill what lives.
+    ToPresentAgain,
+}
+
+impl Nothing {
+    /// The word for it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::ToPresent => "no_refresh_token",
+            Self::ToPresentAgain => "lost_in_rotation",
+        }
+    }
+
+    /// It in one sentence, for a person.
+    pub(super) fn sentence(self) -> &'static str {
+        match self {
+            Self::ToPresent => "There is no refresh token: the access token lives to its end.",
+            Self::ToPresentAgain => {
+                "The refresh token may be spent: it is not presented again, and the access token \
+                 lives to its end."
+            }
+        }
+    }
 }
 
 /// Whether the provider declined for a reason that may lie in the refresh token: reason enough for a
@@ -348,13 +373,6 @@ struct Request {
 fn refuses_the_token(error: &ProviderError) -> bool {
     let declined = error.status.is_some_and(|status| (400..500).contains(&status));
     matches!(error.verdict, Verdict::Refused { .. }) || error.verdict == Verdict::Retry && declined
-}
-
-/// The request of a client for a token of its own.
-fn client_credentials(client: &Client, record: &Record) -> Result<OutboundRequest, BrokerError> {
-    let connection = &record.connection;
-    request::client_credentials(client, &connection.scopes, &connection.vars)
-        .map_err(|error| misconfigured(&error))
 }
 
 fn misconfigured(error: &RequestError) -> BrokerError {

@@ -19,7 +19,7 @@ use crate::{
     client::Client,
     connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
     provider::{ProviderError, RevokedToken, Verdict, read_revocation, request},
-    seal::{Place, Sealed},
+    seal::{OpenError, Place, Sealed},
     secret::{self, Digest},
     slug::Slug,
     store::{Finished, Revocable, Revoking},
@@ -257,7 +257,13 @@ impl Broker {
         };
         let Revoking { connection, next } = claimed;
         let Some(held) = next else { return self.finish(&connection, &attempt).await };
-        let (access, refresh) = self.open_revocable(id, &held);
+        let (access, refresh) = match self.open_revocable(id, &held) {
+            Ok(tokens) => tokens,
+            Err(lacking) => {
+                self.revoke_later(&connection, &attempt, lacking).await?;
+                return Ok(false);
+            }
+        };
         let buried = refresh.as_ref().map(Digest::of);
         let refused = match self.revoke(client, &connection, access, refresh).await {
             Ok(()) => None,
@@ -287,13 +293,8 @@ impl Broker {
         access: Option<SecretString>,
         refresh: Option<SecretString>,
     ) -> Result<(), ProviderError> {
-        let refuse = |code: &str, message: &str| ProviderError {
-            verdict: Verdict::Refused { reason: code.to_owned() },
-            status: None,
-            code: code.to_owned(),
-            message: message.to_owned(),
-            salvaged_refresh: None,
-        };
+        let refused = |code: &str| Verdict::Refused { reason: code.to_owned() };
+        let refuse = |code, message: &str| ProviderError::new(refused(code), None, code, message);
         let Some(revocation) = &client.profile.revocation else {
             return Err(refuse("no_revocation", "The provider's profile offers no revocation."));
         };
@@ -307,32 +308,37 @@ impl Broker {
             return Err(refuse("integrity_error", "The stored tokens do not open."));
         };
         let request = request::revoke(client, kind, &token, &connection.vars).map_err(|error| {
-            ProviderError {
-                verdict: Verdict::Misconfigured,
-                ..refuse("not_sent", &format!("The request cannot be made: {error}."))
-            }
+            let message = format!("The request cannot be made: {error}.");
+            ProviderError::new(Verdict::Misconfigured, None, "not_sent", message)
         })?;
         let reply = self.outbound.send(&client.profile, request, None).await?;
         read_revocation(&reply)
     }
 
-    /// The tokens that open.
+    /// The tokens that open. An error, to be tried again, where a key is lacking that may come yet.
     fn open_revocable(
         &self,
         id: ConnectionId,
         held: &Revocable,
-    ) -> (Option<SecretString>, Option<SecretString>) {
+    ) -> Result<(Option<SecretString>, Option<SecretString>), ProviderError> {
         let record = id.to_string();
         let open = |field, sealed: &Sealed| {
             let place = Place { record: &record, field, generation: held.generation };
-            let opened = self.keyring.open(place, sealed);
-            opened
-                .inspect_err(|error| tracing::error!(%error, "a token to revoke does not open"))
-                .ok()
+            match self.keyring.open(place, sealed) {
+                Ok(token) => Ok(Some(token)),
+                Err(error @ OpenError::UnknownKey(_)) => {
+                    let message = format!("A token to revoke is {error}.");
+                    Err(ProviderError::new(Verdict::NotSent, None, "unknown_key", message))
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a token to revoke does not open");
+                    Ok(None)
+                }
+            }
         };
         let [access, refresh] = held.fields();
-        let refresh = held.refresh.as_ref().and_then(|sealed| open(refresh, sealed));
-        (open(access, &held.access), refresh)
+        let refresh = held.refresh.as_ref().map(|sealed| open(refresh, sealed)).transpose()?;
+        Ok((open(access, &held.access)?, refresh.flatten()))
     }
 
     async fn revoke_later(

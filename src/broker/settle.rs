@@ -9,7 +9,7 @@ use super::{
     Broker, BrokerError, ReceivedGrant,
     flight::Why,
     keep::{due_at, until_stored},
-    refresh::Attempt,
+    refresh::{Attempt, Nothing},
 };
 use crate::{
     audit::{By, Kind},
@@ -27,7 +27,7 @@ use crate::{
 const MISCONFIGURED_PAUSE: Duration = Duration::from_mins(1);
 
 /// How long until a refusal that is one of many is tried again, if no probe succeeds before.
-const DOUBT_PAUSE: Duration = Refusals::PROBE;
+const HELD_PAUSE: Duration = Refusals::PROBE;
 
 impl Broker {
     /// Stores a grant that a refresh brought, then publishes it.
@@ -112,7 +112,8 @@ impl Broker {
             let next = self.salvage(connection.id, held, refresh, origin)?;
             if client.profile.tokens.rotation == Rotation::Grace {
                 // Within the grace the old one brings a whole new pair; after it, this one is left.
-                self.put_in_escrow(connection.id, &next).await;
+                let account = connection.account.as_ref().map(|account| account.id.as_str());
+                self.put_in_escrow(connection.id, account, &next).await;
             } else if let Some(kept) =
                 self.keep(record, next, Some(self.clock.now()), slot, || {}).await
             {
@@ -125,7 +126,8 @@ impl Broker {
                 from = kept;
                 let salvaged = self.reload(connection.id).await?;
                 let lease = Duration::from_secs(1);
-                until_stored(|| self.store.claim(&salvaged, &attempt, None, lease)).await;
+                // Where somebody else was quicker, nothing is recorded.
+                let _ = until_stored(|| self.store.claim(&salvaged, &attempt, None, lease)).await;
             }
         }
         let failures = connection.failures.saturating_add(1);
@@ -161,10 +163,10 @@ impl Broker {
             }
             verdict => verdict,
         };
-        let pause = if state == State::Suspect { DOUBT_PAUSE } else { pause };
+        let pause = if state == State::Suspect { HELD_PAUSE } else { pause };
         let last_error = LastError {
             code: match error.verdict {
-                Verdict::Misconfigured => "provider_misconfigured".to_owned(),
+                Verdict::Misconfigured => LastError::MISCONFIGURED.to_owned(),
                 _ => error.code.clone(),
             },
             message: error.message.clone(),
@@ -217,7 +219,7 @@ impl Broker {
 
     async fn take_back_verdicts(&self, client: &Client) {
         let provider = &client.profile.name;
-        let until = self.clock.now() + DOUBT_PAUSE;
+        let until = self.clock.now() + HELD_PAUSE;
         let taken_back = until_stored(|| {
             let clients = self.clients_of(provider).map(|client| &client.name);
             self.store.take_back_verdicts(clients, Refusals::WINDOW, until)
@@ -254,15 +256,18 @@ impl Broker {
     pub(super) async fn await_consent(
         &self,
         record: &Record,
-        reason: &str,
+        nothing: Nothing,
     ) -> Result<(), BrokerError> {
+        let now = self.clock.now();
         let lives = record.grant.as_ref().map(|grant| grant.expires_at);
-        let until = lives.filter(|end| *end > self.clock.now());
-        let given_up = self.store.give_up_refreshing(record, until, reason).await?;
-        self.reload(record.connection.id).await?;
+        let until = lives.filter(|end| *end > now);
+        let (reason, message) = (nothing.word(), nothing.sentence().to_owned());
+        let why = LastError { code: reason.to_owned(), message, at: now };
+        let given_up = self.store.give_up_refreshing(record, until, &why).await?;
+        let after = self.reload(record.connection.id).await?.connection;
         if given_up {
-            let detail = format!("not sent, {reason}, {}", State::NeedsConsent);
-            self.note_of(Kind::RefreshFailed, &By::broker(), &record.connection, &detail);
+            let detail = format!("not sent, {reason}, {}", after.state);
+            self.note_of(Kind::RefreshFailed, &By::broker(), &after, &detail);
             Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
         } else {
             Ok(())
@@ -279,6 +284,7 @@ fn word(verdict: &Verdict) -> &'static str {
         Verdict::NotSent => "not sent",
         Verdict::Refused { .. } => "refused",
         Verdict::Retry => "retry",
+        Verdict::TooLate => "too late",
     }
 }
 
@@ -296,8 +302,10 @@ fn state_after(verdict: &Verdict, record: &Record) -> (State, Option<String>) {
         }
         Verdict::Misconfigured => (connection.state, connection.reason.clone()),
         Verdict::Ambiguous => (State::Uncertain, None),
-        Verdict::Refused { .. } | Verdict::Busy { .. } | Verdict::NotSent | Verdict::Retry => {
-            (State::BackingOff, None)
-        }
+        Verdict::Refused { .. }
+        | Verdict::Busy { .. }
+        | Verdict::NotSent
+        | Verdict::Retry
+        | Verdict::TooLate => (State::BackingOff, None),
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     audit::{By, Kind},
     caller::{Service, Verb},
     clock::Moment,
-    connection::{MIN_SCHEDULED_LIFE, State},
+    connection::{LastError, MIN_SCHEDULED_LIFE, State},
     slug::Slug,
 };
 
@@ -127,16 +127,18 @@ impl Broker {
         name: &str,
         request: TokenRequest,
     ) -> Result<IssuedToken, BrokerError> {
-        let token = self.find_token(service, name, request).await?;
+        let token = self.find_token(service, name, request, MAX_WAIT).await?;
         self.record_issue(service, &token, request.peer, None).await?;
         Ok(token)
     }
 
+    /// As [`Broker::token`], with no record of it; waits for `at_most`, whatever is asked for.
     async fn find_token(
         self: &Arc<Self>,
         service: &Service,
         name: &str,
         request: TokenRequest,
+        at_most: Duration,
     ) -> Result<IssuedToken, BrokerError> {
         let live = self.live_for(service, name).await?;
         let at = self.clock.moment();
@@ -153,9 +155,9 @@ impl Broker {
             return self.issue(live, asked);
         }
         let wait = match request.wait {
-            Some(wait) => wait.min(MAX_WAIT),
+            Some(wait) => wait.min(at_most),
             None if alive => Duration::ZERO,
-            None => MAX_WAIT,
+            None => at_most,
         };
         let failed = match refresh_is_allowed(&live, at.now) {
             Ok(()) => {
@@ -193,6 +195,8 @@ impl Broker {
         fingerprint: &str,
         request: TokenRequest,
     ) -> Result<IssuedToken, BrokerError> {
+        let (at_most, waited) =
+            (request.wait.unwrap_or(MAX_WAIT).min(MAX_WAIT), self.clock.stopwatch());
         let live = self.live_for(service, name).await?;
         if let Some(grant) = live.grant.as_ref()
             && grant.fingerprint == fingerprint
@@ -201,9 +205,10 @@ impl Broker {
         {
             let flight = self.refresh(&live.connection, live.generation, Why::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
-            let _ = timeout(request.wait.unwrap_or(MAX_WAIT).min(MAX_WAIT), flight).await;
+            let _ = timeout(at_most, flight).await;
         }
-        let token = self.find_token(service, name, request).await?;
+        let left = at_most.saturating_sub(waited.elapsed());
+        let token = self.find_token(service, name, request, left).await?;
         self.record_issue(service, &token, request.peer, Some("after_rejected")).await?;
         Ok(token)
     }
@@ -323,13 +328,13 @@ fn refresh_is_allowed(live: &Live, now: Timestamp) -> Result<(), BrokerError> {
 }
 
 fn waiting_for_backoff(
-    last_error: Option<&crate::connection::LastError>,
+    last_error: Option<&LastError>,
     at: Timestamp,
     now: Timestamp,
 ) -> BrokerError {
     let retry_after = Duration::try_from(at.duration_since(now)).unwrap_or_default();
     let reason = match last_error {
-        Some(error) if error.code == "provider_misconfigured" => {
+        Some(error) if error.is_misconfigured() => {
             return BrokerError::Misconfigured(error.message.clone());
         }
         Some(error) => format!("the last refresh failed: {}", error.message),

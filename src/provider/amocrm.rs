@@ -59,7 +59,6 @@ mod tests {
     fn an_accepted_key_exchange_is_empty() {
         let reply = |status, body: &str| Reply {
             status,
-            content_type: None,
             retry_after: None,
             body: body.as_bytes().to_vec().into(),
         };

@@ -9,6 +9,7 @@ use super::{
     profile::{ErrorRule, Profile, RuleVerdict, Scalar},
     response::Reply,
 };
+use crate::connection::LastError;
 
 /// What follows from a request that brought nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,7 +32,39 @@ pub enum Verdict {
     },
     /// The provider declined, and nothing says that it is for good.
     Retry,
+    /// We held it up for too long to send it: nothing was spent, and it tells nothing of the provider.
+    TooLate,
 }
+
+/// Our own words among the codes of errors. A provider that says one of them is not quoted: what
+/// follows from a word of ours follows from none of its.
+pub(super) const OUR_CODES: [&str; 25] = [
+    "account_call",
+    "answer_too_large",
+    "compressed_answer",
+    "connect_failed",
+    "connect_timeout",
+    "connection_broken",
+    "integrity_error",
+    "lost_in_rotation",
+    "no_access_token",
+    "no_account",
+    "no_refresh_token",
+    "no_revocation",
+    "not_sent",
+    "outside_network",
+    LastError::MISCONFIGURED,
+    "send_window_over",
+    "timeout",
+    "tls",
+    "token_url_changed",
+    "unknown_key",
+    "unreadable_answer",
+    "unusable_access_token",
+    "unusable_header",
+    "unusable_token_type",
+    "went_back",
+];
 
 /// A request to a provider brought nothing. Holds no text of the provider's.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +74,8 @@ pub struct ProviderError {
     pub verdict: Verdict,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// A stable word of ours, or the provider's RFC 6749 error code.
+    /// A stable word, one of `OUR_CODES` or `http_` and the status; or the provider's RFC 6749 error
+    /// code, which is none of them.
     pub code: String,
     /// One sentence for a person.
     pub message: String,
@@ -52,7 +86,7 @@ pub struct ProviderError {
 
 impl ProviderError {
     /// An error without an answer, or with one that says nothing more.
-    pub(super) fn new(
+    pub(crate) fn new(
         verdict: Verdict,
         status: impl Into<Option<u16>>,
         code: &str,
@@ -75,7 +109,8 @@ pub(super) fn judge(profile: &Profile, reply: &Reply, json: Option<&Value>) -> P
     let status = reply.status;
     let busy = Verdict::Busy { retry_after: reply.retry_after.or_else(|| wait_in_body(json?)) };
     let said = json.and_then(|json| json.get("error")?.as_str()).and_then(error_code);
-    let code = said.clone().unwrap_or_else(|| format!("http_{status}"));
+    let code = said.clone().filter(|word| !is_ours(word));
+    let code = code.unwrap_or_else(|| format!("http_{status}"));
     let error = |verdict, message: &str| ProviderError::new(verdict, status, &code, message);
 
     if let Some(rule) = profile.errors.iter().find(|rule| fits(rule, status, json)) {
@@ -153,6 +188,11 @@ fn equal(value: &Value, wanted: &Scalar) -> bool {
 fn error_code(text: &str) -> Option<String> {
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     ((1..=64).contains(&text.len()) && text.bytes().all(word)).then(|| text.to_owned())
+}
+
+/// Whether a word is one that only we say.
+fn is_ours(word: &str) -> bool {
+    OUR_CODES.contains(&word) || word.starts_with("http_")
 }
 
 /// amoCRM writes the wait into the body. <https://developers.kommo.com/docs/http-codes>

@@ -88,7 +88,7 @@ impl Outbound {
         Ok(Self { clock, failpoints, roots, public, loopback })
     }
 
-    /// Whose word for certificates is taken; to be said at start.
+    /// Whose word for certificates is taken.
     #[must_use]
     pub fn roots(&self) -> Roots {
         self.roots
@@ -100,8 +100,9 @@ impl Outbound {
     ///
     /// # Errors
     ///
-    /// [`Verdict::NotSent`] if it never reached the provider, [`Verdict::Ambiguous`] if nobody can
-    /// say; [`Verdict::Misconfigured`] if it may not be sent at all.
+    /// [`Verdict::NotSent`] or [`Verdict::TooLate`] if it never reached the provider,
+    /// [`Verdict::Ambiguous`] if nobody can say; [`Verdict::Misconfigured`] if it may not be sent at
+    /// all.
     pub async fn send(
         &self,
         profile: &Profile,
@@ -175,7 +176,6 @@ impl Outbound {
             return Err(ambiguous("compressed_answer", message));
         }
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let content_type = text("content-type").map(str::to_owned);
         let retry_after =
             text("retry-after").and_then(|text| read_retry_after(text, self.clock.now()));
         let mut body = Vec::with_capacity(MAX_BODY);
@@ -199,7 +199,7 @@ impl Outbound {
             }
         };
         match outcome {
-            Ok(()) => Ok(Reply { status, content_type, retry_after, body: body.into() }),
+            Ok(()) => Ok(Reply { status, retry_after, body: body.into() }),
             Err(mut error) => {
                 error.status = Some(status);
                 error.salvaged_refresh = super::salvage::refresh_token(&body);
@@ -345,7 +345,8 @@ fn timed_out() -> ProviderError {
 }
 
 fn send_window_over() -> ProviderError {
-    not_sent("send_window_over", "The request was held up for too long to be safe to send.")
+    let message = "The request was held up for too long to be safe to send.";
+    ProviderError::new(Verdict::TooLate, None, "send_window_over", message)
 }
 
 /// What a failed exchange means: before the connection stands nothing was sent, after it all may

@@ -29,8 +29,6 @@ const MAX_NAME: usize = 200;
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
-    /// `Content-Type`, for people: what is read does not depend on it.
-    pub content_type: Option<String>,
     /// `Retry-After`, read by [`read_retry_after`].
     pub retry_after: Option<Duration>,
     /// The body, bounded, and wiped when dropped.

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     fn read(status: u16, retry_after: Option<Duration>) -> Result<(), Verdict> {
-        let reply = Reply { status, content_type: None, retry_after, body: Vec::new().into() };
+        let reply = Reply { status, retry_after, body: Vec::new().into() };
         read_revocation(&reply).map_err(|error| error.verdict)
     }
 

@@ -10,9 +10,7 @@ use super::{
     row::Cells,
 };
 use crate::{
-    connection::{
-        Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record, State,
-    },
+    connection::{Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record},
     slug::Slug,
 };
 
@@ -212,32 +210,33 @@ impl Store {
         })
     }
 
-    /// Puts a connection into a state, whatever it was in. False when there is no such connection.
+    /// Marks a connection whose grant of this generation does not open. False, with nothing changed,
+    /// when it holds another one by now, was deleted, or there is no such connection.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn set_state(
+    pub async fn mark_unreadable(
         &self,
         id: ConnectionId,
-        state: State,
-        reason: Option<&str>,
+        generation: i64,
     ) -> Result<bool, StoreError> {
-        let sql = concat!(
-            "UPDATE connections SET state = $3, reason = $4, changed_at = ",
+        let mark = concat!(
+            "UPDATE connections SET state = 'integrity_error', reason = NULL, changed_at = ",
             now!(),
-            " WHERE id = $2"
+            " WHERE id = $2 AND state NOT IN ('revoked', 'revoking')"
         );
-        on!(self, |pool| {
-            let updated = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(id.to_string())
-                .bind(state.as_str())
-                .bind(reason)
-                .execute(pool)
-                .await?;
-            Ok(updated.rows_affected() == 1)
-        })
+        // Looked at under the lock of the first: a grant that is being stored is seen.
+        let held = "SELECT 1 FROM grants WHERE connection_id = $1 AND generation = $2";
+        let id = id.to_string();
+        in_transaction!(self, |tx| {
+            let marked = sqlx::query(mark).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            let held = sqlx::query(held).bind(&id).bind(generation).fetch_optional(&mut *tx);
+            if held.await?.is_none() || marked.rows_affected() == 0 {
+                return Ok(false);
+            }
+        });
+        Ok(true)
     }
 
     /// Notes whose account it is, for a connection that nobody consented to. False when there is no

@@ -3,7 +3,13 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Store, StoreError, engine::on, json, now, optional_millis, row::Cells as _};
+use super::{
+    Store, StoreError,
+    engine::{in_transaction, on},
+    json, now, optional_millis,
+    row::Cells as _,
+    tombstones::BURY,
+};
 use crate::{connection::ConnectionId, rotation::Origin, seal::Sealed, secret::Digest};
 
 /// A grant in escrow.
@@ -32,39 +38,63 @@ pub struct Escrowed {
 }
 
 impl Store {
-    /// Puts a grant into escrow. One that lies there already, known by its refresh token, stays as
-    /// it is. Nothing is kept for a connection that is gone or revoked.
+    /// Puts a grant into escrow that belongs to this account, if anybody knows. One that lies there
+    /// already, known by its refresh token, stays as it is. Nothing is kept for a connection that is
+    /// gone or revoked.
+    ///
+    /// False when somebody has consented since the grant was asked for, and it is not known to be of
+    /// the account that the connection is for now: it is not kept then, but buried. Where a connection
+    /// is being revoked, all of it is.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn put_in_escrow(&self, grant: &Escrowed) -> Result<(), StoreError> {
-        let sql = concat!(
+    pub async fn put_in_escrow(
+        &self,
+        grant: &Escrowed,
+        account: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        // Makes it wait for a consent that is being stored.
+        let lock = "UPDATE connections SET name = name WHERE id = $1";
+        let replaced = "SELECT 1 FROM grants g JOIN connections c ON c.id = g.connection_id
+            WHERE c.id = $1 AND c.state <> 'revoking' AND g.consented >= $2
+                AND COALESCE(c.account_id <> $3, TRUE)";
+        let put = concat!(
             "INSERT INTO escrow (id, connection_id, generation, access, refresh, refresh_hash,
                 scopes, received_at, expires_at, parent_hash, asked_at, put_at)
             SELECT $2, id, $4, $5, $6, $7, $8, $9, $10, $11, $12, ",
             now!(),
             " FROM connections WHERE id = $3 AND state <> 'revoked' ON CONFLICT DO NOTHING"
         );
+        let id = grant.connection.to_string();
         let origin = grant.origin.as_ref();
-        on!(self, |pool| {
-            sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(grant.id.to_string())
-                .bind(grant.connection.to_string())
-                .bind(grant.generation)
-                .bind(grant.access.as_str())
-                .bind(grant.refresh.as_str())
-                .bind(grant.refresh_hash.to_string())
-                .bind(json(&grant.scopes))
-                .bind(grant.received_at.as_millisecond())
-                .bind(grant.expires_at.as_millisecond())
-                .bind(origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()))
-                .bind(optional_millis(origin.map(|origin| origin.asked_at)))
-                .execute(pool)
-                .await?;
-        });
-        Ok(())
+        Ok(in_transaction!(self, |tx| {
+            sqlx::query(lock).bind(&id).execute(&mut *tx).await?;
+            let replaced = sqlx::query(replaced).bind(&id).bind(grant.generation).bind(account);
+            let replaced = replaced.fetch_optional(&mut *tx).await?.is_some();
+            if replaced {
+                let hash = grant.refresh_hash.to_string();
+                let bury = sqlx::query(BURY).bind(self.ahead()).bind(hash).bind(&id);
+                bury.execute(&mut *tx).await?;
+            } else {
+                sqlx::query(put)
+                    .bind(self.ahead())
+                    .bind(grant.id.to_string())
+                    .bind(&id)
+                    .bind(grant.generation)
+                    .bind(grant.access.as_str())
+                    .bind(grant.refresh.as_str())
+                    .bind(grant.refresh_hash.to_string())
+                    .bind(json(&grant.scopes))
+                    .bind(grant.received_at.as_millisecond())
+                    .bind(grant.expires_at.as_millisecond())
+                    .bind(origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()))
+                    .bind(optional_millis(origin.map(|origin| origin.asked_at)))
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            !replaced
+        }))
     }
 
     /// The newest grant in escrow for a connection whose refresh token was neither spent nor

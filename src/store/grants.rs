@@ -1,16 +1,11 @@
-use std::time::Duration;
-
 use jiff::Timestamp;
 
 use super::{
-    Store, StoreError,
-    engine::{in_transaction, on},
-    identity::{COUNT_GRANT, STILL_THE_SAME},
-    json, millis, now, optional_millis,
-    row::Cells as _,
+    Store, StoreError, engine::in_transaction, identity::COUNT_GRANT, json, millis, now,
+    optional_millis,
 };
 use crate::{
-    connection::{Account, ConnectionId, HeldGrant, LastError, Record, State, Vars},
+    connection::{Account, ConnectionId, HeldGrant, LastError, State, Vars},
     consent::CONFIRM_LIFE,
     seal::Sealed,
     secret::Digest,
@@ -24,6 +19,24 @@ macro_rules! refreshing {
 }
 pub(super) use refreshing;
 
+/// Drops the grant of connection `$2` that waits to be confirmed: the one received at `$3`, `$4` ago at
+/// most.
+const CONFIRM: &str = concat!(
+    "DELETE FROM pending_grants
+    WHERE connection_id = $2 AND received_at = $3 AND received_at > ",
+    now!(),
+    " - $4"
+);
+
+/// Where a grant comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// Somebody consented, for another account perhaps: what came before is not theirs.
+    Consent,
+    /// It follows from the grant before it, or nobody has to consent.
+    Refresh,
+}
+
 /// A grant to be stored. It lands if the connection still holds the generation before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Commit<'a> {
@@ -31,6 +44,8 @@ pub struct Commit<'a> {
     pub connection: ConnectionId,
     /// The grant; its generation is one more than the one it replaces.
     pub grant: &'a HeldGrant,
+    /// Where it comes from.
+    pub source: Source,
     /// When the next refresh is due.
     pub refresh_at: Option<Timestamp>,
     /// Whose account it is; none leaves what is known.
@@ -58,6 +73,7 @@ impl<'a> Commit<'a> {
         Self {
             connection,
             grant,
+            source: Source::Refresh,
             refresh_at,
             account: None,
             vars: None,
@@ -90,66 +106,9 @@ pub struct Failure<'a> {
 }
 
 impl Store {
-    /// Claims the right to refresh a connection for `lease`, and records the intent before anything
-    /// is sent. Returns when that was, on the database's clock; none when somebody else holds the
-    /// lease, or has refreshed or tried to since the caller saw the record, the connection's state
-    /// forbids it, the refresh token was spent or refused before, or the database is not the one that
-    /// [`Store::expect`] names.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; whether the claim stands is then unknown, and the lease
-    /// running out settles it.
-    pub async fn claim(
-        &self,
-        seen: &Record,
-        attempt: &str,
-        refresh_hash: Option<&Digest>,
-        lease: Duration,
-    ) -> Result<Option<Timestamp>, StoreError> {
-        let claim = concat!(
-            "UPDATE grants SET lease_until = ",
-            now!(),
-            " + $6, attempt_id = $3, attempt_started_at = ",
-            now!(),
-            ", attempt_refresh_hash = $5, attempts = attempts + 1,
-                crashes = crashes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
-            WHERE connection_id = $2 AND generation = $4 AND attempts = $7
-                AND (lease_until IS NULL OR lease_until <= ",
-            now!(),
-            ") AND EXISTS (SELECT 1 FROM connections WHERE id = $2 AND state IN ",
-            refreshing!(),
-            ") AND NOT EXISTS (SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $5)
-            RETURNING attempt_started_at"
-        );
-        let id = seen.connection.id.to_string();
-        let expected = self.expected();
-        in_transaction!(self, |tx| {
-            if let Some(last_seen) = &expected {
-                let same = sqlx::query(STILL_THE_SAME)
-                    .bind(&last_seen.deployment)
-                    .bind(last_seen.position.quarantines)
-                    .bind(last_seen.position.seq);
-                if same.fetch_optional(&mut *tx).await?.is_none() {
-                    return Ok(None);
-                }
-            }
-            let claimed = sqlx::query(claim)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(attempt)
-                .bind(seen.generation())
-                .bind(refresh_hash.map(Digest::to_string))
-                .bind(millis(lease))
-                .bind(i64::from(seen.open_attempts))
-                .fetch_optional(&mut *tx)
-                .await?;
-            claimed.map(|row| row.time("attempt_started_at")).transpose()
-        })
-    }
-
     /// Stores a grant if the connection still holds the generation before it, whoever holds the
-    /// lease: the connection is active, its claim and its failures are over. False, with nothing
+    /// lease: the connection is active, its claim and its failures are over. A consent empties its
+    /// escrow. False, with nothing
     /// changed, when another grant was stored first or the connection is gone.
     ///
     /// A connection that is being revoked stays so, with the new grant to revoke; one that is revoked
@@ -192,6 +151,7 @@ impl Store {
         );
         let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
                 received_at = $7, expires_at = $8, parent_hash = $9, asked_at = $10,
+                consented = CASE WHEN $11 THEN $3 ELSE consented END,
                 lease_until = NULL, attempt_id = NULL, attempt_started_at = NULL,
                 attempt_refresh_hash = NULL, attempts = 0, crashes = 0
             WHERE connection_id = $1 AND generation = $2";
@@ -203,15 +163,10 @@ impl Store {
                 AND attempt_refresh_hash <> COALESCE($3, '')
             ON CONFLICT DO NOTHING"
         );
-        let confirm = concat!(
-            "DELETE FROM pending_grants
-            WHERE connection_id = $2 AND received_at = $3 AND received_at > ",
-            now!(),
-            " - $4"
-        );
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
+        let consented = commit.source == Source::Consent;
         in_transaction!(self.for_commits(), |tx| {
             let activated = sqlx::query(activate)
                 .bind(self.ahead())
@@ -245,20 +200,20 @@ impl Store {
                 .bind(grant.expires_at.as_millisecond())
                 .bind(origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()))
                 .bind(optional_millis(origin.map(|origin| origin.asked_at)))
+                .bind(consented)
                 .execute(&mut *tx)
                 .await?;
             if replaced.rows_affected() == 0 {
                 return Ok(false);
             }
-            if commit.account.is_some() {
-                // Somebody consented, for another account perhaps: what came before is not theirs.
+            if consented {
                 sqlx::query("DELETE FROM escrow WHERE connection_id = $1")
                     .bind(&id)
                     .execute(&mut *tx)
                     .await?;
             }
             if confirms {
-                let confirmed = sqlx::query(confirm)
+                let confirmed = sqlx::query(CONFIRM)
                     .bind(self.ahead())
                     .bind(&id)
                     .bind(grant.received_at.as_millisecond())
@@ -350,21 +305,6 @@ impl Store {
             }
         });
         Ok(true)
-    }
-
-    /// Gives a claim back with nothing sent. Nothing happens when it is no longer this attempt's.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; the lease then runs out by itself.
-    pub async fn release(&self, id: ConnectionId, attempt: &str) -> Result<(), StoreError> {
-        let sql = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
-                attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
-            WHERE connection_id = $1 AND attempt_id = $2";
-        on!(self.for_commits(), |pool| {
-            sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
-        });
-        Ok(())
     }
 }
 

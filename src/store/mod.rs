@@ -18,6 +18,7 @@
 //! consents.
 
 mod callers;
+mod claims;
 mod connections;
 mod consents;
 mod engine;
@@ -49,12 +50,13 @@ use secrecy::SecretString;
 use crate::clock::Clock;
 use engine::Engine;
 
+pub use claims::Lost;
 pub use connections::Changes;
 pub use consents::LinkInserted;
 pub use engine::EngineKind;
 pub use error::StoreError;
 pub use escrow::Escrowed;
-pub use grants::{Commit, Failure};
+pub use grants::{Commit, Failure, Source};
 pub use purge::{PURGES, Purged};
 pub use revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking};
 pub use schedule::Due;

@@ -10,7 +10,8 @@ const LINK_MEMORY: Duration = Duration::from_hours(24);
 const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
 
 /// How long it is remembered that a refresh token must not be presented, and that a connection was
-/// deleted: twice the longest time for which a built-in provider keeps an unused refresh token.
+/// deleted: half a year, an estimate. It is twice the idle life that amoCRM states, the longest that
+/// any built-in provider does; Avito and Admitad state none.
 const GRAVE_LIFE: Duration = Duration::from_hours(180 * 24);
 
 /// How long a key that has ended is kept, for an operator who asks the database whose it was.

@@ -62,6 +62,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0012_requesters.sql"),
         include_str!("../../migrations/sqlite/0012_requesters.sql"),
     ),
+    (
+        "consented",
+        include_str!("../../migrations/postgres/0013_consented.sql"),
+        include_str!("../../migrations/sqlite/0013_consented.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

@@ -29,8 +29,9 @@ const LET_GO_AS_SEEN: &str = concat!(
 
 impl Store {
     /// A connection has nothing that may be presented: a person must consent, or, with `until`, it is
-    /// left alone while its token lives. False, with nothing changed, when the connection is not as
-    /// it was seen: somebody refreshes it, or has.
+    /// left alone while its token lives. `why` says so to whoever asks, and keeps readers from asking
+    /// again. False, with nothing changed, when the connection is not as it was seen: somebody
+    /// refreshes it, or has.
     ///
     /// # Errors
     ///
@@ -39,12 +40,13 @@ impl Store {
         &self,
         seen: &Record,
         until: Option<Timestamp>,
-        reason: &str,
+        why: &LastError,
     ) -> Result<bool, StoreError> {
         let describe = concat!(
             "UPDATE connections SET refresh_at = $3,
                 state = CASE WHEN $3 IS NULL THEN 'needs_consent' ELSE state END,
-                reason = CASE WHEN $3 IS NULL THEN $4 ELSE reason END, changed_at = ",
+                reason = CASE WHEN $3 IS NULL THEN $4 ELSE reason END,
+                last_error_code = $4, last_error_message = $5, last_error_at = $6, changed_at = ",
             now!(),
             " WHERE id = $2 AND state IN ",
             refreshing!()
@@ -55,7 +57,9 @@ impl Store {
                 .bind(self.ahead())
                 .bind(&id)
                 .bind(optional_millis(until))
-                .bind(reason)
+                .bind(&why.code)
+                .bind(&why.message)
+                .bind(why.at.as_millisecond())
                 .execute(&mut *tx)
                 .await?;
             let let_go = sqlx::query(LET_GO_AS_SEEN)
@@ -160,7 +164,8 @@ impl Store {
     }
 
     /// Takes back the verdicts of the last `within` on connections of these clients: their refresh
-    /// tokens may be presented again from `until` on. Returns how many there were.
+    /// tokens may be presented again from `until` on. What was given up unasked is no verdict of the
+    /// provider's, and stands. Returns how many there were.
     ///
     /// # Errors
     ///
@@ -175,7 +180,9 @@ impl Store {
             "UPDATE connections SET state = 'suspect', reason = 'mass_refusal', refresh_at = $4,
                 changed_at = ",
             now!(),
-            " WHERE state = 'needs_consent' AND last_error_at > ",
+            " WHERE state = 'needs_consent'
+                AND last_error_code NOT IN ('lost_in_rotation', 'no_refresh_token')
+                AND last_error_at > ",
             now!(),
             " - $3 AND ",
             listed!("client", "$2"),

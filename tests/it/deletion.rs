@@ -7,12 +7,13 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use token_broker::{
     connection::{ConnectionId, Record},
+    seal::{Keyring, add_key, promote_key},
     simulator::{End, Endpoint, Fault, Kind, Known, Simulated},
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    fifth_provider,
+    fifth_provider, keys,
     support::{
         broker::{Answer, Person, TestBroker},
         database::{TestDatabase, on_both_engines},
@@ -32,6 +33,7 @@ on_both_engines! {
     a_revocation_that_a_crash_cut_off_is_finished_at_the_next_start,
     a_profile_that_no_longer_offers_it_leaves_it_to_a_person,
     a_deleted_name_is_taken_until_it_is_forgotten,
+    what_is_sealed_with_a_key_that_we_lack_waits_for_the_key,
 }
 
 const ACME: &str = "/v1/connections/acme-one";
@@ -423,6 +425,33 @@ async fn a_deleted_name_is_taken_until_it_is_forgotten(database: TestDatabase) {
     assert_eq!(page.status, StatusCode::GONE, "{page:?}");
     revoke_due(&broker).await;
     refused("delete the connection once more").await;
+    broker.stop().await;
+}
+
+async fn what_is_sealed_with_a_key_that_we_lack_waits_for_the_key(database: TestDatabase) {
+    let (broker, _folder) = connected(database).await;
+    // The keys are rotated, and this replica has the old file still.
+    let (ours, theirs) = (broker.state("sealing.keys"), broker.state("theirs.keys"));
+    fs::copy(&ours, &theirs).unwrap();
+    let key = add_key(&theirs).unwrap();
+    promote_key(&theirs).unwrap();
+    keys::reseal(broker.broker().store(), &Keyring::read(&theirs).unwrap()).await;
+    let was = sealed(&broker, "acme-one").await;
+    assert_eq!(deleted(&broker, ACME).await, done("revoking"));
+    for _ in 0..3 {
+        assert_eq!((revoke_due(&broker).await, revocations(&broker)), (1, 0));
+        let view = broker.view("acme-one").await;
+        assert_eq!(view["state"], "revoking", "{view}");
+        assert!(view["last_error"]["message"].as_str().unwrap().contains(&key), "{view}");
+        assert_eq!(sealed(&broker, "acme-one").await, was, "kept until it is revoked");
+        broker.advance(Duration::from_mins(10)).await;
+    }
+    fs::copy(&theirs, &ours).unwrap();
+    broker.broker().sync().await.unwrap();
+    assert_eq!((revoke_due(&broker).await, revocations(&broker)), (1, 1));
+    assert_eq!(live_refresh_tokens(&broker), 0);
+    is_gone(&broker, "acme-one").await;
+    is_shredded(&broker, &was).await;
     broker.stop().await;
 }
 

@@ -114,7 +114,7 @@ async fn swapped_values_open_nowhere(database: TestDatabase) {
 }
 
 /// Seals every stored grant with this ring, as a rotation on another machine does.
-async fn reseal(store: &Store, ring: &Keyring) {
+pub(crate) async fn reseal(store: &Store, ring: &Keyring) {
     for column in SEALED_COLUMNS {
         let values = store.sealed_otherwise(column, &ring.active_id(), None, 1_000).await.unwrap();
         let anew = values.into_iter().map(|value| {

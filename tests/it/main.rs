@@ -28,6 +28,7 @@ mod outages;
 mod pages;
 mod provider_answers;
 mod public_pages;
+mod readers;
 mod replicas;
 mod restore;
 mod schema;

@@ -19,7 +19,9 @@ on_both_engines! {
     a_slow_provider_holds_up_nobody_else,
     a_stored_token_that_does_not_open_is_not_served,
     a_consent_during_a_refresh_wins,
+    a_late_grant_of_nobody_knows_whom_is_dropped,
     a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_for_itself,
+    what_cannot_be_asked_anew_leaves_no_claim_behind,
     a_stray_code_does_not_end_a_key_exchange,
 }
 
@@ -136,6 +138,40 @@ async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     broker.stop().await;
 }
 
+async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let avito = broker.simulator(Simulated::Avito);
+    // Nobody can ask whose these tokens are: they are none of the provider's.
+    let consent = async |access: &str| {
+        let text = format!(r#"{{"access_token":"{access}","refresh_token":"{{refresh_token}}"}}"#);
+        let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+        avito.fault(&Fault::Body { text }, 1);
+        let page = Person::new(&broker).consent(&link, "allow").await;
+        assert!(page.text.contains("Connected"), "{}", page.text);
+    };
+    consent("at-1").await;
+    assert!(broker.view("avito-shop").await["account"].is_null());
+    avito.fault(&Fault::Late, 1);
+    let path = "/v1/connections/avito-shop/refresh";
+    let meanwhile = async {
+        while broker.presented(Simulated::Avito, Kind::Refresh).0 == 0 {
+            tokio::task::yield_now().await;
+        }
+        consent("at-2").await;
+        avito.clear_faults();
+    };
+    let (refreshed, ()) = tokio::join!(broker.operator(Method::POST, path, None), meanwhile);
+    assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
+    broker.idle().await;
+    let token = broker.token("avito-shop").await.json();
+    assert_eq!((&token["access_token"], &token["generation"]), (&json!("at-2"), &json!(2)));
+    assert!(!broker.has_escrow("avito-shop").await, "it may be another account's");
+    let known = avito.oracle().known;
+    let late = known.iter().filter(|known| known.kind == Kind::Refresh).nth(1).unwrap();
+    assert!(broker.contents().await.contains(&late.fingerprint), "it is not buried");
+    broker.stop().await;
+}
+
 async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_for_itself(
     database: TestDatabase,
 ) {
@@ -159,6 +195,34 @@ async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_fo
     let mended = broker.operator(Method::POST, path, None).await;
     assert_eq!(mended.status, StatusCode::OK, "{mended:?}");
     assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (2, 2));
+    broker.stop().await;
+}
+
+async fn what_cannot_be_asked_anew_leaves_no_claim_behind(database: TestDatabase) {
+    let mut broker = TestBroker::start(database).await;
+    broker.create("admitad-own", "admitad").await;
+    // The profile asks for a value by now that the connection lacks.
+    broker
+        .restart(|settings| {
+            let admitad = settings["providers"]["profiles"]["admitad"].as_table_mut().unwrap();
+            admitad.extend(toml::toml! {
+                vars = { region = { allow = ["eu"] } }
+                grants = { client_credentials = { params = { region = "{region}" } } }
+            });
+        })
+        .await;
+    broker.simulator(Simulated::Admitad).fault(&Fault::Refused, 1);
+    let path = "/v1/connections/admitad-own/refresh";
+    let refused = broker.operator(Method::POST, path, None).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
+    let claims = "SELECT COUNT(*) FROM grants WHERE lease_until IS NOT NULL OR attempts > 0";
+    assert_eq!(broker.number(claims).await, 0);
+    assert_eq!(broker.view("admitad-own").await["last_error"]["code"], "invalid_grant");
+    // What was refused is not presented again, and what is left cannot be asked for.
+    let misconfigured = broker.operator(Method::POST, path, None).await;
+    assert_eq!(misconfigured.status, StatusCode::BAD_GATEWAY, "{misconfigured:?}");
+    assert_eq!(broker.number(claims).await, 0);
+    assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (1, 1));
     broker.stop().await;
 }
 

@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use token_broker::simulator::{Endpoint, Simulated};
+use token_broker::{
+    simulator::{Endpoint, Simulated},
+    store::Lost,
+};
 
 use crate::support::{
     broker::{Person, TestBroker},
@@ -186,9 +189,9 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
         let record = store.record("amocrm-shop").await.unwrap().unwrap();
         store.claim(&record, attempt, None, Duration::ZERO).await.unwrap()
     };
-    assert!(claim("before").await.is_some());
+    assert!(claim("before").await.is_ok());
     restore_a_day_later(&broker).await;
-    assert!(claim("after").await.is_none(), "claimed before anybody looked");
+    assert_eq!(claim("after").await, Err(Lost::AnotherDatabase), "claimed before anybody looked");
     let before = posts(&broker);
     broker.advance(Duration::from_hours(30)).await;
     press_everything(&broker, &["amocrm-shop".to_owned()]).await;

@@ -179,7 +179,7 @@ async fn a_locked_row_on_postgres_does_not_hold_up_the_store() {
     let id = stored(&db, "avito-main").await.id;
     let held = db.hold("UPDATE connections SET failures = 1").await;
     let started = db.clock.stopwatch();
-    let error = db.store.set_state(id, State::Suspect, None).await.unwrap_err();
+    let error = db.store.suspect_reports(id).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
     assert!(
         started.elapsed() < Duration::from_secs(4),

@@ -16,7 +16,7 @@ fn shown(secret: &SecretString) -> &str {
 
 pub(super) fn reply(status: u16, body: impl AsRef<[u8]>) -> Reply {
     let body = body.as_ref().to_vec().into();
-    Reply { status, content_type: None, retry_after: None, body }
+    Reply { status, retry_after: None, body }
 }
 
 fn read(provider: &str, body: impl AsRef<[u8]>) -> Result<Grant, ProviderError> {

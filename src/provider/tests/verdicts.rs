@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::replies::reply;
-use crate::provider::{Profile, Verdict, read_grant, test_support};
+use crate::provider::{Profile, Verdict, error::OUR_CODES, read_grant, test_support};
 
 const BUSY: Verdict = Verdict::Busy { retry_after: None };
 
@@ -170,6 +170,24 @@ fn what_nobody_listed_is_never_a_refusal() {
         for status in [429, 500, 502, 503, 504, 520] {
             let verdict = verdict(&profile, status, r#"{"error":"invalid_grant","error_code":5}"#);
             assert!(!matches!(verdict, Verdict::Refused { .. }), "{provider} {status}");
+        }
+    }
+}
+
+#[test]
+fn no_provider_is_quoted_with_a_word_of_ours() {
+    let profile = test_support::profile("divar");
+    let read = |status, word: &str| {
+        let body = format!(r#"{{"error":"{word}"}}"#);
+        read_grant(&profile, &reply(status, body)).unwrap_err()
+    };
+    for status in [200, 400, 401, 403, 429, 500, 503] {
+        assert_eq!(read(status, "slow_down").code, "slow_down");
+        for word in OUR_CODES.into_iter().chain(["http_200", "http_401"]) {
+            let error = read(status, word);
+            let ours = if status == 200 { "no_access_token" } else { &*format!("http_{status}") };
+            assert_eq!((&*error.code, error.status), (ours, Some(status)), "{word}");
+            assert_eq!(error.verdict, read(status, "slow_down").verdict, "{word}");
         }
     }
 }

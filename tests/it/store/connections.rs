@@ -14,7 +14,7 @@ on_both_engines! {
     a_connection_reads_back_as_it_was_made,
     a_name_is_taken_once,
     connections_come_by_name,
-    a_state_can_be_set,
+    only_what_is_held_is_marked_as_unreadable,
     a_reader_who_polls_sees_every_change,
     deleting_leaves_nothing_sealed,
     a_corrupt_row_is_told_and_not_guessed,
@@ -67,14 +67,44 @@ async fn connections_come_by_name(db: TestDatabase) {
     assert_eq!(names.len(), 4);
 }
 
-async fn a_state_can_be_set(db: TestDatabase) {
+async fn only_what_is_held_is_marked_as_unreadable(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(db.store.set_state(id, State::Suspect, Some("loop")).await.unwrap());
-    let read = db.store.record_by_id(id).await.unwrap().unwrap().connection;
-    assert_eq!((read.state, read.reason.as_deref()), (State::Suspect, Some("loop")));
-    let unknown = ConnectionId::new();
-    assert!(!db.store.set_state(unknown, State::Suspect, None).await.unwrap());
-    assert!(!db.store.delete(unknown).await.unwrap());
+    let state = async || db.store.record_by_id(id).await.unwrap().unwrap().connection.state;
+    for generation in 1..=2 {
+        let held = grant(&db, generation);
+        let commit = Commit::refreshed(id, &held, None, None);
+        assert!(db.store.commit_grant(&commit).await.unwrap());
+    }
+    // Somebody read the first and saw that it does not open: the second may well do.
+    assert!(!db.store.mark_unreadable(id, 1).await.unwrap());
+    assert!(!db.store.mark_unreadable(ConnectionId::new(), 2).await.unwrap());
+    assert_eq!(state().await, State::Active);
+    for &before in State::ALL {
+        db.set_state(id, before, Some("a_reason")).await;
+        let marked = db.store.mark_unreadable(id, 2).await.unwrap();
+        assert_eq!(marked, !before.is_deleted(), "{before}");
+        assert_eq!(state().await, if marked { State::IntegrityError } else { before });
+    }
+    assert!(!db.store.delete(ConnectionId::new()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_is_being_stored_is_not_marked_for_the_one_before() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let held = grant(&db, 1);
+    assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
+    let mut storing = db.hold("UPDATE connections SET failures = 0").await;
+    let mark = db.store.mark_unreadable(id, 1);
+    let store = async {
+        while db.number("SELECT COUNT(*) FROM pg_locks WHERE NOT granted").await == 0 {}
+        let rest = "UPDATE grants SET generation = 2; COMMIT";
+        sqlx::raw_sql(rest).execute(&mut storing).await.unwrap();
+    };
+    let (marked, ()) = tokio::join!(mark, store);
+    assert!(!marked.unwrap());
+    let record = db.store.record_by_id(id).await.unwrap().unwrap();
+    assert_eq!((record.connection.state, record.generation()), (State::Active, 2));
 }
 
 async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
@@ -92,7 +122,7 @@ async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
     };
     assert!(changes().await.is_empty(), "nothing has changed since the mark");
 
-    db.store.set_state(busy.id, State::Suspect, None).await.unwrap();
+    db.store.suspect_reports(busy.id).await.unwrap();
     assert_eq!(changes().await, [busy.id]);
     db.store.delete(quiet.id).await.unwrap();
     let after = db.store.changed_since(mark).await.unwrap();

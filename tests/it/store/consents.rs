@@ -290,7 +290,7 @@ async fn an_exchange_is_tried_a_few_times(db: TestDatabase) {
 
 async fn what_has_ended_is_forgotten(db: TestDatabase) {
     let connection = stored(&db, "avito-main").await;
-    db.store.set_state(connection.id, State::PendingConsent, None).await.unwrap();
+    db.set_state(connection.id, State::PendingConsent, None).await;
     started(&db, connection.id).await;
     db.store.insert_exchange(&exchange(&db, connection.id)).await.unwrap();
     db.store.put_pending(connection.id, &pending(&db, "one")).await.unwrap();

@@ -7,7 +7,7 @@ use token_broker::{
     consent::CONFIRM_LIFE,
     secret::Digest,
     slug::Slug,
-    store::{Commit, Failure, Store, StoreError},
+    store::{Commit, Failure, Lost, Source, Store, StoreError},
 };
 
 use super::{account, connection, grant, pending, stored};
@@ -54,7 +54,12 @@ async fn seen(db: &TestDatabase, id: ConnectionId, generation: i64) -> Record {
     Record { grant: grant.filter(|_| generation > 0), ..record }
 }
 
-async fn claim(db: &TestDatabase, id: ConnectionId, attempt: &str, from: i64) -> Option<Timestamp> {
+async fn claim(
+    db: &TestDatabase,
+    id: ConnectionId,
+    attempt: &str,
+    from: i64,
+) -> Result<Timestamp, Lost> {
     let seen = seen(db, id, from).await;
     db.store.claim(&seen, attempt, Some(&presents(from)), LEASE).await.unwrap()
 }
@@ -103,8 +108,8 @@ async fn of_two_who_claim_one_wins(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     for round in 0..5 {
         let (one, two) = tokio::join!(claim(&db, id, "one", 0), claim(&db, id, "two", 0));
-        assert!(one.is_some() != two.is_some(), "round {round}");
-        assert_eq!(record(&db, id).await.claimed_at, one.or(two));
+        assert!(one.is_ok() != two.is_ok(), "round {round}");
+        assert_eq!(record(&db, id).await.claimed_at, one.or(two).ok());
         db.store.release(id, "one").await.unwrap();
         db.store.release(id, "two").await.unwrap();
     }
@@ -112,43 +117,43 @@ async fn of_two_who_claim_one_wins(db: TestDatabase) {
 
 async fn a_claim_ends_with_its_lease(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(claim(&db, id, "one", 0).await.is_some());
+    assert!(claim(&db, id, "one", 0).await.is_ok());
     db.clock.advance(LEASE / 2);
-    assert!(claim(&db, id, "two", 0).await.is_none());
+    assert_eq!(claim(&db, id, "two", 0).await, Err(Lost::Overtaken));
     db.clock.advance(LEASE / 2);
-    assert!(claim(&db, id, "two", 0).await.is_some());
+    assert!(claim(&db, id, "two", 0).await.is_ok());
     db.store.release(id, "one").await.unwrap();
-    assert!(claim(&db, id, "three", 0).await.is_none(), "the first attempt has no say any more");
+    assert!(claim(&db, id, "three", 0).await.is_err(), "the first attempt has no say any more");
 }
 
 async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
-    assert!(claim(&db, id, "one", 0).await.is_none());
+    assert!(claim(&db, id, "one", 0).await.is_err());
     let mut unknown = record(&db, id).await;
     unknown.connection.id = ConnectionId::new();
-    assert!(db.store.claim(&unknown, "one", None, LEASE).await.unwrap().is_none());
+    assert!(db.store.claim(&unknown, "one", None, LEASE).await.unwrap().is_err());
     for state in State::ALL {
-        db.store.set_state(id, *state, None).await.unwrap();
+        db.set_state(id, *state, None).await;
         let claimed = claim(&db, id, "one", 1).await;
-        assert_eq!(claimed.is_some(), state.refreshes(), "{state}");
+        assert_eq!(claimed.is_ok(), state.refreshes(), "{state}");
         db.store.release(id, "one").await.unwrap();
     }
 }
 
 async fn a_released_claim_is_free_for_its_own_attempt_only(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(claim(&db, id, "one", 0).await.is_some());
+    assert!(claim(&db, id, "one", 0).await.is_ok());
     db.store.release(id, "two").await.unwrap();
-    assert!(claim(&db, id, "two", 0).await.is_none());
+    assert!(claim(&db, id, "two", 0).await.is_err());
     db.store.release(id, "one").await.unwrap();
-    assert!(claim(&db, id, "two", 0).await.is_some());
+    assert!(claim(&db, id, "two", 0).await.is_ok());
 }
 
 async fn a_commit_lands_by_generation_and_not_by_lease(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(claim(&db, id, "slow", 0).await.is_some());
+    assert!(claim(&db, id, "slow", 0).await.is_ok());
     db.clock.advance(LEASE);
-    assert!(claim(&db, id, "quick", 0).await.is_some());
+    assert!(claim(&db, id, "quick", 0).await.is_ok());
     // The slow one's answer came after all, and nobody has stored another.
     let slow = grant(&db, 1);
     assert!(db.store.commit_grant(&commit(id, &slow)).await.unwrap());
@@ -175,14 +180,15 @@ async fn of_many_commits_from_one_generation_one_lands(db: TestDatabase) {
 async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
-    assert!(claim(&db, id, "one", 0).await.is_some());
+    assert!(claim(&db, id, "one", 0).await.is_ok());
     let failure = failure(id, "one", State::Uncertain, &error);
     assert!(db.store.record_failure(&failure).await.unwrap());
-    assert!(claim(&db, id, "two", 0).await.is_some());
+    assert!(claim(&db, id, "two", 0).await.is_ok());
     let first = HeldGrant { refresh: None, ..grant(&db, 1) };
     let (account, vars) = (account(), Vars::from([("host".to_owned(), "flowers".to_owned())]));
     let scopes = vec!["items:info".to_owned()];
     let full = Commit {
+        source: Source::Consent,
         account: Some(&account),
         vars: Some(&vars),
         scopes: Some(&scopes),
@@ -197,7 +203,7 @@ async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     assert_eq!((read.state, read.reason, read.failures), (State::Active, None, 0));
     assert_eq!((read.last_error, read.refresh_at), (None, Some(first.expires_at)));
     assert_eq!((read.account, read.vars, read.scopes), (Some(account), vars, scopes));
-    assert!(claim(&db, id, "three", 1).await.is_some(), "the lease ended with the commit");
+    assert!(claim(&db, id, "three", 1).await.is_ok(), "the lease ended with the commit");
 }
 
 async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
@@ -213,13 +219,13 @@ async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
 
 async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
-    db.store.set_state(id, State::Revoking, Some("deleted")).await.unwrap();
+    db.set_state(id, State::Revoking, Some("deleted")).await;
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Revoking);
     assert_eq!(read.connection.reason.as_deref(), Some("deleted"));
     assert_eq!(read.grant.unwrap().generation, 2, "there is a new grant to revoke");
-    db.store.set_state(id, State::NeedsConsent, Some("revoked")).await.unwrap();
+    db.set_state(id, State::NeedsConsent, Some("revoked")).await;
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 3))).await.unwrap());
     assert_eq!(record(&db, id).await.connection.state, State::Active);
 }
@@ -227,7 +233,7 @@ async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
 async fn a_failure_is_recorded_by_its_own_attempt_only(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
-    assert!(claim(&db, id, "one", 0).await.is_some());
+    assert!(claim(&db, id, "one", 0).await.is_ok());
     let foreign = failure(id, "two", State::NeedsConsent, &error);
     assert!(!db.store.record_failure(&foreign).await.unwrap());
     let stale = Failure { from_generation: 1, ..failure(id, "one", State::NeedsConsent, &error) };
@@ -242,19 +248,19 @@ async fn a_failure_is_recorded_by_its_own_attempt_only(db: TestDatabase) {
     assert_eq!((read.refresh_at, read.failures), (mine.refresh_at, 1));
     assert_eq!(read.last_error, Some(error.clone()));
     assert!(!db.store.record_failure(&mine).await.unwrap(), "once");
-    assert!(claim(&db, id, "two", 0).await.is_some(), "the lease is free");
+    assert!(claim(&db, id, "two", 0).await.is_ok(), "the lease is free");
 }
 
 async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
     let intent = presents(0).to_string();
-    assert!(claim(&db, id, "attempt-one", 0).await.is_some());
+    assert!(claim(&db, id, "attempt-one", 0).await.is_ok());
     let mine = failure(id, "attempt-one", State::Uncertain, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
     let contents = db.contents().await;
     assert!(contents.contains("attempt-one") && contents.contains(&intent));
-    assert!(claim(&db, id, "attempt-two", 0).await.is_some(), "the lease is free");
+    assert!(claim(&db, id, "attempt-two", 0).await.is_ok(), "the lease is free");
     let mine = failure(id, "attempt-two", State::NeedsConsent, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
     assert!(db.contents().await.contains("attempt-two"), "a verdict names its attempt");
@@ -263,38 +269,40 @@ async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
 async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     // Spent: the grant that it brought has another.
-    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert!(claim(&db, id, "one", 1).await.is_ok());
     assert!(!db.store.is_buried(&presents(1)).await.unwrap());
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(db.store.is_buried(&presents(1)).await.unwrap());
     let spent = presents(1);
     assert!(
-        db.store.claim(&record(&db, id).await, "two", Some(&spent), LEASE).await.unwrap().is_none()
+        db.store.claim(&record(&db, id).await, "two", Some(&spent), LEASE).await.unwrap()
+            == Err(Lost::Spent)
     );
     // Kept: the answer brought no other, or the same again.
-    assert!(claim(&db, id, "three", 2).await.is_some());
+    assert!(claim(&db, id, "three", 2).await.is_ok());
     let third = grant(&db, 3);
     let kept = Commit { refresh_hash: Some(presents(2)), ..commit(id, &third) };
     assert!(db.store.commit_grant(&kept).await.unwrap());
     assert!(!db.store.is_buried(&presents(2)).await.unwrap());
     let kept = presents(2);
     assert!(
-        db.store.claim(&record(&db, id).await, "four", Some(&kept), LEASE).await.unwrap().is_some()
+        db.store.claim(&record(&db, id).await, "four", Some(&kept), LEASE).await.unwrap().is_ok()
     );
     // Refused: whatever state the connection comes to.
     let error = error(&db);
     let refused =
         Failure { from_generation: 3, ..failure(id, "four", State::NeedsConsent, &error) };
     assert!(db.store.record_failure(&refused).await.unwrap());
-    db.store.set_state(id, State::Active, None).await.unwrap();
+    db.set_state(id, State::Active, None).await;
     assert!(
-        db.store.claim(&record(&db, id).await, "five", Some(&kept), LEASE).await.unwrap().is_none()
+        db.store.claim(&record(&db, id).await, "five", Some(&kept), LEASE).await.unwrap()
+            == Err(Lost::Spent)
     );
 }
 
 async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
-    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert!(claim(&db, id, "one", 1).await.is_ok());
     db.clock.advance(LEASE);
     assert_eq!(due(&db, 10).await, [id], "its claim was abandoned");
     let later = db.clock.now() + Duration::from_hours(1);
@@ -308,8 +316,8 @@ async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {
 
 async fn the_claims_of_a_replica_that_died_are_ended(db: TestDatabase) {
     let (one, two) = (held(&db, "avito-one").await.id, held(&db, "avito-two").await.id);
-    assert!(claim(&db, one, "mine.1", 1).await.is_some());
-    assert!(claim(&db, two, "mine2.1", 1).await.is_some());
+    assert!(claim(&db, one, "mine.1", 1).await.is_ok());
+    assert!(claim(&db, two, "mine2.1", 1).await.is_ok());
     assert_eq!(db.store.abandon("mine").await.unwrap(), 1);
     assert_eq!(due(&db, 10).await, [one]);
     assert_eq!(db.store.abandon("mine").await.unwrap(), 0);
@@ -318,11 +326,11 @@ async fn the_claims_of_a_replica_that_died_are_ended(db: TestDatabase) {
 async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     assert_eq!(record(&db, id).await.open_attempts, 0);
-    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert!(claim(&db, id, "one", 1).await.is_ok());
     assert_eq!(record(&db, id).await.open_attempts, 1);
     // The process died: nobody recorded an end.
     db.clock.advance(LEASE);
-    assert!(claim(&db, id, "two", 1).await.is_some());
+    assert!(claim(&db, id, "two", 1).await.is_ok());
     assert_eq!(record(&db, id).await.open_attempts, 2);
     let error = error(&db);
     let known = Failure { from_generation: 1, ..failure(id, "two", State::BackingOff, &error) };
@@ -335,8 +343,8 @@ async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {
 async fn a_failure_does_not_undo_a_state_from_elsewhere(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
-    assert!(claim(&db, id, "one", 0).await.is_some());
-    db.store.set_state(id, State::Revoking, Some("deleted")).await.unwrap();
+    assert!(claim(&db, id, "one", 0).await.is_ok());
+    db.set_state(id, State::Revoking, Some("deleted")).await;
     let mine = failure(id, "one", State::BackingOff, &error);
     assert!(db.store.record_failure(&mine).await.unwrap());
     let read = record(&db, id).await.connection;
@@ -369,7 +377,7 @@ async fn the_most_urgent_comes_first(db: TestDatabase) {
     let scheduled = Commit { refresh_at: Some(tomorrow), ..commit(later, &first) };
     assert!(db.store.commit_grant(&scheduled).await.unwrap());
     let refused = stored(&db, "refused").await.id;
-    db.store.set_state(refused, State::NeedsConsent, None).await.unwrap();
+    db.set_state(refused, State::NeedsConsent, None).await;
 
     let [late, soon, middle] = made[..] else { panic!("three were made") };
     assert_eq!(due(&db, 10).await, [without, soon, middle, late]);
@@ -405,7 +413,7 @@ async fn an_abandoned_claim_is_due(db: TestDatabase) {
     let first = grant(&db, 1);
     let unscheduled = Commit { refresh_at: None, ..commit(id, &first) };
     assert!(db.store.commit_grant(&unscheduled).await.unwrap());
-    assert!(claim(&db, id, "one", 1).await.is_some());
+    assert!(claim(&db, id, "one", 1).await.is_ok());
     assert!(due(&db, 10).await.is_empty(), "somebody is at it");
     db.clock.advance(LEASE);
     assert_eq!(due(&db, 10).await, [id]);
@@ -431,7 +439,7 @@ async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
     let with_grant = held(&db, "held").await.id;
     let without = stored(&db, "fresh").await.id;
     for (id, state) in [(with_grant, State::PendingConsent), (without, State::Revoking)] {
-        db.store.set_state(id, state, None).await.unwrap();
+        db.set_state(id, state, None).await;
         assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
         assert_eq!(record(&db, id).await.connection.state, state);
         assert!(db.store.drop_pending(id).await.unwrap());
@@ -441,7 +449,7 @@ async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
 
 async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    db.set_state(id, State::PendingConsent, None).await;
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
     let second = pending(&db, "two");
     assert!(db.store.put_pending(id, &second).await.unwrap());
@@ -457,11 +465,12 @@ async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
 
 async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    db.set_state(id, State::PendingConsent, None).await;
     let waits = pending(&db, "one");
     db.store.put_pending(id, &waits).await.unwrap();
     let first = HeldGrant { received_at: waits.received_at, ..grant(&db, 1) };
-    let confirmed = Commit { account: waits.account.as_ref(), ..commit(id, &first) };
+    let confirmed =
+        Commit { source: Source::Consent, account: waits.account.as_ref(), ..commit(id, &first) };
     assert!(db.store.commit_confirmed(&confirmed).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Active);
@@ -474,7 +483,7 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
 
 async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.set_state(id, State::PendingConsent, None).await.unwrap();
+    db.set_state(id, State::PendingConsent, None).await;
     let seen = pending(&db, "one");
     db.store.put_pending(id, &seen).await.unwrap();
     db.clock.advance(Duration::from_secs(1));

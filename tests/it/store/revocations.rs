@@ -34,7 +34,7 @@ async fn record(db: &TestDatabase, id: ConnectionId) -> Record {
 async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     let id = held(&db).await;
     let seen = record(&db, id).await;
-    assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().is_some());
+    assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().is_ok());
     assert!(db.store.start_revoking(id).await.unwrap());
     assert!(!db.store.start_revoking(id).await.unwrap(), "once");
     let client = &["avito".parse().unwrap()];
@@ -70,7 +70,7 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
 async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     let id = held(&db).await;
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
-    db.store.put_in_escrow(&escrowed(&db, id, "one")).await.unwrap();
+    assert!(db.store.put_in_escrow(&escrowed(&db, id, "one"), None).await.unwrap());
     let hash = Digest::of_bytes(b"the refresh token");
     assert!(db.store.leave_to_person(id, Some(&hash)).await.unwrap());
     assert!(db.store.is_buried(&hash).await.unwrap());
@@ -78,7 +78,7 @@ async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     assert!(!db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.commit_confirmed(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
-    db.store.put_in_escrow(&escrowed(&db, id, "two")).await.unwrap();
+    assert!(db.store.put_in_escrow(&escrowed(&db, id, "two"), None).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
     let read = record(&db, id).await.connection;
     assert_eq!((read.state, read.reason.as_deref()), (State::Revoked, Some(REMOVE_AT_PROVIDER)));
@@ -108,7 +108,7 @@ async fn a_revocation_ends_only_when_nothing_is_left(db: TestDatabase) {
     assert!(shred("r.four", Holding::Grant(2)).await);
     let late = escrowed(&db, id, "late");
     assert!(claim("r.five").await.is_none());
-    db.store.put_in_escrow(&late).await.unwrap();
+    assert!(db.store.put_in_escrow(&late, None).await.unwrap());
     assert_eq!(db.store.finish_revoking(id, "r.five").await.unwrap(), Finished::NotYet);
     assert_eq!(claim("r.six").await.unwrap().holding, Holding::Escrow(late.id));
     assert!(shred("r.six", Holding::Escrow(late.id)).await);

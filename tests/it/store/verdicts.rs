@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use token_broker::{
-    connection::{ConnectionId, State},
+    connection::{Account, ConnectionId, LastError, Record, State},
     rotation::Origin,
     seal::Sealed,
     secret::Digest,
-    store::{Commit, Escrowed},
+    store::{Commit, Escrowed, Source},
 };
 use uuid::Uuid;
 
@@ -14,12 +14,23 @@ use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {
     nobody_is_given_up_who_was_refreshed_meanwhile,
+    what_was_given_up_unasked_is_not_taken_back,
     a_grant_in_escrow_waits_a_week_for_its_turn,
     a_new_consent_ends_what_lies_in_escrow,
+    what_was_asked_for_before_a_consent_is_kept_for_its_account_only,
 }
 
 fn commit(id: ConnectionId, grant: &token_broker::connection::HeldGrant) -> Commit<'_> {
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
+}
+
+async fn record(db: &TestDatabase, id: ConnectionId) -> Record {
+    db.store.record_by_id(id).await.unwrap().unwrap()
+}
+
+fn lost(db: &TestDatabase) -> LastError {
+    let (code, message) = ("lost_in_rotation".to_owned(), "A sentence.".to_owned());
+    LastError { code, message, at: db.clock.now() }
 }
 
 pub(super) fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escrowed {
@@ -45,26 +56,44 @@ async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
     let seen = record().await;
     // Somebody else claims it: what was seen is no ground for a verdict, nor for another schedule.
     let lease = Duration::from_mins(1);
-    assert!(db.store.claim(&seen, "other", None, lease).await.unwrap().is_some());
+    assert!(db.store.claim(&seen, "other", None, lease).await.unwrap().is_ok());
     let until = Some(db.clock.now() + Duration::from_hours(9));
+    let why = lost(&db);
     for until in [None, until] {
-        assert!(!db.store.give_up_refreshing(&seen, until, "a_reason").await.unwrap());
-        assert!(!db.store.give_up_refreshing(&record().await, until, "a_reason").await.unwrap());
+        assert!(!db.store.give_up_refreshing(&seen, until, &why).await.unwrap());
+        assert!(!db.store.give_up_refreshing(&record().await, until, &why).await.unwrap());
     }
     // And brings a grant.
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert!(!db.store.give_up_refreshing(&seen, None, "a_reason").await.unwrap());
+    assert!(!db.store.give_up_refreshing(&seen, None, &why).await.unwrap());
     let untouched = record().await.connection;
     assert_eq!((untouched.state, untouched.reason), (State::Active, None));
     // Whoever sees things as they are may conclude.
-    assert!(db.store.give_up_refreshing(&record().await, until, "a_reason").await.unwrap());
+    assert!(db.store.give_up_refreshing(&record().await, until, &why).await.unwrap());
     assert_eq!(record().await.connection.state, State::Active);
-    assert!(db.store.give_up_refreshing(&record().await, None, "a_reason").await.unwrap());
+    assert!(db.store.give_up_refreshing(&record().await, None, &why).await.unwrap());
     let given_up = record().await.connection;
     assert_eq!(
         (given_up.state, given_up.reason.as_deref()),
-        (State::NeedsConsent, Some("a_reason"))
+        (State::NeedsConsent, Some("lost_in_rotation"))
     );
+    assert_eq!(given_up.last_error, Some(why));
+}
+
+async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
+    assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
+    let presented = Digest::of_bytes(b"refresh token 1");
+    let claimed = db.store.claim(&record().await, "lost", Some(&presented), Duration::ZERO).await;
+    assert!(claimed.unwrap().is_ok());
+    assert!(db.store.give_up_refreshing(&record().await, None, &lost(&db)).await.unwrap());
+    db.store.bury(id, &presented).await.unwrap();
+    let clients = ["avito".parse().unwrap()];
+    let (within, until) = (Duration::from_mins(10), db.clock.now());
+    assert_eq!(db.store.take_back_verdicts(&clients, within, until).await.unwrap(), 0);
+    assert_eq!(record().await.connection.state, State::NeedsConsent);
+    assert!(db.store.is_buried(&presented).await.unwrap());
 }
 
 async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
@@ -75,10 +104,10 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
     });
     let of_nobody = escrowed(&db, ConnectionId::new(), "nobody's");
     for grant in [&newer, &older, &of_nobody] {
-        db.store.put_in_escrow(grant).await.unwrap();
+        assert!(db.store.put_in_escrow(grant, None).await.unwrap());
     }
     // The same refresh token again is the same grant.
-    db.store.put_in_escrow(&escrowed(&db, id, "newer")).await.unwrap();
+    assert!(db.store.put_in_escrow(&escrowed(&db, id, "newer"), None).await.unwrap());
     let first = db.store.escrowed(id).await.unwrap().unwrap();
     assert_eq!(format!("{first:?}"), format!("{newer:?}"));
     db.store.bury(id, &newer.refresh_hash).await.unwrap();
@@ -96,11 +125,50 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
 
 async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    db.store.put_in_escrow(&escrowed(&db, id, "old")).await.unwrap();
+    assert!(db.store.put_in_escrow(&escrowed(&db, id, "old"), None).await.unwrap());
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
     assert!(db.store.escrowed(id).await.unwrap().is_some(), "a refresh leaves it");
-    let (second, who) = (grant(&db, 2), account());
-    let consented = Commit { account: Some(&who), ..commit(id, &second) };
+    // Whether the provider says whose it is, or not.
+    let second = grant(&db, 2);
+    let consented = Commit { source: Source::Consent, ..commit(id, &second) };
     assert!(db.store.commit_grant(&consented).await.unwrap());
     assert!(db.store.escrowed(id).await.unwrap().is_none(), "it may be another account's");
+}
+
+async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let (who, other) = (account(), Account { id: "5678".to_owned(), ..account() });
+    for (round, (now, of, kept)) in [
+        (None, None, false),
+        (None, Some(&who), false),
+        (Some(&who), None, false),
+        (Some(&who), Some(&who), true),
+        (Some(&other), Some(&who), false),
+        (Some(&other), Some(&other), true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let generation = record(&db, id).await.generation() + 1;
+        let next = grant(&db, generation);
+        let consented = Commit { source: Source::Consent, account: now, ..commit(id, &next) };
+        assert!(db.store.commit_grant(&consented).await.unwrap());
+        // Its refresh wanted the place that the consent has taken.
+        let late = Escrowed { generation, ..escrowed(&db, id, &round.to_string()) };
+        let of = of.map(|account| account.id.as_str());
+        assert_eq!(db.store.put_in_escrow(&late, of).await.unwrap(), kept, "{round}");
+        assert_eq!(db.store.escrowed(id).await.unwrap().is_some(), kept, "{round}");
+        assert_eq!(db.store.is_buried(&late.refresh_hash).await.unwrap(), !kept, "{round}");
+        // What was asked for since is of the same authorisation.
+        let mark = format!("since {round}");
+        let since = Escrowed { generation: generation + 1, ..escrowed(&db, id, &mark) };
+        assert!(db.store.put_in_escrow(&since, None).await.unwrap(), "{round}");
+        assert!(db.store.commit_grant(&commit(id, &grant(&db, generation + 1))).await.unwrap());
+        // A refresh later it is still an older one's.
+        let later = Escrowed { generation, ..escrowed(&db, id, &format!("later {round}")) };
+        assert_eq!(db.store.put_in_escrow(&later, of).await.unwrap(), kept, "{round}");
+    }
+    // Who is being revoked is revoked with all that comes.
+    db.set_state(id, State::Revoking, None).await;
+    assert!(db.store.put_in_escrow(&escrowed(&db, id, "too late"), None).await.unwrap());
 }

@@ -6,7 +6,12 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 use tempfile::TempDir;
-use token_broker::{clock::Clock, secret, store::Store};
+use token_broker::{
+    clock::Clock,
+    connection::{ConnectionId, State},
+    secret,
+    store::Store,
+};
 
 use super::pooler::Pooler;
 
@@ -79,16 +84,27 @@ impl TestDatabase {
     }
 
     /// Runs a statement behind the store's back.
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     pub(crate) async fn execute(&self, sql: &'static str) {
+        self.run(sql.to_owned()).await;
+    }
+
+    /// Puts a connection into a state, behind the store's back.
+    pub(crate) async fn set_state(&self, id: ConnectionId, state: State, reason: Option<&str>) {
+        let reason = reason.map_or("NULL".to_owned(), |reason| format!("'{reason}'"));
+        let set = format!("UPDATE connections SET state = '{state}', reason = {reason}");
+        self.run(format!("{set} WHERE id = '{id}'")).await;
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+    async fn run(&self, sql: String) {
         let url = self.url.expose_secret();
         match self.place {
             Place::Folder(_) => {
                 let mut connection = SqliteConnection::connect(url).await.unwrap();
-                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
             }
-            Place::Schema { .. } => execute_on_postgres(url, sql.to_owned()).await,
+            Place::Schema { .. } => execute_on_postgres(url, sql).await,
         }
     }
 
