@@ -91,6 +91,7 @@ impl Broker {
             grant: &next,
             refresh_at: due_at(self.client(&record.connection.client)?, &record.connection, &next),
             account: pending.account.as_ref(),
+            judged: Some(&record.connection),
             vars: Some(&pending.vars),
             scopes: None,
             token_url: pending.token_url.as_deref(),

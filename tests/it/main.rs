@@ -30,6 +30,7 @@ mod provider_answers;
 mod public_pages;
 mod replicas;
 mod restore;
+mod rivals;
 mod schema;
 mod simulator;
 mod slow_clients;
