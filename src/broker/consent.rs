@@ -14,7 +14,7 @@ use crate::{
     audit::{By, Kind},
     client::Client,
     connection::Connection,
-    consent::{CONSENT_LIFE, Consent, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
+    consent::{CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
     provider::{Authorization, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
@@ -193,16 +193,15 @@ impl Broker {
         let broker = Arc::clone(self);
         let params = callback.params;
         let task = self.tasks.spawn(async move {
-            let outcome = broker.conclude(&client, &consent, &params).await;
+            let ending = broker.conclude(&client, &consent, &params).await;
             if let Ok(Some(record)) = broker.store.record_by_id(consent.connection).await {
-                broker.note_outcome(&by, &record.connection, outcome.as_ref().ok().copied());
+                broker.note_ending(&by, &record.connection, ending.as_ref());
             }
-            let outcome = outcome.unwrap_or_else(|error| {
+            let ending = ending.unwrap_or_else(|error| {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
-                Outcome::Failed
+                Outcome::Failed.into()
             });
-            let spent = matches!(outcome, Outcome::Connected | Outcome::PendingConfirm);
-            until_stored(|| broker.store.finish_link(consent.link, outcome, spent)).await;
+            until_stored(|| broker.store.finish_link(consent.link, &state, &ending)).await;
             broker.raise_watermark();
         });
         task.await.map_err(|_| BrokerError::Internal)?;
@@ -225,20 +224,32 @@ impl Broker {
         }
     }
 
-    /// Records how an attempt at a consent ended; none for one that failed on our side.
-    pub(super) fn note_outcome(&self, by: &By, connection: &Connection, outcome: Option<Outcome>) {
-        let kind = match outcome {
-            Some(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
-            Some(Outcome::Denied) => Kind::ConsentDenied,
-            Some(Outcome::WrongAccount) => Kind::AccountMismatch,
-            Some(Outcome::Ambiguous | Outcome::Failed) | None => Kind::ConsentFailed,
+    /// Records how an attempt at a consent ended.
+    pub(super) fn note_ending(
+        &self,
+        by: &By,
+        connection: &Connection,
+        ending: Result<&Ending, &BrokerError>,
+    ) {
+        let kind = match ending.map(|ending| ending.outcome) {
+            Ok(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
+            Ok(Outcome::Denied) => Kind::ConsentDenied,
+            Ok(Outcome::WrongAccount) => Kind::AccountMismatch,
+            Err(BrokerError::Frozen(_) | BrokerError::Invalid(_)) => Kind::ConsentRefused,
+            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => Kind::ConsentFailed,
         };
-        let record = self.of(self.record(kind, by), connection);
-        let record = record.with_detail(outcome.map_or("internal", Outcome::as_str));
+        let detail = match ending {
+            Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
+            Ok(Ending { outcome, .. }) => outcome.to_string(),
+            Err(BrokerError::Frozen(_)) => "frozen".to_owned(),
+            Err(BrokerError::Invalid(_)) => "not what was begun".to_owned(),
+            Err(_) => "internal".to_owned(),
+        };
+        let record = self.of(self.record(kind, by), connection).with_detail(&detail);
         let live = self.memory.connection(connection.name.as_str());
         let grant = live.as_ref().and_then(|live| live.grant.as_ref());
         self.note(&match grant {
-            Some(grant) if outcome == Some(Outcome::Connected) => {
+            Some(grant) if ending.is_ok_and(|ending| ending.outcome == Outcome::Connected) => {
                 record.with_grant(&grant.fingerprint, grant.generation)
             }
             _ => record,
@@ -267,14 +278,14 @@ impl Broker {
         client: &Client,
         consent: &Consent,
         params: &BTreeMap<String, String>,
-    ) -> Result<Outcome, BrokerError> {
+    ) -> Result<Ending, BrokerError> {
         let code = params.get("code").filter(|code| !code.is_empty());
         let (Some(code), None) = (code, params.get("error")) else {
             let error = params.get("error").map_or("no code", String::as_str);
             // Without an error a missing code is a refusal too: that is how Divar says no.
             let denied = matches!(error, "access_denied" | "no code");
             tracing::info!(link.id = %consent.link, denied, "the provider gave no code");
-            return Ok(if denied { Outcome::Denied } else { Outcome::Failed });
+            return Ok(if denied { Outcome::Denied } else { Outcome::Failed }.into());
         };
         if client.profile.token.url.as_str() != consent.token_url {
             return Err(BrokerError::Invalid(

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     client::Client,
     connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
-    consent::{Outcome, missing_scopes},
+    consent::{Ending, Outcome, extra_scopes, missing_scopes},
     provider::{Grant, Held, ProviderError, Verdict, request},
     seal::Place,
     secret::Digest,
@@ -24,7 +24,7 @@ impl Broker {
         client: &Client,
         record: Record,
         exchange: Exchange<'_>,
-    ) -> Result<Outcome, BrokerError> {
+    ) -> Result<Ending, BrokerError> {
         let request = request::code_exchange(
             client,
             &exchange.code,
@@ -52,9 +52,9 @@ impl Broker {
         let grant = match reply {
             Ok(grant) => grant,
             Err(ProviderError { verdict: Verdict::Ambiguous, .. }) => {
-                return Ok(Outcome::Ambiguous);
+                return Ok(Outcome::Ambiguous.into());
             }
-            Err(_) => return Ok(Outcome::Failed),
+            Err(_) => return Ok(Outcome::Failed.into()),
         };
         let account = self.account(client, &grant.access, &exchange.vars).await;
         let account = account.unwrap_or_else(|error| {
@@ -81,7 +81,7 @@ impl Broker {
         received: ReceivedGrant<'_>,
         account: Option<Account>,
         exchange: Exchange<'_>,
-    ) -> Result<Outcome, BrokerError> {
+    ) -> Result<Ending, BrokerError> {
         let id = record.connection.id;
         let missing = missing_scopes(exchange.scopes, &received.scopes);
         if !missing.is_empty() {
@@ -90,6 +90,16 @@ impl Broker {
                 "not every scope was granted; the grant waits to be confirmed"
             );
         }
+        let extra = extra_scopes(exchange.scopes, &received.scopes);
+        if !extra.is_empty() {
+            let name = &record.connection.name;
+            tracing::warn!(connection = %name, ?extra, "more scopes were granted than asked for");
+        }
+        let ending = Ending {
+            outcome: Outcome::Connected,
+            account: account.as_ref().map(|account| account.id.clone()),
+            remark: (!extra.is_empty()).then(|| format!("not asked for: {}", extra.join(" "))),
+        };
         loop {
             let verified = match judge_account(&record.connection, account.as_ref(), &exchange) {
                 // Somebody has to look whether it is of any use.
@@ -100,7 +110,7 @@ impl Broker {
                 Verified::Refused => {
                     let name = &record.connection.name;
                     tracing::warn!(connection = %name, "another account consented");
-                    return Ok(Outcome::WrongAccount);
+                    return Ok(Outcome::WrongAccount.into());
                 }
                 Verified::Unknown => {
                     let pending = self.seal_pending(client, id, received, account, exchange.vars);
@@ -108,7 +118,7 @@ impl Broker {
                         return Err(BrokerError::Revoked);
                     }
                     self.reload(id).await?;
-                    return Ok(Outcome::PendingConfirm);
+                    return Ok(Ending { outcome: Outcome::PendingConfirm, ..ending });
                 }
                 Verified::Meant => {}
             }
@@ -120,7 +130,7 @@ impl Broker {
         }
         self.reload(id).await?;
         tracing::info!(connection = %record.connection.name, "consent stored");
-        Ok(Outcome::Connected)
+        Ok(ending)
     }
 
     /// Makes a grant live if the connection is still as it was judged; otherwise returns it as it is

@@ -131,6 +131,7 @@ impl Broker {
             expires_at: now + life,
             browser: None,
             outcome: None,
+            account: None,
             spent_at: None,
         };
         if !self.store.has_room_for_links(MAX_LINKS).await? {

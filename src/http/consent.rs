@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, Callback, Gone, LinkPage},
-    connection,
+    connection::{self, Account},
     consent::Outcome,
     secret,
     slug::Slug,
@@ -102,21 +102,32 @@ pub(crate) async fn callback(
 fn render(page: &LinkPage) -> Response {
     let link = &page.link;
     let spent = link.spent_at.is_some();
-    let nobodys = page.connection.state == connection::State::PendingConsent;
+    let live = !matches!(
+        page.connection.state,
+        connection::State::PendingConsent | connection::State::PendingConfirm
+    );
+    // Another link may have brought another account, of which this person learns nothing.
+    let theirs = |account: Option<&Account>| {
+        account.map(|account| account.id.as_str()) == link.account.as_deref()
+    };
     let connection = page.connection.name.as_str();
     let provider = page.provider.as_str();
     match link.outcome {
-        Some(Outcome::PendingConfirm) if spent && page.waits => {
+        Some(Outcome::PendingConfirm)
+            if spent && page.waits && theirs(page.pending_account.as_ref()) =>
+        {
             let account = page.pending_account.as_ref();
             html(StatusCode::OK, &Waiting { connection, provider, account }, false)
         }
-        // What waited was discarded, or forgotten.
-        Some(Outcome::PendingConfirm) if spent && nobodys => gone(Gone::Used),
-        Some(Outcome::Connected | Outcome::PendingConfirm) if spent => {
+        Some(Outcome::Connected | Outcome::PendingConfirm)
+            if spent && live && theirs(page.connection.account.as_ref()) =>
+        {
             let account = page.connection.account.as_ref();
             let return_to = link.return_to.as_ref();
             html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
         }
+        // What waited was discarded or forgotten, or it is another account's connection by now.
+        Some(_) if spent => gone(Gone::Used),
         Some(Outcome::WrongAccount) if link.expected_account.is_some() => {
             let expected_account = link.expected_account.as_deref().unwrap_or_default();
             let page = WrongAccount { connection, provider, expected_account };

@@ -72,6 +72,7 @@ macro_rules! but_presented_last {
 
 const CONSENTS: &str = forget!("state_hash", "consents", "expires_at");
 const EXCHANGES: &str = forget!("id", "key_exchanges", "expires_at");
+const CODE_EXCHANGES: &str = forget!("state_hash", "code_exchanges", "ends_at");
 const LINKS: &str = forget!("id", "consent_links", "expires_at");
 const ESCROW: &str = forget!("id", "escrow", "put_at", but_to_revoke!());
 const PENDING: &str =
@@ -83,7 +84,8 @@ const DELETED: &str = forget!("id", "deleted_connections", "deleted_at");
 /// The statements of [`Store::purge_expired`], for whoever asks a database how it would run them.
 /// `$1` is how far the clock is ahead, `$2` how long a row is kept past its time, both in
 /// milliseconds; `$3` is how many rows a statement takes.
-pub const PURGES: [&str; 7] = [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED];
+pub const PURGES: [&str; 8] =
+    [CONSENTS, CODE_EXCHANGES, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED];
 
 /// How many of each [`Store::purge_expired`] forgot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -112,6 +114,8 @@ impl Store {
     /// When the database does not answer; what was forgotten by then stays so.
     pub async fn purge_expired(&self) -> Result<Purged, StoreError> {
         let consents = self.forget(CONSENTS, Duration::ZERO).await?;
+        // What a crash left; those that ended otherwise are gone.
+        self.forget(CODE_EXCHANGES, Duration::ZERO).await?;
         let exchanges = self.forget(EXCHANGES, Duration::ZERO).await?;
         let links = self.forget(LINKS, LINK_MEMORY).await?;
         let pending_grants = self.purge_pending().await?;

@@ -57,6 +57,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0010_tombstones_by_time.sql"),
         include_str!("../../migrations/sqlite/0010_tombstones_by_time.sql"),
     ),
+    (
+        "consents in flight",
+        include_str!("../../migrations/postgres/0011_consents_in_flight.sql"),
+        include_str!("../../migrations/sqlite/0011_consents_in_flight.sql"),
+    ),
 ];
 
 /// How the database's schema compares with what this program knows.

@@ -4,13 +4,20 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use token_broker::simulator::{Endpoint, Fault, Simulated};
 
-use crate::support::{
-    broker::{Answer, Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+use crate::{
+    fifth_provider,
+    support::{
+        broker::{Answer, Person, TestBroker},
+        database::{TestDatabase, on_both_engines},
+    },
 };
 
 on_both_engines! {
     of_two_accounts_whose_codes_cross_the_second_waits,
+    a_page_shows_no_other_persons_account,
+    an_attempt_that_fails_last_says_nothing_of_a_link_that_is_spent,
+    what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked,
+    where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task,
 }
 
 /// Another account than the one that consents at the simulator by default.
@@ -84,5 +91,128 @@ async fn of_two_accounts_whose_codes_cross_the_second_waits(database: TestDataba
         );
         assert_eq!(broker.token(name).await.json()["access_token"], token["access_token"]);
     }
+    broker.stop().await;
+}
+
+async fn a_page_shows_no_other_persons_account(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let first = broker.account(Simulated::Avito);
+    let live = broker.link("live", "avito", json!({ "self": true })).await;
+    let waits = broker.link("waits", "avito", json!({})).await;
+    let mut person = Person::new(&broker);
+    for (link, shown) in [(&live, "Connected"), (&waits, "Waiting for confirmation")] {
+        let page = consent_as(&mut person, link, &first).await;
+        assert!(page.text.contains(shown) && page.text.contains(&first), "{}", page.text);
+    }
+    for (name, link) in [("live", &live), ("waits", &waits)] {
+        let other = broker.link(name, "avito", json!({})).await;
+        let mut somebody = Person::new(&broker);
+        for shown in ["Waiting for confirmation", "Connected"] {
+            let page = match shown {
+                "Connected" => {
+                    confirm(&broker, name, SECOND).await;
+                    somebody.get(&other).await
+                }
+                _ => consent_as(&mut somebody, &other, SECOND).await,
+            };
+            assert!(page.text.contains(shown) && page.text.contains(SECOND), "{}", page.text);
+            let page = person.get(link).await;
+            assert!(!page.text.contains(SECOND), "{name}: {}", page.text);
+            // Until somebody confirms the other, the live account is the first.
+            let kept = (name, shown) == ("live", "Waiting for confirmation");
+            assert_eq!(page.status == StatusCode::OK, kept, "{name}: {}", page.text);
+            assert_eq!(page.text.contains("already used"), !kept, "{name}: {}", page.text);
+        }
+    }
+    broker.stop().await;
+}
+
+async fn an_attempt_that_fails_last_says_nothing_of_a_link_that_is_spent(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let first = broker.account(Simulated::Avito);
+    let link = broker.link("avito-shop", "avito", json!({ "expected_account": first })).await;
+    let mut person = Person::new(&broker);
+    let provider = person.start(&link).await;
+    let wrong = allowed(&mut person, &provider, SECOND).await;
+    let mut tab = person.clone();
+    let provider = tab.start(&link).await;
+    let right = allowed(&mut tab, &provider, &first).await;
+    broker.simulator(Simulated::Avito).fault(&Fault::Late, 1);
+    let meanwhile = async {
+        asked(&broker, Simulated::Avito, 0).await;
+        let page = back(&mut tab, &right).await;
+        broker.simulator(Simulated::Avito).clear_faults();
+        page
+    };
+    let (late, page) = tokio::join!(back(&mut person, &wrong), meanwhile);
+    for page in [page, late, person.get(&link).await] {
+        assert!(page.text.contains("Connected") && page.text.contains(&first), "{}", page.text);
+    }
+    assert_eq!(broker.view("avito-shop").await["generation"], 1);
+    broker.stop().await;
+}
+
+async fn delete(broker: &TestBroker, name: &str) -> String {
+    let deleted = broker.operator(Method::DELETE, &format!("/v1/connections/{name}"), None).await;
+    deleted.json()["revocation"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
+    database: TestDatabase,
+) {
+    let (broker, _folder) = fifth_provider::start(database).await;
+    let divar = broker.simulator(Simulated::Divar);
+    let living = || divar.oracle().known.iter().filter(|known| known.alive).count();
+    for own_browser in [true, false] {
+        let link = broker.link("acme-one", "divar", json!({ "self": own_browser })).await;
+        let mut person = Person::new(&broker);
+        let provider = person.start(&link).await;
+        let callback = person.decide(&provider, "allow").await;
+        divar.fault(&Fault::Late, 1);
+        let before = token_requests(&broker, Simulated::Divar);
+        let meanwhile = async {
+            asked(&broker, Simulated::Divar, before).await;
+            assert_eq!(delete(&broker, "acme-one").await, "revoking");
+            assert_eq!(broker.broker().revoke_due(100).await.unwrap(), 0, "not before it ends");
+            divar.clear_faults();
+        };
+        let (page, ()) = tokio::join!(back(&mut person, &callback), meanwhile);
+        assert_eq!(page.status, StatusCode::GONE, "{page:?}");
+        assert_eq!(broker.view("acme-one").await["state"], "revoking");
+        assert!(living() > 0, "a grant was born");
+        assert_eq!(broker.broker().revoke_due(100).await.unwrap(), 1);
+        assert_eq!(living(), 0);
+        let gone = broker.operator(Method::GET, "/v1/connections/acme-one", None).await;
+        assert_eq!(gone.status, StatusCode::NOT_FOUND, "{gone:?}");
+    }
+    // What ended without a grant is no reason to wait.
+    let link = broker.link("acme-one", "divar", json!({})).await;
+    Person::new(&broker).consent(&link, "deny").await;
+    assert_eq!(delete(&broker, "acme-one").await, "none");
+    broker.stop().await;
+}
+
+async fn where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task(
+    database: TestDatabase,
+) {
+    let broker = TestBroker::start(database).await;
+    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
+    let mut person = Person::new(&broker);
+    let provider = person.start(&link).await;
+    let callback = person.decide(&provider, "allow").await;
+    broker.simulator(Simulated::Avito).fault(&Fault::Late, 1);
+    let meanwhile = async {
+        asked(&broker, Simulated::Avito, 0).await;
+        assert_eq!(delete(&broker, "avito-shop").await, "manual");
+        broker.simulator(Simulated::Avito).clear_faults();
+    };
+    tokio::join!(back(&mut person, &callback), meanwhile);
+    let view = broker.view("avito-shop").await;
+    assert_eq!(
+        (&view["state"], &view["reason"], &view["generation"]),
+        (&json!("revoked"), &json!("remove_at_provider"), &json!(0))
+    );
+    assert_eq!(broker.token("avito-shop").await.json()["code"], "revoked");
+    assert_eq!(delete(&broker, "avito-shop").await, "acknowledged");
     broker.stop().await;
 }

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use token_broker::{
     connection::{ConnectionId, State},
-    consent::{CONSENT_LIFE, Consent, ConsentLink, KeyExchange, LINK_LIFE, LinkId, Outcome},
+    consent::{
+        CONSENT_LIFE, Consent, ConsentLink, EXCHANGE_LIFE, KeyExchange, LINK_LIFE, LinkId, Outcome,
+    },
     seal::Sealed,
     secret::Digest,
     slug::Slug,
@@ -23,6 +25,7 @@ on_both_engines! {
     attempts_at_the_same_time_are_counted_one_by_one,
     an_ended_or_foreign_link_starts_nothing,
     a_spent_link_starts_and_finishes_nothing,
+    what_a_taken_attempt_may_bring_keeps_its_connection,
     an_exchange_is_taken_once_by_its_account,
     what_has_ended_is_forgotten,
 }
@@ -40,6 +43,7 @@ fn link(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
         expires_at: db.clock.now() + LINK_LIFE,
         browser: None,
         outcome: None,
+        account: None,
         spent_at: None,
     }
 }
@@ -184,22 +188,50 @@ async fn an_ended_or_foreign_link_starts_nothing(db: TestDatabase) {
 async fn a_spent_link_starts_and_finishes_nothing(db: TestDatabase) {
     let link = started(&db, stored(&db, "avito-main").await.id).await;
     assert!(start(&db, &link, "other tab", 5).await);
-    db.store.finish_link(link.id, Outcome::Denied, false).await.unwrap();
+    db.store.finish_link(link.id, &digest("one"), &Outcome::Denied.into()).await.unwrap();
     let read = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!((read.outcome, read.spent_at), (Some(Outcome::Denied), None));
     assert!(start(&db, &link, "again", 5).await, "denial leads back to the page");
 
-    db.store.finish_link(link.id, Outcome::Connected, true).await.unwrap();
+    db.store.finish_link(link.id, &digest("one"), &Outcome::Connected.into()).await.unwrap();
     let read = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(read.outcome, Some(Outcome::Connected));
     assert!(read.spent_at.is_some());
+    db.store.finish_link(link.id, &digest("again"), &Outcome::Denied.into()).await.unwrap();
+    let late = db.store.link(&digest("link")).await.unwrap().unwrap();
+    assert_eq!(late.outcome, read.outcome, "what fails later is of no consequence");
     assert!(!start(&db, &link, "once more", 5).await);
     assert!(take(&db, "other tab", "mine", &client()).await.is_none());
 
     db.clock.advance(Duration::from_mins(1));
-    db.store.finish_link(link.id, Outcome::Connected, true).await.unwrap();
+    db.store.finish_link(link.id, &digest("one"), &Outcome::Connected.into()).await.unwrap();
     let again = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(again.spent_at, read.spent_at);
+}
+
+async fn what_a_taken_attempt_may_bring_keeps_its_connection(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let link = opened(&db, id).await;
+    for state in ["one", "two", "three"] {
+        assert!(start(&db, &link, state, 5).await);
+    }
+    let take = async |state: &str| take(&db, state, "mine", &client()).await.unwrap();
+    take("one").await;
+    take("two").await;
+    let finish = async |state: &str| {
+        db.store.finish_link(link.id, &digest(state), &Outcome::Denied.into()).await.unwrap();
+    };
+    finish("one").await;
+    assert!(!db.store.delete_ungranted(id).await.unwrap(), "the other one is under way");
+    finish("two").await;
+    take("three").await;
+    db.clock.advance(EXCHANGE_LIFE / 2);
+    assert!(!db.store.delete_ungranted(id).await.unwrap());
+    // A crash has cut it off.
+    db.clock.advance(EXCHANGE_LIFE / 2);
+    db.store.purge_expired().await.unwrap();
+    assert_eq!(db.number("SELECT count(*) FROM code_exchanges").await, 0);
+    assert!(db.store.delete_ungranted(id).await.unwrap());
 }
 
 fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
