@@ -31,6 +31,9 @@ pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
 /// How many links of one connection may be live at once.
 pub const MAX_LIVE_LINKS: i64 = 20;
 
+/// How often the button of one link may be pressed in a minute, at one replica.
+pub const MAX_PRESSES: u32 = 60;
+
 /// How many attempts of one link may be under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
 

@@ -14,7 +14,9 @@ use crate::{
     audit::{By, Kind},
     client::Client,
     connection::Connection,
-    consent::{CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
+    consent::{
+        CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, MAX_PRESSES, Outcome,
+    },
     provider::{Authorization, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
@@ -47,6 +49,7 @@ impl Broker {
         peer: Option<IpAddr>,
     ) -> Result<Url, BrokerError> {
         let by = By::browser(peer);
+        let _turn = self.visitors.turn().await?;
         let begun = self.begin_by(&by, secret, browser).await;
         let refused = match &begun {
             Err(BrokerError::Gone(Gone::Ended)) => "link ended",
@@ -54,6 +57,7 @@ impl Broker {
             Err(BrokerError::Gone(Gone::Used)) => "link used",
             Err(BrokerError::TooMany(_)) => "too many attempts",
             Err(BrokerError::Conflict(_)) => "quarantined",
+            Err(BrokerError::Frozen(_)) => "frozen",
             _ => return begun,
         };
         self.note_refused_link(&by, secret, refused).await;
@@ -67,12 +71,17 @@ impl Broker {
             Some(link) => match self.store.record_by_id(link.connection).await {
                 Ok(Some(record)) => {
                     let detail = format!("{why}, link {}", link.id);
-                    self.note_of(Kind::ConsentRefused, by, &record.connection, &detail);
+                    self.note_visitor(by, Some(&record.connection), &detail);
                 }
                 _ => self.note_stranger(by, why),
             },
             None => self.note_stranger(by, why),
         }
+    }
+
+    /// Records that a browser was refused for the form of its request alone.
+    pub fn note_refused_request(&self, peer: Option<IpAddr>, why: &'static str) {
+        self.note_stranger(&By::browser(peer), why);
     }
 
     async fn begin_by(
@@ -81,13 +90,17 @@ impl Broker {
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
-        let _turn = self.visitors.turn().await?;
         let page = self.page_behind(secret, Some(browser)).await?;
         if page.link.spent_at.is_some() {
             return Err(BrokerError::Gone(Gone::Used));
         }
         let LinkPage { link, connection, .. } = page;
         refuse_in_quarantine(&connection)?;
+        if !self.presses.admits(self.clock.since_boot(), link.id, MAX_PRESSES).0 {
+            return Err(BrokerError::TooMany(
+                "the button of this link was pressed too often; wait a minute".to_owned(),
+            ));
+        }
         let browser = Digest::of(browser);
         let client = self.client(&connection.client)?;
         let state = secret::random();
@@ -218,7 +231,7 @@ impl Broker {
         match record {
             Some(record) => {
                 let why = "other browser or client, or late";
-                self.note_of(Kind::ConsentRefused, by, &record.connection, why);
+                self.note_visitor(by, Some(&record.connection), why);
             }
             None => self.note_stranger(by, "unknown state"),
         }
@@ -242,7 +255,7 @@ impl Broker {
             Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
             Ok(Ending { outcome, .. }) => outcome.to_string(),
             Err(BrokerError::Frozen(_)) => "frozen".to_owned(),
-            Err(BrokerError::Invalid(_)) => "not what was begun".to_owned(),
+            Err(BrokerError::Invalid(why)) => why.clone(),
             Err(_) => "internal".to_owned(),
         };
         let record = self.of(self.record(kind, by), connection).with_detail(&detail);
@@ -295,6 +308,9 @@ impl Broker {
         let record =
             self.store.record_by_id(consent.connection).await?.ok_or(BrokerError::Revoked)?;
         self.refuse_deleted(&record.connection)?;
+        let link_secret = Digest::of(&self.open_link_secret(consent)?);
+        let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
+        self.refuse_frozen_link(&link, &record.connection)?;
         let mut vars = record.connection.vars.clone();
         let captured = client
             .profile
@@ -306,9 +322,6 @@ impl Broker {
             .as_ref()
             .map(|sealed| self.open_of_link(consent, "verifier", sealed))
             .transpose()?;
-        let link_secret = Digest::of(&self.open_link_secret(consent)?);
-        let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
-        self.refuse_frozen_link(&link, &record.connection)?;
         let exchange = Exchange {
             code: SecretString::from(code.as_str()),
             verifier,

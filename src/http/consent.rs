@@ -50,6 +50,7 @@ pub(crate) async fn begin(
     headers: HeaderMap,
 ) -> Response {
     if !from_our_page(&headers, &state) {
+        state.broker.note_refused_request(peer, "pressed on another site");
         return message(
             StatusCode::FORBIDDEN,
             &Message {
@@ -82,8 +83,13 @@ pub(crate) async fn callback(
 ) -> Response {
     let client = client.ok().and_then(|Path(client)| client.parse::<Slug>().ok());
     let params = query.as_deref().map_or_else(|| Some(BTreeMap::new()), single_params);
-    let (Some(client), Some(params)) = (client, params) else {
-        return refuse_callback();
+    let (client, params) = match (client, params) {
+        (Some(client), Some(params)) => (client, params),
+        (client, _) => {
+            let why = client.map_or("unknown client", |_| "a parameter that comes twice");
+            state.broker.note_refused_request(peer, why);
+            return refuse_callback();
+        }
     };
     if !params.contains_key("state") && params.get("from_exchange").is_some_and(|v| v == "1") {
         return match state.broker.finish_key_exchange(&client, &params, peer).await {
