@@ -17,7 +17,7 @@ use crate::{
     consent::{
         CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, MAX_PRESSES, Outcome,
     },
-    provider::{Authorization, request},
+    provider::{Authorization, amocrm, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
     slug::Slug,
@@ -316,7 +316,17 @@ impl Broker {
             .profile
             .capture(|name| params.get(name).map(String::as_str))
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
-        vars.extend(captured);
+        let meant = link.expected_account.as_deref();
+        for (name, value) in captured {
+            let before = vars.get(&name).map(String::as_str);
+            if !amocrm::is_meant(&name, &value, before, meant) {
+                let connection = &record.connection.name;
+                tracing::warn!(%connection, name, "the callback is of another account; nothing was sent");
+                let remark = Some(format!("another {name}"));
+                return Ok(Ending { remark, ..Outcome::WrongAccount.into() });
+            }
+            vars.insert(name, value);
+        }
         let verifier = consent
             .verifier
             .as_ref()
