@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{Store, StoreError, engine::on, millis, now, row::Cells as _};
 use crate::{connection::ConnectionId, consent::CONFIRM_LIFE};
 
@@ -142,7 +144,7 @@ impl Store {
     async fn purge_pending(&self) -> Result<u64, StoreError> {
         let mut purged = 0;
         loop {
-            let ended: Vec<(ConnectionId, i64)> = on!(self, |pool| {
+            let ended: Vec<(ConnectionId, Timestamp)> = on!(self, |pool| {
                 let rows = sqlx::query(PENDING)
                     .bind(self.ahead())
                     .bind(millis(CONFIRM_LIFE))
@@ -150,7 +152,7 @@ impl Store {
                     .fetch_all(pool)
                     .await?;
                 rows.iter()
-                    .map(|row| Ok((row.parsed("connection_id")?, row.number("received_at")?)))
+                    .map(|row| Ok((row.parsed("connection_id")?, row.time("received_at")?)))
                     .collect::<Result<_, StoreError>>()?
             });
             let batch = i64::try_from(ended.len()).unwrap_or(BATCH);

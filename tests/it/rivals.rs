@@ -2,6 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{PgConnection, Row as _};
 use token_broker::simulator::{Endpoint, Fault, Simulated};
 
 use crate::{
@@ -214,5 +215,35 @@ async fn where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task(
     );
     assert_eq!(broker.token("avito-shop").await.json()["code"], "revoked");
     assert_eq!(delete(&broker, "avito-shop").await, "acknowledged");
+    broker.stop().await;
+}
+
+/// Waits until a session waits for what this one holds.
+async fn waited_for(held: &mut PgConnection) {
+    let sql = "SELECT count(*) FROM pg_stat_activity
+        WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))";
+    while sqlx::raw_sql(sql).fetch_one(&mut *held).await.unwrap().get::<i64, _>(0) == 0 {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_was_looked_at_is_discarded_on_postgres() {
+    let broker = TestBroker::start(TestDatabase::postgres().await).await;
+    let link = broker.link("avito-shop", "avito", json!({})).await;
+    Person::new(&broker).consent(&link, "allow").await;
+    let mut held = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
+    let body = Some(json!({ "account": SECOND }));
+    let path = "/v1/connections/avito-shop/confirm";
+    let another_consent = async {
+        waited_for(&mut held).await;
+        let sql =
+            "UPDATE pending_grants SET account_id = '10000002', received_at = received_at + 1;
+            COMMIT";
+        sqlx::raw_sql(sql).execute(&mut held).await.unwrap();
+    };
+    let (refused, ()) =
+        tokio::join!(broker.operator(Method::POST, path, body.clone()), another_consent);
+    assert_eq!(refused.status, StatusCode::CONFLICT, "{refused:?}");
+    broker.broker().sync().await.unwrap();
+    assert_eq!(broker.view("avito-shop").await["pending_account"]["id"], SECOND);
     broker.stop().await;
 }
