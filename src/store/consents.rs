@@ -144,8 +144,10 @@ impl Store {
         browser: &Digest,
         max_live: i64,
     ) -> Result<bool, StoreError> {
-        // Changes nothing, but locks the link: two attempts at once are counted one by one.
-        let lock = concat!(
+        // Both change nothing. One locks the connection, which the attempt will refer to; the other
+        // locks the link, so that two attempts at once are counted one by one.
+        let lock = "UPDATE connections SET name = name WHERE id = $1";
+        let open = concat!(
             "UPDATE consent_links SET browser_hash = $3
             WHERE id = $2 AND browser_hash = $3 AND spent_at IS NULL AND expires_at > ",
             now!()
@@ -161,7 +163,9 @@ impl Store {
             ") < $13"
         );
         let started = in_transaction!(self, |tx| {
-            let open = sqlx::query(lock)
+            let connection = consent.connection.to_string();
+            sqlx::query(lock).bind(connection).execute(&mut *tx).await?;
+            let open = sqlx::query(open)
                 .bind(self.ahead())
                 .bind(consent.link.to_string())
                 .bind(browser.to_string())

@@ -81,9 +81,8 @@ pub enum Finished {
     NotYet,
 }
 
-/// Forgets by which ways a connection could get a grant.
-const CLOSE_WAYS_IN: [&str; 3] = [
-    "DELETE FROM consents WHERE connection_id = $1",
+/// Forgets by which ways a connection could get a grant; the attempts go with their links.
+const CLOSE_WAYS_IN: [&str; 2] = [
     "DELETE FROM consent_links WHERE connection_id = $1",
     "DELETE FROM key_exchanges WHERE connection_id = $1",
 ];

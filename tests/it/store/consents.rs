@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use sqlx::{PgConnection, Row as _};
 use token_broker::{
     connection::{ConnectionId, State},
     consent::{
@@ -10,6 +11,7 @@ use token_broker::{
     slug::Slug,
     store::Purged,
 };
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{pending, stored};
@@ -289,4 +291,52 @@ async fn what_has_ended_is_forgotten(db: TestDatabase) {
     db.clock.advance(LINK_LIFE);
     assert_eq!(db.store.purge_expired().await.unwrap(), Purged { links: 1, ..Purged::default() });
     assert!(db.store.link(&digest("link")).await.unwrap().is_none());
+}
+
+/// Waits until so many sessions wait for what this one holds, or for one that does.
+async fn held_up(held: &mut PgConnection, count: i64) {
+    let sql = "WITH waiting AS (SELECT pid FROM pg_stat_activity
+            WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))
+        SELECT count(*) FROM pg_stat_activity WHERE pid IN (SELECT pid FROM waiting)
+            OR pg_blocking_pids(pid) && (SELECT array_agg(pid) FROM waiting)";
+    while sqlx::raw_sql(sql).fetch_one(&mut *held).await.unwrap().get::<i64, _>(0) < count {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_press_and_a_deletion_take_turns_on_postgres() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let link = opened(&db, id).await;
+    let tasks = TaskTracker::new();
+    let mut held = db.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
+    let (store, consent) = (db.store.clone(), consent(&db, &link));
+    let press = tasks.spawn(async move {
+        store.start_consent(&consent, &digest("one"), &digest("mine"), 5).await
+    });
+    held_up(&mut held, 1).await;
+    let store = db.store.clone();
+    let deletion = tasks.spawn(async move { store.delete_ungranted(id).await });
+    held_up(&mut held, 2).await;
+    drop(held);
+    assert!(press.await.unwrap().unwrap() && deletion.await.unwrap().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let link = started(&db, id).await;
+    let tasks = TaskTracker::new();
+    let mut held = db.hold("SELECT 1 FROM consents FOR UPDATE").await;
+    let store = db.store.clone();
+    let deletion = tasks.spawn(async move { store.start_revoking(id).await });
+    held_up(&mut held, 1).await;
+    let store = db.store.clone();
+    let end = tasks.spawn(async move {
+        store.finish_link(link.id, &digest("state"), &Outcome::Connected.into()).await
+    });
+    held_up(&mut held, 2).await;
+    drop(held);
+    assert!(deletion.await.unwrap().unwrap());
+    end.await.unwrap().unwrap();
 }
