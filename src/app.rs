@@ -28,7 +28,11 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// How much longer than the longest token request refreshes under way may take at shutdown.
+/// How many calls to a provider may follow one another in what is under way at shutdown: a code, the
+/// refresh token that was all that came of it, and the question whose account it is.
+const LONGEST_CHAIN: u32 = 3;
+
+/// How much longer than its calls what is under way may take at shutdown.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
 
 /// Where the database keeps the name of the installation that it belongs to.
@@ -225,7 +229,7 @@ impl App {
             ))
         })?;
         let longest = config.clients.values().map(|client| client.profile.token.timeout).max();
-        let drain = longest.unwrap_or_default() + COMMIT_GRACE;
+        let drain = longest.unwrap_or_default() * LONGEST_CHAIN + COMMIT_GRACE;
         let broker = Broker::start(Parts {
             store,
             keyring,
@@ -312,7 +316,7 @@ impl App {
         let ended = async { while parts.join_next().await.is_some() {} };
         let ((), drained) = tokio::join!(ended, timeout(drain, broker.tasks().wait()));
         if drained.is_err() {
-            tracing::error!("refreshes were still under way at the end of the drain");
+            tracing::error!("refreshes or consents were still under way at the end of the drain");
         }
         if let Err(error) = broker.check_database().await {
             tracing::warn!(%error, "the watermark stays a moment behind the database");

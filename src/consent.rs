@@ -20,6 +20,9 @@ pub const OWN_LINK_LIFE: Duration = Duration::from_mins(10);
 /// How long a person may take at the provider.
 pub const CONSENT_LIFE: Duration = Duration::from_mins(10);
 
+/// For how long the code of a callback may still bring a grant: longer than its exchange takes.
+pub const EXCHANGE_LIFE: Duration = Duration::from_mins(10);
+
 /// How long an account may stay unconfirmed before its tokens are forgotten.
 pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
 
@@ -28,6 +31,9 @@ pub const MAX_LIVE_LINKS: i64 = 20;
 
 /// How many links of one operator or service may be live at once.
 pub const MAX_LIVE_LINKS_EACH: i64 = 1_000;
+
+/// How often the button of one link may be pressed in a minute, at one replica.
+pub const MAX_PRESSES: u32 = 60;
 
 /// How many attempts of one link may be under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
@@ -70,12 +76,46 @@ words! {
     }
 }
 
+impl Outcome {
+    /// Whether a grant came of the attempt: its link is spent.
+    #[must_use]
+    pub fn spends_link(self) -> bool {
+        matches!(self, Self::Connected | Self::PendingConfirm)
+    }
+}
+
+/// How an attempt through a link ended, and what is known of it besides.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ending {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whose account the grant is for, by the provider's id; none where there is no grant, or the
+    /// provider does not say.
+    pub account: Option<String>,
+    /// What an operator should know of it. A provider may have chosen the words.
+    pub remark: Option<String>,
+}
+
+impl From<Outcome> for Ending {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, account: None, remark: None }
+    }
+}
+
 /// The scopes that were asked for and not granted. A provider that grants what was asked for need not
 /// repeat it (RFC 6749 section 5.1); what it says is compared whole.
 #[must_use]
 pub fn missing_scopes<'a>(asked: &'a [String], granted: &[String]) -> Vec<&'a str> {
     let missing = asked.iter().filter(|scope| !granted.contains(scope));
     missing.map(String::as_str).collect()
+}
+
+/// The scopes that were granted and not asked for; none where nothing was asked for, because the
+/// client's registration fixes them.
+#[must_use]
+pub fn extra_scopes<'a>(asked: &[String], granted: &'a [String]) -> Vec<&'a str> {
+    let extra = granted.iter().filter(|scope| !asked.is_empty() && !asked.contains(scope));
+    extra.map(String::as_str).collect()
 }
 
 /// A one-time URL that a person opens to authorise a connection.
@@ -103,6 +143,8 @@ pub struct ConsentLink {
     pub browser: Option<Digest>,
     /// How the last attempt ended.
     pub outcome: Option<Outcome>,
+    /// Whose account its grant is for, by the provider's id; none where that is not known.
+    pub account: Option<String>,
     /// When its grant was stored; a spent link starts nothing.
     pub spent_at: Option<Timestamp>,
 }

@@ -10,19 +10,22 @@ use crate::{
 };
 
 impl Broker {
-    /// Asks whose account a client-credentials token is for: good to know, never a condition.
+    /// Asks whose account a token is for, where that is not known yet: the client's own, or one that
+    /// the provider did not tell at the consent. Good to know, never a condition; what was stored
+    /// since, and perhaps for another account, stays.
     pub(super) async fn learn_account(
         &self,
         client: &Client,
         record: &Record,
         access: &SecretString,
     ) {
+        let id = record.connection.id;
         let account = self.account(client, access, &record.connection.vars).await;
         match account {
             Ok(Some(account)) => {
-                let stored = self.store.set_account(record.connection.id, &account).await;
-                if stored.is_ok() {
-                    let _ = self.reload(record.connection.id).await;
+                let stored = self.store.set_account(id, record.generation(), &account).await;
+                if stored.is_ok_and(|stored| stored) {
+                    let _ = self.reload(id).await;
                 }
             }
             Ok(None) => {}

@@ -1,7 +1,9 @@
 //! What the broker puts on record, and the way of the records into the store.
 
 use std::{
+    collections::HashMap,
     fmt::Write as _,
+    hash::Hash,
     io,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
@@ -22,34 +24,43 @@ use crate::{
 /// Anybody can cause them.
 const STRANGERS: u32 = 60;
 
+/// How many refusals are recorded in a minute of one connection: whoever has ever seen a link or a
+/// callback of it can cause them.
+const OF_A_CONNECTION: u32 = 10;
+
 /// How long the end waits for the database to take the last records. The next start ships the rest.
 const LAST_SHIPPING: Duration = Duration::from_secs(5);
 
-/// Counts what anybody can cause, by the minute.
+/// Counts by the minute what people can cause as often as they like.
 #[derive(Debug)]
-pub(super) struct Flood(Mutex<Minute>);
+pub(super) struct Flood<K>(Mutex<Minute<K>>);
 
 #[derive(Debug)]
-struct Minute {
+struct Minute<K> {
     began: SinceBoot,
-    count: u32,
+    admitted: HashMap<K, u32>,
+    left_out: u32,
 }
 
-impl Flood {
+impl<K: Eq + Hash> Flood<K> {
     pub(super) fn new(now: SinceBoot) -> Self {
-        Self(Mutex::new(Minute { began: now, count: 0 }))
+        Self(Mutex::new(Minute { began: now, admitted: HashMap::new(), left_out: 0 }))
     }
 
-    /// Whether one more is to be recorded; and, when a minute is over, how many of it were not.
-    fn admits(&self, now: SinceBoot) -> (bool, u32) {
+    /// Whether there is room for one more in this minute, of `most`; and, when a minute is over, for
+    /// how many there was none.
+    pub(super) fn admits(&self, now: SinceBoot, what: K, most: u32) -> (bool, u32) {
         let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left_out = 0;
         if now.since(minute.began) >= Duration::from_mins(1) {
-            left_out = minute.count.saturating_sub(STRANGERS);
-            *minute = Minute { began: now, count: 0 };
+            left_out = minute.left_out;
+            *minute = Minute { began: now, admitted: HashMap::new(), left_out: 0 };
         }
-        minute.count = minute.count.saturating_add(1);
-        (minute.count <= STRANGERS, left_out)
+        let admitted = minute.admitted.entry(what).or_default();
+        let room = *admitted < most;
+        *admitted += u32::from(room);
+        minute.left_out = minute.left_out.saturating_add(u32::from(!room));
+        (room, left_out)
     }
 }
 
@@ -92,12 +103,24 @@ impl Broker {
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket.
     pub(super) fn note_stranger(&self, by: &By, why: &str) {
-        let (admitted, left_out) = self.strangers.admits(self.clock.since_boot());
+        self.note_visitor(by, None, why);
+    }
+
+    /// Hands in the refusal of somebody of whom nothing is known but the socket, and perhaps the
+    /// connection that they have seen a link or a callback of.
+    pub(super) fn note_visitor(&self, by: &By, connection: Option<&Connection>, why: &str) {
+        let of = connection.map(|connection| connection.id);
+        let most = if of.is_some() { OF_A_CONNECTION } else { STRANGERS };
+        let (admitted, left_out) = self.refused.admits(self.clock.since_boot(), of, most);
         if left_out > 0 {
             tracing::warn!(left_out, "more refusals in a minute than are recorded");
         }
         if admitted {
-            self.note(&self.record(Kind::ConsentRefused, by).with_detail(why));
+            let record = self.record(Kind::ConsentRefused, by).with_detail(why);
+            self.note(&match connection {
+                Some(connection) => self.of(record, connection),
+                None => record,
+            });
         }
     }
 
@@ -198,10 +221,11 @@ mod tests {
     fn what_anybody_can_cause_is_recorded_sixty_times_a_minute() {
         let clock = Clock::system();
         let flood = Flood::new(clock.since_boot());
-        let admitted = (0..100).filter(|_| flood.admits(clock.since_boot()).0).count();
-        assert_eq!(admitted, 60);
+        let admits = |what| flood.admits(clock.since_boot(), what, STRANGERS);
+        assert_eq!((0..100).filter(|_| admits('a').0).count(), 60);
+        assert_eq!(admits('b'), (true, 0), "each for itself");
         clock.advance(Duration::from_mins(1));
-        assert_eq!(flood.admits(clock.since_boot()), (true, 40), "the rest was counted");
-        assert_eq!(flood.admits(clock.since_boot()), (true, 0));
+        assert_eq!(admits('a'), (true, 40), "the rest was counted");
+        assert_eq!(admits('a'), (true, 0));
     }
 }

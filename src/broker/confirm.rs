@@ -59,7 +59,9 @@ impl Broker {
             ));
         }
         if pending.account.as_ref().map(|account| account.id.as_str()) != account {
-            self.store.drop_pending(id).await?;
+            if !self.store.drop_pending_until(id, pending.received_at).await? {
+                return Err(changed());
+            }
             self.note_of(Kind::AccountMismatch, &by, &record.connection, "confirmed another");
             self.reload(id).await?;
             return Err(BrokerError::Invalid(
@@ -92,15 +94,14 @@ impl Broker {
             source: store::Source::Consent,
             refresh_at: due_at(self.client(&record.connection.client)?, &record.connection, &next),
             account: pending.account.as_ref(),
+            judged: Some(&record.connection),
             vars: Some(&pending.vars),
             scopes: None,
             token_url: pending.token_url.as_deref(),
             refresh_hash: refresh.as_ref().map(Digest::of),
         };
         if !self.store.commit_confirmed(&commit).await? {
-            return Err(BrokerError::Conflict(
-                "the connection changed at this moment; confirm again".to_owned(),
-            ));
+            return Err(changed());
         }
         tracing::info!(connection = %name, by = %caller.label(), "account confirmed");
         let confirmed = self.of(self.record(Kind::AccountConfirmed, &by), &record.connection);
@@ -109,4 +110,9 @@ impl Broker {
         let record = self.reload(id).await?;
         self.view(&record.connection.name).await
     }
+}
+
+/// Another grant took the place of the one that was looked at.
+fn changed() -> BrokerError {
+    BrokerError::Conflict("the connection changed at this moment; confirm again".to_owned())
 }

@@ -11,8 +11,10 @@ use crate::{
     audit::{By, Kind},
     client::Client,
     connection::Connection,
-    consent::{CONSENT_LIFE, Consent, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
-    provider::{Authorization, request},
+    consent::{
+        CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, MAX_PRESSES, Outcome,
+    },
+    provider::{Authorization, amocrm, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
     slug::Slug,
@@ -44,6 +46,7 @@ impl Broker {
         peer: Option<IpAddr>,
     ) -> Result<Url, BrokerError> {
         let by = By::browser(peer);
+        let _turn = self.visitors.turn().await?;
         let begun = self.begin_by(&by, secret, browser).await;
         let refused = match &begun {
             Err(BrokerError::Gone(Gone::Ended)) => "link ended",
@@ -65,12 +68,17 @@ impl Broker {
             Some(link) => match self.store.record_by_id(link.connection).await {
                 Ok(Some(record)) => {
                     let detail = format!("{why}, link {}", link.id);
-                    self.note_of(Kind::ConsentRefused, by, &record.connection, &detail);
+                    self.note_visitor(by, Some(&record.connection), &detail);
                 }
                 _ => self.note_stranger(by, why),
             },
             None => self.note_stranger(by, why),
         }
+    }
+
+    /// Records that a browser was refused for the form of its request alone.
+    pub fn note_refused_request(&self, peer: Option<IpAddr>, why: &'static str) {
+        self.note_stranger(&By::browser(peer), why);
     }
 
     async fn begin_by(
@@ -79,12 +87,16 @@ impl Broker {
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
-        let _turn = self.visitors.turn().await?;
         let page = self.page_behind(secret, Some(browser)).await?;
         if page.link.spent_at.is_some() {
             return Err(BrokerError::Gone(Gone::Used));
         }
         let LinkPage { link, connection, .. } = page;
+        if !self.presses.admits(self.clock.since_boot(), link.id, MAX_PRESSES).0 {
+            return Err(BrokerError::TooMany(
+                "the button of this link was pressed too often; wait a minute".to_owned(),
+            ));
+        }
         let browser = Digest::of(browser);
         let client = self.client(&connection.client)?;
         let state = secret::random();
@@ -190,16 +202,15 @@ impl Broker {
         let broker = Arc::clone(self);
         let params = callback.params;
         let task = self.tasks.spawn(async move {
-            let outcome = broker.conclude(&client, &consent, &params).await;
+            let ending = broker.conclude(&client, &consent, &params).await;
             if let Ok(Some(record)) = broker.store.record_by_id(consent.connection).await {
-                broker.note_outcome(&by, &record.connection, outcome.as_ref().ok().copied());
+                broker.note_ending(&by, &record.connection, ending.as_ref());
             }
-            let outcome = outcome.unwrap_or_else(|error| {
+            let ending = ending.unwrap_or_else(|error| {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
-                Outcome::Failed
+                Outcome::Failed.into()
             });
-            let spent = matches!(outcome, Outcome::Connected | Outcome::PendingConfirm);
-            until_stored(|| broker.store.finish_link(consent.link, outcome, spent)).await;
+            until_stored(|| broker.store.finish_link(consent.link, &state, &ending)).await;
             broker.raise_watermark();
         });
         task.await.map_err(|_| BrokerError::Internal)?;
@@ -216,26 +227,38 @@ impl Broker {
         match record {
             Some(record) => {
                 let why = "other browser or client, or late";
-                self.note_of(Kind::ConsentRefused, by, &record.connection, why);
+                self.note_visitor(by, Some(&record.connection), why);
             }
             None => self.note_stranger(by, "unknown state"),
         }
     }
 
-    /// Records how an attempt at a consent ended; none for one that failed on our side.
-    pub(super) fn note_outcome(&self, by: &By, connection: &Connection, outcome: Option<Outcome>) {
-        let kind = match outcome {
-            Some(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
-            Some(Outcome::Denied) => Kind::ConsentDenied,
-            Some(Outcome::WrongAccount) => Kind::AccountMismatch,
-            Some(Outcome::Ambiguous | Outcome::Failed) | None => Kind::ConsentFailed,
+    /// Records how an attempt at a consent ended.
+    pub(super) fn note_ending(
+        &self,
+        by: &By,
+        connection: &Connection,
+        ending: Result<&Ending, &BrokerError>,
+    ) {
+        let kind = match ending.map(|ending| ending.outcome) {
+            Ok(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
+            Ok(Outcome::Denied) => Kind::ConsentDenied,
+            Ok(Outcome::WrongAccount) => Kind::AccountMismatch,
+            Err(BrokerError::Frozen(_) | BrokerError::Invalid(_)) => Kind::ConsentRefused,
+            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => Kind::ConsentFailed,
         };
-        let record = self.of(self.record(kind, by), connection);
-        let record = record.with_detail(outcome.map_or("internal", Outcome::as_str));
+        let detail = match ending {
+            Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
+            Ok(Ending { outcome, .. }) => outcome.to_string(),
+            Err(BrokerError::Frozen(_)) => "frozen".to_owned(),
+            Err(BrokerError::Invalid(why)) => why.clone(),
+            Err(_) => "internal".to_owned(),
+        };
+        let record = self.of(self.record(kind, by), connection).with_detail(&detail);
         let live = self.memory.connection(connection.name.as_str());
         let grant = live.as_ref().and_then(|live| live.grant.as_ref());
         self.note(&match grant {
-            Some(grant) if outcome == Some(Outcome::Connected) => {
+            Some(grant) if ending.is_ok_and(|ending| ending.outcome == Outcome::Connected) => {
                 record.with_grant(&grant.fingerprint, grant.generation)
             }
             _ => record,
@@ -264,14 +287,14 @@ impl Broker {
         client: &Client,
         consent: &Consent,
         params: &BTreeMap<String, String>,
-    ) -> Result<Outcome, BrokerError> {
+    ) -> Result<Ending, BrokerError> {
         let code = params.get("code").filter(|code| !code.is_empty());
         let (Some(code), None) = (code, params.get("error")) else {
             let error = params.get("error").map_or("no code", String::as_str);
             // Without an error a missing code is a refusal too: that is how Divar says no.
             let denied = matches!(error, "access_denied" | "no code");
             tracing::info!(link.id = %consent.link, denied, "the provider gave no code");
-            return Ok(if denied { Outcome::Denied } else { Outcome::Failed });
+            return Ok(if denied { Outcome::Denied } else { Outcome::Failed }.into());
         };
         if client.profile.token.url.as_str() != consent.token_url {
             return Err(BrokerError::Invalid(
@@ -280,20 +303,30 @@ impl Broker {
         }
         let record =
             self.store.record_by_id(consent.connection).await?.ok_or(BrokerError::Revoked)?;
+        let link_secret = Digest::of(&self.open_link_secret(consent)?);
+        let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
+        self.refuse_link(&link, &record.connection)?;
         let mut vars = record.connection.vars.clone();
         let captured = client
             .profile
             .capture(|name| params.get(name).map(String::as_str))
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
-        vars.extend(captured);
+        let meant = link.expected_account.as_deref();
+        for (name, value) in captured {
+            let before = vars.get(&name).map(String::as_str);
+            if !amocrm::is_meant(&name, &value, before, meant) {
+                let connection = &record.connection.name;
+                tracing::warn!(%connection, name, "the callback is of another account; nothing was sent");
+                let remark = Some(format!("another {name}"));
+                return Ok(Ending { remark, ..Outcome::WrongAccount.into() });
+            }
+            vars.insert(name, value);
+        }
         let verifier = consent
             .verifier
             .as_ref()
             .map(|sealed| self.open_of_link(consent, "verifier", sealed))
             .transpose()?;
-        let link_secret = Digest::of(&self.open_link_secret(consent)?);
-        let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
-        self.refuse_link(&link, &record.connection)?;
         let exchange = Exchange {
             code: SecretString::from(code.as_str()),
             verifier,

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     client::Client,
     connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
-    consent::{Outcome, missing_scopes},
+    consent::{Ending, Outcome, extra_scopes, missing_scopes},
     provider::{Grant, Held, ProviderError, Verdict, request},
     seal::Place,
     secret::Digest,
@@ -24,7 +24,7 @@ impl Broker {
         client: &Client,
         record: Record,
         exchange: Exchange<'_>,
-    ) -> Result<Outcome, BrokerError> {
+    ) -> Result<Ending, BrokerError> {
         let request = request::code_exchange(
             client,
             &exchange.code,
@@ -52,9 +52,9 @@ impl Broker {
         let grant = match reply {
             Ok(grant) => grant,
             Err(ProviderError { verdict: Verdict::Ambiguous, .. }) => {
-                return Ok(Outcome::Ambiguous);
+                return Ok(Outcome::Ambiguous.into());
             }
-            Err(_) => return Ok(Outcome::Failed),
+            Err(_) => return Ok(Outcome::Failed.into()),
         };
         let account = self.account(client, &grant.access, &exchange.vars).await;
         let account = account.unwrap_or_else(|error| {
@@ -69,37 +69,109 @@ impl Broker {
             expires_at: sent_at + grant.expires_in,
             origin: None,
         };
+        self.store_consented(client, record, received, account, exchange).await
+    }
+
+    /// Stores a grant that a consent brought, as its account is judged against the connection as it is
+    /// at that moment: whatever was stored for it meanwhile counts.
+    async fn store_consented(
+        &self,
+        client: &Client,
+        mut record: Record,
+        received: ReceivedGrant<'_>,
+        account: Option<Account>,
+        exchange: Exchange<'_>,
+    ) -> Result<Ending, BrokerError> {
+        let id = record.connection.id;
         let missing = missing_scopes(exchange.scopes, &received.scopes);
-        let verified = match judge_account(connection, account.as_ref(), &exchange) {
-            // Somebody has to look whether it is of any use.
-            Verified::Meant if !missing.is_empty() => Verified::Unknown,
-            verified => verified,
-        };
         if !missing.is_empty() {
             tracing::warn!(
-                connection = %connection.name, ?missing,
+                connection = %record.connection.name, ?missing,
                 "not every scope was granted; the grant waits to be confirmed"
             );
         }
-        match verified {
-            Verified::Refused => {
-                tracing::warn!(connection = %connection.name, "another account consented");
-                Ok(Outcome::WrongAccount)
-            }
-            Verified::Meant => {
-                self.store_consented(client, record, &received, account, &exchange).await?;
-                Ok(Outcome::Connected)
-            }
-            Verified::Unknown => {
-                let pending =
-                    self.seal_pending(client, connection.id, received, account, exchange.vars);
-                if !until_stored(|| self.store.put_pending(connection.id, &pending)).await {
-                    return Err(BrokerError::Revoked);
+        let extra = extra_scopes(exchange.scopes, &received.scopes);
+        if !extra.is_empty() {
+            let name = &record.connection.name;
+            tracing::warn!(connection = %name, ?extra, "more scopes were granted than asked for");
+        }
+        let ending = Ending {
+            outcome: Outcome::Connected,
+            account: account.as_ref().map(|account| account.id.clone()),
+            remark: (!extra.is_empty()).then(|| format!("not asked for: {}", extra.join(" "))),
+        };
+        loop {
+            let verified = match judge_account(&record.connection, account.as_ref(), &exchange) {
+                // Somebody has to look whether it is of any use.
+                Verified::Meant if !missing.is_empty() => Verified::Unknown,
+                verified => verified,
+            };
+            match verified {
+                Verified::Refused => {
+                    let name = &record.connection.name;
+                    tracing::warn!(connection = %name, "another account consented");
+                    return Ok(Outcome::WrongAccount.into());
                 }
-                self.reload(connection.id).await?;
-                Ok(Outcome::PendingConfirm)
+                Verified::Unknown => {
+                    let pending = self.seal_pending(client, id, received, account, exchange.vars);
+                    if !until_stored(|| self.store.put_pending(id, &pending)).await {
+                        return Err(BrokerError::Revoked);
+                    }
+                    self.reload(id).await?;
+                    return Ok(Ending { outcome: Outcome::PendingConfirm, ..ending });
+                }
+                Verified::Meant => {}
+            }
+            let account = account.as_ref();
+            match self.commit_consented(client, &record, &received, account, &exchange).await? {
+                None => break,
+                Some(newest) => record = newest,
             }
         }
+        self.reload(id).await?;
+        tracing::info!(connection = %record.connection.name, "consent stored");
+        Ok(ending)
+    }
+
+    /// Makes a grant live if the connection is still as it was judged; otherwise returns it as it is
+    /// now, to be judged anew.
+    async fn commit_consented(
+        &self,
+        client: &Client,
+        judged: &Record,
+        received: &ReceivedGrant<'_>,
+        account: Option<&Account>,
+        exchange: &Exchange<'_>,
+    ) -> Result<Option<Record>, BrokerError> {
+        let connection = &judged.connection;
+        let next = self.seal_grant(connection.id, judged.generation() + 1, received.clone());
+        let commit = store::Commit {
+            connection: connection.id,
+            grant: &next,
+            source: store::Source::Consent,
+            refresh_at: due_at(client, connection, &next),
+            account,
+            judged: Some(connection),
+            vars: Some(&exchange.vars),
+            scopes: Some(exchange.scopes),
+            token_url: Some(client.profile.token.url.as_str()),
+            refresh_hash: received.refresh.map(Digest::of),
+        };
+        if until_stored(|| self.store.commit_grant(&commit)).await {
+            return Ok(None);
+        }
+        let newest = until_stored(|| self.store.record_by_id(connection.id)).await;
+        let newest = newest.ok_or(BrokerError::Revoked)?;
+        if newest.connection.state == State::Revoked {
+            return Err(BrokerError::Revoked);
+        }
+        let ours = newest.grant.as_ref().is_some_and(|held| held.access == next.access);
+        let spent = match commit.refresh_hash {
+            Some(hash) => until_stored(|| self.store.is_buried(&hash)).await,
+            None => false,
+        };
+        // It was stored, and only the answer to that went lost; or something else was stored meanwhile.
+        Ok(if ours || spent { None } else { Some(newest) })
     }
 
     fn seal_pending(
@@ -123,52 +195,6 @@ impl Broker {
             vars,
             token_url: Some(client.profile.token.url.as_str().to_owned()),
         }
-    }
-
-    async fn store_consented(
-        &self,
-        client: &Client,
-        mut record: Record,
-        received: &ReceivedGrant<'_>,
-        account: Option<Account>,
-        exchange: &Exchange<'_>,
-    ) -> Result<(), BrokerError> {
-        let id = record.connection.id;
-        loop {
-            let next = self.seal_grant(id, record.generation() + 1, received.clone());
-            let commit = store::Commit {
-                connection: id,
-                grant: &next,
-                source: store::Source::Consent,
-                refresh_at: due_at(client, &record.connection, &next),
-                account: account.as_ref(),
-                vars: Some(&exchange.vars),
-                scopes: Some(exchange.scopes),
-                token_url: Some(client.profile.token.url.as_str()),
-                refresh_hash: received.refresh.map(Digest::of),
-            };
-            if until_stored(|| self.store.commit_grant(&commit)).await {
-                break;
-            }
-            let newest = until_stored(|| self.store.record_by_id(id)).await;
-            record = newest.ok_or(BrokerError::Revoked)?;
-            if record.connection.state == State::Revoked {
-                return Err(BrokerError::Revoked);
-            }
-            let ours = record.grant.as_ref().is_some_and(|held| held.access == next.access);
-            let spent = match commit.refresh_hash {
-                Some(hash) => until_stored(|| self.store.is_buried(&hash)).await,
-                None => false,
-            };
-            if ours || spent {
-                // It was stored, and only the answer to that went lost.
-                break;
-            }
-            // A refresh of the grant before this one was stored meanwhile: this one is newer.
-        }
-        self.reload(id).await?;
-        tracing::info!(connection = %record.connection.name, "consent stored");
-        Ok(())
     }
 }
 

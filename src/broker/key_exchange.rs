@@ -158,8 +158,8 @@ impl Broker {
             let connection = record.connection.clone();
             let outcome = broker.exchange(&client, record, exchange).await;
             broker.raise_watermark();
-            broker.note_outcome(&by, &connection, outcome.as_ref().ok().copied());
-            match outcome {
+            broker.note_ending(&by, &connection, outcome.as_ref());
+            match outcome.map(|ending| ending.outcome) {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {
                     until_stored(|| broker.store.end_exchange(pending.id)).await;

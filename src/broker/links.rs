@@ -134,6 +134,7 @@ impl Broker {
             expires_at: now + life,
             browser: None,
             outcome: None,
+            account: None,
             spent_at: None,
         };
         match self.store.insert_link(&link, &Digest::of(&secret), MAX_LIVE_LINKS).await? {

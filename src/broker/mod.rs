@@ -73,6 +73,7 @@ use crate::{
     client::Client,
     clock::Clock,
     connection::{ConnectionId, HeldGrant},
+    consent::LinkId,
     failpoint::Failpoints,
     provider::{Network, Outbound},
     rotation::Origin,
@@ -126,8 +127,10 @@ pub struct Broker {
     watermark: tokio::sync::Mutex<LastSeen>,
     trail: Arc<Trail>,
     keep_events: Duration,
-    /// How many refusals of strangers were recorded lately.
-    strangers: audit::Flood,
+    /// The refusals of visitors that were recorded lately: of strangers, and of each connection.
+    refused: audit::Flood<Option<ConnectionId>>,
+    /// How often a link's button was pressed lately.
+    presses: audit::Flood<LinkId>,
     /// Records could not be shipped the last time.
     held_up: AtomicBool,
     clock: Clock,
@@ -191,7 +194,8 @@ impl Broker {
             watermark: tokio::sync::Mutex::new(watermark),
             trail: Arc::new(trail),
             keep_events,
-            strangers: audit::Flood::new(clock.since_boot()),
+            refused: audit::Flood::new(clock.since_boot()),
+            presses: audit::Flood::new(clock.since_boot()),
             held_up: AtomicBool::new(false),
             clock,
             clients,

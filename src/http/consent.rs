@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, Callback, Gone, LinkPage},
-    connection,
+    connection::{self, Account},
     consent::Outcome,
     secret,
     slug::Slug,
@@ -50,6 +50,7 @@ pub(crate) async fn begin(
     headers: HeaderMap,
 ) -> Response {
     if !from_our_page(&headers, &state) {
+        state.broker.note_refused_request(peer, "pressed on another site");
         return message(
             StatusCode::FORBIDDEN,
             &Message {
@@ -82,8 +83,13 @@ pub(crate) async fn callback(
 ) -> Response {
     let client = client.ok().and_then(|Path(client)| client.parse::<Slug>().ok());
     let params = query.as_deref().map_or_else(|| Some(BTreeMap::new()), single_params);
-    let (Some(client), Some(params)) = (client, params) else {
-        return refuse_callback();
+    let (client, params) = match (client, params) {
+        (Some(client), Some(params)) => (client, params),
+        (client, _) => {
+            let why = client.map_or("unknown client", |_| "a parameter that comes twice");
+            state.broker.note_refused_request(peer, why);
+            return refuse_callback();
+        }
     };
     if !params.contains_key("state") && params.get("from_exchange").is_some_and(|v| v == "1") {
         return match state.broker.finish_key_exchange(&client, &params, peer).await {
@@ -103,21 +109,32 @@ fn render(page: &LinkPage) -> Response {
     let link = &page.link;
     let requested_by = link.requested_by.to_string();
     let spent = link.spent_at.is_some();
-    let nobodys = page.connection.state == connection::State::PendingConsent;
+    let live = !matches!(
+        page.connection.state,
+        connection::State::PendingConsent | connection::State::PendingConfirm
+    );
+    // Another link may have brought another account, of which this person learns nothing.
+    let theirs = |account: Option<&Account>| {
+        account.map(|account| account.id.as_str()) == link.account.as_deref()
+    };
     let connection = page.connection.name.as_str();
     let provider = page.provider.as_str();
     match link.outcome {
-        Some(Outcome::PendingConfirm) if spent && page.waits => {
+        Some(Outcome::PendingConfirm)
+            if spent && page.waits && theirs(page.pending_account.as_ref()) =>
+        {
             let account = page.pending_account.as_ref();
             html(StatusCode::OK, &Waiting { connection, provider, account }, false)
         }
-        // What waited was discarded, or forgotten.
-        Some(Outcome::PendingConfirm) if spent && nobodys => gone(Gone::Used),
-        Some(Outcome::Connected | Outcome::PendingConfirm) if spent => {
+        Some(Outcome::Connected | Outcome::PendingConfirm)
+            if spent && live && theirs(page.connection.account.as_ref()) =>
+        {
             let account = page.connection.account.as_ref();
             let return_to = link.return_to.as_ref();
             html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
         }
+        // What waited was discarded or forgotten, or it is another account's connection by now.
+        Some(_) if spent => gone(Gone::Used),
         Some(Outcome::WrongAccount) if link.expected_account.is_some() => {
             let expected_account = link.expected_account.as_deref().unwrap_or_default();
             let page = WrongAccount { connection, provider, expected_account };

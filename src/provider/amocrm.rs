@@ -11,6 +11,25 @@ use super::{
 };
 use crate::{client::Client, connection::Vars};
 
+/// The variable that holds the account's host.
+const ACCOUNT_HOST: &str = "account_host";
+
+/// Whether what a callback says of variable `name` may be true of the account that is meant. Asked
+/// before a code or a secret is sent to the host that it names.
+///
+/// It is what it was `before`, when the account was connected. Only an account's host changes, when
+/// the account is renamed: an operator who expects it by its new subdomain says so, and who expects
+/// it by another gets no other. A number is an account's id, and tells nothing of its host.
+#[must_use]
+pub fn is_meant(name: &str, value: &str, before: Option<&str>, expected: Option<&str>) -> bool {
+    let subdomain = expected
+        .filter(|text| name == ACCOUNT_HOST && text.bytes().any(|byte| !byte.is_ascii_digit()));
+    match subdomain {
+        Some(subdomain) => value.split('.').next() == Some(subdomain),
+        None => before.is_none_or(|before| before == value),
+    }
+}
+
 /// Turns the API key of an old account into a code: the answer is 202 and empty, and the code
 /// arrives at the client's callback with `from_exchange=1` and no state.
 ///
@@ -54,6 +73,31 @@ pub fn read_key_exchange(profile: &Profile, reply: &Reply) -> Result<(), Provide
 mod tests {
     use super::*;
     use crate::provider::{Verdict, test_support};
+
+    #[test]
+    fn an_account_keeps_its_host_unless_it_is_expected_by_another_subdomain() {
+        let (demo, other) = (Some("demo.amocrm.ru"), "other.amocrm.ru");
+        for (value, before, expected, meant) in [
+            (other, None, None, true),
+            (other, None, Some("31337"), true),
+            (other, None, Some("other"), true),
+            (other, None, Some("demo"), false),
+            (other, None, Some("other.amocrm.ru"), false),
+            ("demo.amocrm.ru", demo, None, true),
+            (other, demo, None, false),
+            (other, demo, Some("31337"), false),
+            (other, demo, Some("other"), true),
+            ("demo.amocrm.ru", demo, Some("other"), false),
+        ] {
+            assert_eq!(
+                is_meant(ACCOUNT_HOST, value, before, expected),
+                meant,
+                "{value} {expected:?}"
+            );
+        }
+        assert!(is_meant("region", "eu", Some("eu"), Some("other")));
+        assert!(!is_meant("region", "us", Some("eu"), Some("us")));
+    }
 
     #[test]
     fn an_accepted_key_exchange_is_empty() {

@@ -239,8 +239,9 @@ impl Store {
         Ok(true)
     }
 
-    /// Notes whose account it is, for a connection that nobody consented to. False when there is no
-    /// such connection.
+    /// Notes whose account it is, for a connection of which that is not known. `generation` is the
+    /// grant that was asked with. False, with nothing changed, when a grant was stored since, the
+    /// account is known by now, or there is no such connection.
     ///
     /// # Errors
     ///
@@ -248,25 +249,32 @@ impl Store {
     pub async fn set_account(
         &self,
         id: ConnectionId,
+        generation: i64,
         account: &Account,
     ) -> Result<bool, StoreError> {
-        let sql = concat!(
+        // Locks the connection: no grant is stored between this and the look at the generation.
+        let note = concat!(
             "UPDATE connections SET account_id = $3, account_name = $4, account_aliases = $5,
                 changed_at = ",
             now!(),
-            " WHERE id = $2"
+            " WHERE id = $2 AND account_id IS NULL"
         );
-        on!(self, |pool| {
-            let updated = sqlx::query(sql)
+        let same = "SELECT 1 FROM grants WHERE connection_id = $1 AND generation = $2";
+        in_transaction!(self, |tx| {
+            let noted = sqlx::query(note)
                 .bind(self.ahead())
                 .bind(id.to_string())
                 .bind(&account.id)
                 .bind(account.name.as_deref())
                 .bind(json(&account.aliases))
-                .execute(pool)
+                .execute(&mut *tx)
                 .await?;
-            Ok(updated.rows_affected() == 1)
-        })
+            let same = sqlx::query(same).bind(id.to_string()).bind(generation);
+            if noted.rows_affected() == 0 || same.fetch_optional(&mut *tx).await?.is_none() {
+                return Ok(false);
+            }
+        });
+        Ok(true)
     }
 
     /// Forgets a connection and all it holds: grants, links, attempts, exchanges. Its id and name

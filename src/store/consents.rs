@@ -4,13 +4,13 @@ use super::{
     Store, StoreError,
     callers::lock_holder,
     engine::{in_transaction, on},
-    json, now, optional_millis,
+    json, millis, now, optional_millis,
     row::Cells,
 };
 use crate::{
     caller::Requester,
     connection::ConnectionId,
-    consent::{Consent, ConsentLink, LinkId, Outcome},
+    consent::{Consent, ConsentLink, EXCHANGE_LIFE, Ending, LinkId, Outcome},
     seal::Sealed,
     secret::Digest,
     slug::Slug,
@@ -152,7 +152,7 @@ impl Store {
     /// When the database does not answer, or the row does not make sense.
     pub async fn link(&self, secret: &Digest) -> Result<Option<ConsentLink>, StoreError> {
         let sql = "SELECT id, connection_id, requested_by, scopes, expected_account, return_to,
-                own_browser, created_at, expires_at, browser_hash, outcome, spent_at
+                own_browser, created_at, expires_at, browser_hash, outcome, account_id, spent_at
             FROM consent_links WHERE secret_hash = $1";
         on!(self, |pool| {
             let row = sqlx::query(sql).bind(secret.to_string()).fetch_optional(pool).await?;
@@ -191,8 +191,10 @@ impl Store {
         browser: &Digest,
         max_live: i64,
     ) -> Result<bool, StoreError> {
-        // Changes nothing, but locks the link: two attempts at once are counted one by one.
-        let lock = concat!(
+        // Both change nothing. One locks the connection, which the attempt will refer to; the other
+        // locks the link, so that two attempts at once are counted one by one.
+        let lock = "UPDATE connections SET name = name WHERE id = $1";
+        let open = concat!(
             "UPDATE consent_links SET browser_hash = $3
             WHERE id = $2 AND browser_hash = $3 AND spent_at IS NULL AND expires_at > ",
             now!()
@@ -208,7 +210,9 @@ impl Store {
             ") < $13"
         );
         let started = in_transaction!(self, |tx| {
-            let open = sqlx::query(lock)
+            let connection = consent.connection.to_string();
+            sqlx::query(lock).bind(connection).execute(&mut *tx).await?;
+            let open = sqlx::query(open)
                 .bind(self.ahead())
                 .bind(consent.link.to_string())
                 .bind(browser.to_string())
@@ -239,7 +243,8 @@ impl Store {
     }
 
     /// Takes the attempt of this `state`, once and for good, if browser and client are those that
-    /// began it and it has not ended. Otherwise it stays where it is.
+    /// began it and it has not ended. Otherwise it stays where it is. From now on and for
+    /// [`EXCHANGE_LIFE`] a grant may come of it, until [`Store::finish_link`] says how it ended.
     ///
     /// # Errors
     ///
@@ -250,22 +255,38 @@ impl Store {
         browser: &Digest,
         client: &Slug,
     ) -> Result<Option<Consent>, StoreError> {
-        let sql = concat!(
+        let find = "SELECT connection_id FROM consents WHERE state_hash = $1 AND browser_hash = $2";
+        // Changes nothing, but locks the connection: its deletion comes before or after all of this.
+        let lock = "UPDATE connections SET name = name WHERE id = $1";
+        let take = concat!(
             "DELETE FROM consents
             WHERE state_hash = $2 AND browser_hash = $3 AND client = $4 AND expires_at > ",
             now!(),
             " RETURNING link_id, connection_id, client, redirect_uri, token_url, scopes, verifier,
                 link_secret, started_at, expires_at"
         );
-        on!(self, |pool| {
-            let row = sqlx::query(sql)
+        let mark = concat!(
+            "INSERT INTO code_exchanges (state_hash, connection_id, ends_at) VALUES ($2, $3, ",
+            now!(),
+            " + $4)"
+        );
+        let (state, browser) = (state.to_string(), browser.to_string());
+        in_transaction!(self, |tx| {
+            let found = sqlx::query(find).bind(&state).bind(&browser).fetch_optional(&mut *tx);
+            let Some(found) = found.await? else { return Ok(None) };
+            let connection = found.text("connection_id")?;
+            sqlx::query(lock).bind(&connection).execute(&mut *tx).await?;
+            let taken = sqlx::query(take)
                 .bind(self.ahead())
-                .bind(state.to_string())
-                .bind(browser.to_string())
+                .bind(&state)
+                .bind(&browser)
                 .bind(client.as_str())
-                .fetch_optional(pool)
+                .fetch_optional(&mut *tx)
                 .await?;
-            row.map(|row| consent(&row)).transpose()
+            let Some(taken) = taken else { return Ok(None) };
+            let mark = sqlx::query(mark).bind(self.ahead()).bind(&state).bind(&connection);
+            mark.bind(millis(EXCHANGE_LIFE)).execute(&mut *tx).await?;
+            consent(&taken).map(Some)
         })
     }
 
@@ -286,8 +307,9 @@ impl Store {
         })
     }
 
-    /// Records how an attempt through the link ended. A spent link starts nothing any more, and its
-    /// other attempts are forgotten.
+    /// Records how the attempt of this `state` through the link ended: no grant comes of it any more.
+    /// A spent link starts nothing, its other attempts are forgotten, and how they end is of no
+    /// consequence.
     ///
     /// # Errors
     ///
@@ -295,23 +317,32 @@ impl Store {
     pub async fn finish_link(
         &self,
         link: LinkId,
-        outcome: Outcome,
-        spent: bool,
+        state: &Digest,
+        ending: &Ending,
     ) -> Result<(), StoreError> {
-        let note = "UPDATE consent_links SET outcome = $2 WHERE id = $1";
-        let mark_spent = concat!(
-            "UPDATE consent_links SET spent_at = COALESCE(spent_at, ",
+        let note = concat!(
+            "UPDATE consent_links SET outcome = $3, account_id = $4,
+                spent_at = CASE WHEN $5 = 1 THEN ",
             now!(),
-            ") WHERE id = $2"
+            " END WHERE id = $2 AND spent_at IS NULL"
         );
         let forget = "DELETE FROM consents WHERE link_id = $1";
+        let end = "DELETE FROM code_exchanges WHERE state_hash = $1";
         let id = link.to_string();
+        let spent = ending.outcome.spends_link();
         in_transaction!(self, |tx| {
-            sqlx::query(note).bind(&id).bind(outcome.as_str()).execute(&mut *tx).await?;
+            sqlx::query(note)
+                .bind(self.ahead())
+                .bind(&id)
+                .bind(ending.outcome.as_str())
+                .bind(ending.account.as_deref())
+                .bind(i64::from(spent))
+                .execute(&mut *tx)
+                .await?;
             if spent {
-                sqlx::query(mark_spent).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
                 sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
             }
+            sqlx::query(end).bind(state.to_string()).execute(&mut *tx).await?;
         });
         Ok(())
     }
@@ -330,6 +361,7 @@ fn link(row: &impl Cells) -> Result<ConsentLink, StoreError> {
         expires_at: row.time("expires_at")?,
         browser: row.parsed_or_null("browser_hash")?,
         outcome: row.parsed_or_null("outcome")?,
+        account: row.text_or_null("account_id")?,
         spent_at: row.time_or_null("spent_at")?,
     })
 }

@@ -5,7 +5,7 @@ use super::{
     optional_millis,
 };
 use crate::{
-    connection::{Account, ConnectionId, HeldGrant, LastError, State, Vars},
+    connection::{Account, Connection, ConnectionId, HeldGrant, LastError, State, Vars},
     consent::CONFIRM_LIFE,
     seal::Sealed,
     secret::Digest,
@@ -50,6 +50,9 @@ pub struct Commit<'a> {
     pub refresh_at: Option<Timestamp>,
     /// Whose account it is; none leaves what is known.
     pub account: Option<&'a Account>,
+    /// The connection as it was when somebody judged whether the grant is for it: it lands only if
+    /// the connection's account is still the same. None where nobody consented anew.
+    pub judged: Option<&'a Connection>,
     /// The connection's variables; none leaves what is known.
     pub vars: Option<&'a Vars>,
     /// The scopes to ask for from now on; none leaves them.
@@ -76,6 +79,7 @@ impl<'a> Commit<'a> {
             source: Source::Refresh,
             refresh_at,
             account: None,
+            judged: None,
             vars: None,
             scopes: None,
             token_url: None,
@@ -108,8 +112,8 @@ pub struct Failure<'a> {
 impl Store {
     /// Stores a grant if the connection still holds the generation before it, whoever holds the
     /// lease: the connection is active, its claim and its failures are over. A consent empties its
-    /// escrow. False, with nothing
-    /// changed, when another grant was stored first or the connection is gone.
+    /// escrow. False, with nothing changed, when another grant was stored first, the account is another
+    /// than was judged, or the connection is gone.
     ///
     /// A connection that is being revoked stays so, with the new grant to revoke; one that is revoked
     /// takes none. One that is quarantined stays so until it is released.
@@ -147,7 +151,8 @@ impl Store {
                 last_error_code = NULL, last_error_message = NULL, last_error_at = NULL,
                 changed_at = ",
             now!(),
-            " WHERE id = $2 AND state <> 'revoked'"
+            " WHERE id = $2 AND state <> 'revoked'
+                AND ($10 = 0 OR account_id IS NOT DISTINCT FROM $11)"
         );
         let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
                 received_at = $7, expires_at = $8, parent_hash = $9, asked_at = $10,
@@ -167,6 +172,7 @@ impl Store {
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
         let consented = commit.source == Source::Consent;
+        let judged_for = commit.judged.and_then(|judged| judged.account.as_ref());
         in_transaction!(self.for_commits(), |tx| {
             let activated = sqlx::query(activate)
                 .bind(self.ahead())
@@ -178,17 +184,15 @@ impl Store {
                 .bind(commit.vars.map(json))
                 .bind(commit.scopes.map(json))
                 .bind(commit.token_url)
+                .bind(i64::from(commit.judged.is_some()))
+                .bind(judged_for.map(|account| account.id.as_str()))
                 .execute(&mut *tx)
                 .await?;
             if activated.rows_affected() == 0 {
                 return Ok(false);
             }
-            sqlx::query(bury)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(commit.refresh_hash.map(|hash| hash.to_string()))
-                .execute(&mut *tx)
-                .await?;
+            let spent = sqlx::query(bury).bind(self.ahead()).bind(&id);
+            spent.bind(commit.refresh_hash.map(|hash| hash.to_string())).execute(&mut *tx).await?;
             let replaced = sqlx::query(replace)
                 .bind(&id)
                 .bind(grant.generation - 1)

@@ -1,3 +1,5 @@
+use jiff::Timestamp;
+
 use super::{Store, StoreError, engine::in_transaction, json, now};
 use crate::{
     connection::{ConnectionId, PendingGrant},
@@ -67,14 +69,19 @@ impl Store {
     ///
     /// When the database does not answer.
     pub async fn drop_pending(&self, id: ConnectionId) -> Result<bool, StoreError> {
-        self.drop_pending_until(id, i64::MAX).await
+        self.drop_pending_until(id, Timestamp::MAX).await
     }
 
-    /// As [`Store::drop_pending`], for a grant received at the millisecond `latest` or before.
-    pub(super) async fn drop_pending_until(
+    /// As [`Store::drop_pending`], for a grant received at `latest` or before: a newer one may have
+    /// taken its place.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn drop_pending_until(
         &self,
         id: ConnectionId,
-        latest: i64,
+        latest: Timestamp,
     ) -> Result<bool, StoreError> {
         let reopen = concat!(
             "UPDATE connections SET changed_at = ",
@@ -85,8 +92,11 @@ impl Store {
         let forget = "DELETE FROM pending_grants WHERE connection_id = $1 AND received_at <= $2";
         in_transaction!(self, |tx| {
             sqlx::query(reopen).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
-            let forgotten =
-                sqlx::query(forget).bind(id.to_string()).bind(latest).execute(&mut *tx).await?;
+            let forgotten = sqlx::query(forget)
+                .bind(id.to_string())
+                .bind(latest.as_millisecond())
+                .execute(&mut *tx)
+                .await?;
             if forgotten.rows_affected() == 0 {
                 return Ok(false);
             }

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{Store, StoreError, engine::on, millis, now, row::Cells as _};
 use crate::{connection::ConnectionId, consent::CONFIRM_LIFE};
 
@@ -76,6 +78,7 @@ macro_rules! but_presented_last {
 
 const CONSENTS: &str = forget!("state_hash", "consents", "expires_at");
 const EXCHANGES: &str = forget!("id", "key_exchanges", "expires_at");
+const CODE_EXCHANGES: &str = forget!("state_hash", "code_exchanges", "ends_at");
 const LINKS: &str = forget!("id", "consent_links", "expires_at");
 const ESCROW: &str = forget!("id", "escrow", "put_at", but_to_revoke!());
 const PENDING: &str =
@@ -88,8 +91,8 @@ const KEYS: &str = forget!("id", "keys", "expires_at");
 /// The statements of [`Store::purge_expired`], for whoever asks a database how it would run them.
 /// `$1` is how far the clock is ahead, `$2` how long a row is kept past its time, both in
 /// milliseconds; `$3` is how many rows a statement takes.
-pub const PURGES: [&str; 8] =
-    [CONSENTS, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED, KEYS];
+pub const PURGES: [&str; 9] =
+    [CONSENTS, CODE_EXCHANGES, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED, KEYS];
 
 /// How many of each [`Store::purge_expired`] forgot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -120,6 +123,8 @@ impl Store {
     /// When the database does not answer; what was forgotten by then stays so.
     pub async fn purge_expired(&self) -> Result<Purged, StoreError> {
         let consents = self.forget(CONSENTS, Duration::ZERO).await?;
+        // What a crash left; those that ended otherwise are gone.
+        self.forget(CODE_EXCHANGES, Duration::ZERO).await?;
         let exchanges = self.forget(EXCHANGES, Duration::ZERO).await?;
         let links = self.forget(LINKS, LINK_MEMORY).await?;
         let pending_grants = self.purge_pending().await?;
@@ -147,7 +152,7 @@ impl Store {
     async fn purge_pending(&self) -> Result<u64, StoreError> {
         let mut purged = 0;
         loop {
-            let ended: Vec<(ConnectionId, i64)> = on!(self, |pool| {
+            let ended: Vec<(ConnectionId, Timestamp)> = on!(self, |pool| {
                 let rows = sqlx::query(PENDING)
                     .bind(self.ahead())
                     .bind(millis(CONFIRM_LIFE))
@@ -155,7 +160,7 @@ impl Store {
                     .fetch_all(pool)
                     .await?;
                 rows.iter()
-                    .map(|row| Ok((row.parsed("connection_id")?, row.number("received_at")?)))
+                    .map(|row| Ok((row.parsed("connection_id")?, row.time("received_at")?)))
                     .collect::<Result<_, StoreError>>()?
             });
             let batch = i64::try_from(ended.len()).unwrap_or(BATCH);

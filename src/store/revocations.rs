@@ -81,9 +81,8 @@ pub enum Finished {
     NotYet,
 }
 
-/// Forgets by which ways a connection could get a grant.
-const CLOSE_WAYS_IN: [&str; 3] = [
-    "DELETE FROM consents WHERE connection_id = $1",
+/// Forgets by which ways a connection could get a grant; the attempts go with their links.
+const CLOSE_WAYS_IN: [&str; 2] = [
     "DELETE FROM consent_links WHERE connection_id = $1",
     "DELETE FROM key_exchanges WHERE connection_id = $1",
 ];
@@ -111,6 +110,19 @@ const BURY_PRESENTED: &str = concat!(
     ON CONFLICT DO NOTHING"
 );
 
+/// Whether a code of this connection is being exchanged: there is or will be a grant of it.
+macro_rules! exchanging {
+    ($id:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM code_exchanges WHERE connection_id = ",
+            $id,
+            " AND ends_at > ",
+            now!(),
+            ")"
+        )
+    };
+}
+
 /// Puts connection `$2` on the list of what polling replicas must forget.
 pub(super) const LIST_DELETED: &str = concat!(
     "INSERT INTO deleted_connections (id, name, deleted_at) SELECT id, name, ",
@@ -120,22 +132,27 @@ pub(super) const LIST_DELETED: &str = concat!(
 
 impl Store {
     /// Forgets a connection that was never granted anything and is not about to be, as
-    /// [`Store::delete`] does. False, with nothing changed, when there is or was a grant, a refresh is
-    /// under way, or there is no such connection.
+    /// [`Store::delete`] does. False, with nothing changed, when there is or was a grant, a refresh or
+    /// the exchange of a code is under way, or there is no such connection.
     ///
     /// # Errors
     ///
     /// When the database does not answer.
     pub async fn delete_ungranted(&self, id: ConnectionId) -> Result<bool, StoreError> {
         let lock = "UPDATE connections SET name = name WHERE id = $1";
-        let granted = "SELECT 1 FROM grants WHERE connection_id = $1
+        let granted = concat!(
+            "SELECT 1 FROM grants WHERE connection_id = $2
                 AND (generation > 0 OR lease_until IS NOT NULL)
-            UNION ALL SELECT 1 FROM pending_grants WHERE connection_id = $1
-            UNION ALL SELECT 1 FROM escrow WHERE connection_id = $1";
+            UNION ALL SELECT 1 FROM pending_grants WHERE connection_id = $2
+            UNION ALL SELECT 1 FROM escrow WHERE connection_id = $2
+            UNION ALL SELECT 1 WHERE ",
+            exchanging!("$2")
+        );
         let id = id.to_string();
         in_transaction!(self, |tx| {
             let locked = sqlx::query(lock).bind(&id).execute(&mut *tx).await?;
-            let granted = sqlx::query(granted).bind(&id).fetch_optional(&mut *tx).await?;
+            let granted = sqlx::query(granted).bind(self.ahead()).bind(&id);
+            let granted = granted.fetch_optional(&mut *tx).await?;
             if locked.rows_affected() == 0 || granted.is_some() {
                 return Ok(false);
             }
@@ -218,7 +235,8 @@ impl Store {
     }
 
     /// The connections of these clients whose revocation is due, the longest due first. One that is
-    /// being refreshed, or revoked by somebody, is due when that is over.
+    /// being refreshed, or revoked by somebody, or whose code is being exchanged, is due when that is
+    /// over.
     ///
     /// # Errors
     ///
@@ -236,6 +254,8 @@ impl Store {
             now!(),
             " AND COALESCE(g.lease_until, 0) <= ",
             now!(),
+            " AND NOT ",
+            exchanging!("c.id"),
             " ORDER BY c.refresh_at, c.id LIMIT $2"
         );
         on!(self, |pool| {
@@ -251,7 +271,7 @@ impl Store {
     }
 
     /// Claims a connection that is due to be revoked, for `lease`. None when somebody else holds its
-    /// claim, it is not due, or it is not being revoked.
+    /// claim, its code is being exchanged, it is not due, or it is not being revoked.
     ///
     /// # Errors
     ///
@@ -272,7 +292,8 @@ impl Store {
             " AND EXISTS (SELECT 1 FROM connections
                 WHERE id = $2 AND state = 'revoking' AND refresh_at <= ",
             now!(),
-            ")"
+            ") AND NOT ",
+            exchanging!("$2")
         );
         let read = select_records!("WHERE c.id = $1");
         let escrow = "SELECT id, generation, access, refresh FROM escrow WHERE connection_id = $1

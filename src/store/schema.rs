@@ -58,6 +58,11 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0010_tombstones_by_time.sql"),
     ),
     (
+        "consents in flight",
+        include_str!("../../migrations/postgres/0011_consents_in_flight.sql"),
+        include_str!("../../migrations/sqlite/0011_consents_in_flight.sql"),
+    ),
+    (
         "requesters",
         include_str!("../../migrations/postgres/0012_requesters.sql"),
         include_str!("../../migrations/sqlite/0012_requesters.sql"),

@@ -216,6 +216,17 @@ async fn a_refused_consent_is_on_record_with_its_reason(database: TestDatabase) 
     }
     assert_eq!(first.press(&link.replace("/connect/", "/connect/x")).await.status, 410);
     first.consent(&link, "deny").await;
+    // From another site, one parameter twice, and while the connection is frozen.
+    let crossed = [("sec-fetch-site", "cross-site")];
+    let crossed = first.send(Method::POST, &link, &crossed, None).await;
+    assert_eq!(crossed.status, StatusCode::FORBIDDEN);
+    let provider = first.start(&link).await;
+    let callback = first.decide(&provider, "allow").await;
+    assert_eq!(first.get(&format!("{callback}&code=b")).await.status, StatusCode::BAD_REQUEST);
+    let freeze = json!({ "kind": "connection", "name": "avito-shop", "reason": "a leaked key" });
+    broker.operator(Method::POST, "/v1/freezes", Some(freeze)).await;
+    assert_eq!(first.press(&link).await.status, StatusCode::CONFLICT);
+    assert_eq!(first.get(&callback).await.status, StatusCode::SEE_OTHER);
 
     let events = events(&broker).await;
     let told: Vec<_> = events
@@ -241,6 +252,10 @@ async fn a_refused_consent_is_on_record_with_its_reason(database: TestDatabase) 
         "consent_refused - unknown client",
         "consent_refused - no API-key exchange",
         "consent_denied avito-shop denied",
+        "consent_refused - pressed on another site",
+        "consent_refused - a parameter that comes twice",
+        "consent_refused avito-shop frozen",
+        "consent_refused avito-shop frozen",
     ];
     assert_eq!(told, expected, "{told:#?}");
     broker.stop().await;

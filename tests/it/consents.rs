@@ -325,6 +325,14 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
         let view = broker.view(name).await;
         assert_eq!(view["state"], state, "{name}: {view}");
     }
+    broker.broker().ship_events().await.unwrap();
+    let told = "SELECT count(*) FROM events WHERE connection = 'more'
+        AND detail = 'connected, not asked for: items:info messenger:write'";
+    assert_eq!(broker.number(told).await, 1);
+    assert_eq!(
+        broker.number("SELECT count(*) FROM events WHERE detail LIKE '%not asked%'").await,
+        1
+    );
     // Whoever looks at it may take it as it is.
     let account = broker.account(Simulated::Avito);
     let path = "/v1/connections/fewer/confirm";

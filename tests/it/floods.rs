@@ -11,7 +11,7 @@ use token_broker::{
 };
 
 use crate::{
-    callbacks::{decided, random_looking, send, with_cookie},
+    callbacks::{decided, param, random_looking, send, with_cookie},
     support::{
         broker::{Person, TestBroker},
         database::{TestDatabase, on_both_engines},
@@ -24,6 +24,7 @@ on_both_engines! {
     more_links_and_attempts_than_a_table_may_hold_are_refused,
     a_service_has_so_many_links_and_locks_nobody_out,
     a_flood_of_junk_holds_up_no_reader,
+    a_flood_leaves_few_records,
 }
 
 async fn a_thousand_looks_at_a_link_leave_no_trace(database: TestDatabase) {
@@ -206,6 +207,91 @@ async fn a_flood_of_junk_holds_up_no_reader(database: TestDatabase) {
     assert!(reads > 50, "{reads} reads");
     assert_eq!(broker.requests(), before, "nothing was sent to any provider");
     assert_eq!(person.get(&callback).await.status, StatusCode::SEE_OTHER);
+    broker.stop().await;
+}
+
+/// Also from those who have seen a link, or have pressed its button.
+async fn a_flood_leaves_few_records(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    let link = broker.link("avito-shop", "avito", json!({})).await;
+    let mut person = Person::new(&broker);
+    let callback = decided(&broker, &mut person, "avito-shop", "avito").await;
+    person.start(&link).await;
+    let bogus = format!("{}/connect/{}", broker.public_url, random_looking(7));
+    let flood = stream::iter(0..200).map(|number| {
+        let (broker, link, bogus, callback) = (&broker, &link, &bogus, &callback);
+        async move {
+            let mut stranger = Person::new(broker);
+            assert_eq!(stranger.press(link).await.status, StatusCode::GONE);
+            assert_eq!(stranger.press(bogus).await.status, StatusCode::GONE);
+            let crossed = [("sec-fetch-site", "cross-site")];
+            let crossed = stranger.send(Method::POST, link, &crossed, None).await;
+            assert_eq!(crossed.status, StatusCode::FORBIDDEN);
+            for url in [callback.clone(), format!("{callback}&code=b")] {
+                let answer = send(broker, &url, &with_cookie(&random_looking(number))).await;
+                assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+            }
+        }
+    });
+    flood.buffer_unordered(20).collect::<Vec<()>>().await;
+    // Whoever holds the link goes to and fro.
+    let mut pressed = Vec::new();
+    for _ in 0..100 {
+        let pressed_now = person.press(&link).await;
+        pressed.push(pressed_now.status);
+        if pressed_now.status == StatusCode::SEE_OTHER {
+            let state = param(pressed_now.header("location"), "state");
+            let url =
+                format!("{}/callback/avito?error=access_denied&state={state}", broker.public_url);
+            assert_eq!(person.get(&url).await.status, StatusCode::SEE_OTHER);
+        }
+    }
+    broker.broker().ship_events().await.unwrap();
+    // A minute may end meanwhile, and another begin.
+    for (sql, least, most) in [
+        (
+            "SELECT count(*) FROM events WHERE kind = 'consent_refused' AND connection IS NULL",
+            60,
+            120,
+        ),
+        (
+            "SELECT count(*) FROM events WHERE kind = 'consent_refused' AND connection IS NOT NULL",
+            10,
+            20,
+        ),
+        ("SELECT count(*) FROM events WHERE kind = 'consent_begun'", 60, 121),
+        ("SELECT count(*) FROM events WHERE kind = 'consent_denied'", 59, 119),
+    ] {
+        let recorded = broker.number(sql).await;
+        assert!((least..=most).contains(&recorded), "{recorded}: {sql}");
+    }
+    assert!(pressed.contains(&StatusCode::TOO_MANY_REQUESTS), "{pressed:?}");
+    broker.stop().await;
+}
+
+/// Those who are refused take their turn as well, until the refusal is on record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn visitors_who_are_refused_take_turns_on_postgres() {
+    let broker = TestBroker::start(TestDatabase::postgres().await).await;
+    let link = broker.link("avito-shop", "avito", json!({})).await;
+    Person::new(&broker).start(&link).await;
+    // The link is found, and it is another browser's; its connection is not to be had.
+    let held = broker.hold("LOCK TABLE pending_grants IN ACCESS EXCLUSIVE MODE").await;
+    let strangers = stream::iter(0..100).map(|_| async { Person::new(&broker).press(&link).await });
+    let strangers = strangers.buffer_unordered(50).collect::<Vec<_>>();
+    let count = async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted
+            AND relation = 'pending_grants'::regclass";
+        while broker.number(waiting).await < 4 {}
+        for _ in 0..50 {
+            assert!(broker.number(waiting).await <= 4, "four at once, and no more");
+        }
+    };
+    tokio::select! {
+        _ = strangers => unreachable!("they wait for the lock, four at a time"),
+        () = count => {}
+    }
+    drop(held);
     broker.stop().await;
 }
 

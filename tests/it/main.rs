@@ -31,6 +31,7 @@ mod public_pages;
 mod readers;
 mod replicas;
 mod restore;
+mod rivals;
 mod schema;
 mod simulator;
 mod slow_clients;

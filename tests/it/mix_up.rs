@@ -1,7 +1,7 @@
 //! What one provider issued never reaches another: not its code, and not its tokens.
 
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use token_broker::simulator::{Endpoint, Simulated, SimulatorSettings};
 
 use crate::support::{
@@ -96,15 +96,8 @@ async fn no_callback_chooses_where_the_code_and_the_secret_go(database: TestData
     for host in &forged {
         let provider = person.start(&link).await;
         let callback = person.decide(&provider, "allow").await;
-        let mut callback: url::Url = callback.parse().unwrap();
-        let said: Vec<_> = callback.query_pairs().into_owned().collect();
-        let said = said.into_iter().map(|(name, value)| match name.as_str() {
-            "referer" => (name, host.clone()),
-            _ => (name, value),
-        });
-        let said: Vec<_> = said.collect();
-        callback.query_pairs_mut().clear().extend_pairs(said);
-        let back = person.get(callback.as_str()).await;
+        let callback = from_host(&callback, host);
+        let back = person.get(&callback).await;
         let page = person.get(back.header("location")).await;
         assert!(page.text.contains("did not succeed"), "{host:?}: {}", page.text);
         for endpoint in [Endpoint::Token, Endpoint::Account, Endpoint::Elsewhere] {
@@ -113,7 +106,50 @@ async fn no_callback_chooses_where_the_code_and_the_secret_go(database: TestData
     }
     let page = person.consent(&link, "allow").await;
     assert!(page.text.contains("Connected"), "{}", page.text);
+
+    // Another good label gets nothing either: not where the connection has one, and not where the
+    // account is expected by one.
+    let token = broker.token("amocrm-shop").await.json();
+    let sent = || [Endpoint::Token, Endpoint::Account, Endpoint::Elsewhere].map(before);
+    let before_all = sent();
+    let flowers = format!("flowers{suffix}");
+    for (name, expected, host) in [
+        ("amocrm-shop", Value::Null, flowers.clone()),
+        ("amocrm-shop", json!(broker.account(Simulated::Amocrm)), flowers.clone()),
+        ("amocrm-shop", json!("flowers"), format!("demo{suffix}")),
+        ("amocrm-new", json!("flowers"), format!("demo{suffix}")),
+    ] {
+        let link = broker.link(name, "amocrm", json!({ "expected_account": expected })).await;
+        let provider = person.start(&link).await;
+        let callback = from_host(&person.decide(&provider, "allow").await, &host);
+        let back = person.get(&callback).await;
+        let page = person.get(back.header("location")).await;
+        let shown = if expected.is_null() { "did not succeed" } else { "nother account" };
+        assert!(page.text.contains(shown), "{name} {expected}: {}", page.text);
+        assert_eq!(sent(), before_all, "{name} {expected}");
+    }
+    assert_eq!(broker.token("amocrm-shop").await.json()["access_token"], token["access_token"]);
+    // Whoever expects a renamed account by its new subdomain says where it is now.
+    let link = broker.link("amocrm-shop", "amocrm", json!({ "expected_account": "flowers" })).await;
+    let provider = person.start(&link).await;
+    let callback = from_host(&person.decide(&provider, "allow").await, &flowers);
+    let back = person.get(&callback).await;
+    let page = person.get(back.header("location")).await;
+    assert!(page.text.contains("did not succeed"), "nobody answers there: {}", page.text);
     broker.stop().await;
+}
+
+/// The callback, with another account host.
+fn from_host(callback: &str, host: &str) -> String {
+    let mut callback: url::Url = callback.parse().unwrap();
+    let said = callback.query_pairs().into_owned();
+    let said: Vec<_> = said
+        .map(
+            |(name, value)| if name == "referer" { (name, host.to_owned()) } else { (name, value) },
+        )
+        .collect();
+    callback.query_pairs_mut().clear().extend_pairs(said);
+    callback.into()
 }
 
 async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: TestDatabase) {

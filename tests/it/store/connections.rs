@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use token_broker::{
-    connection::{Connection, ConnectionId, LastError, State},
+    connection::{Account, Connection, ConnectionId, LastError, State},
     slug::Slug,
     store::{Commit, StoreError},
 };
@@ -16,6 +16,7 @@ on_both_engines! {
     connections_come_by_name,
     only_what_is_held_is_marked_as_unreadable,
     a_reader_who_polls_sees_every_change,
+    an_account_that_is_learned_late_replaces_none,
     deleting_leaves_nothing_sealed,
     a_corrupt_row_is_told_and_not_guessed,
 }
@@ -131,6 +132,22 @@ async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
     // A step that was under way while changes were read is within the overlap.
     let again = db.store.changed_since(after.mark).await.unwrap();
     assert_eq!(again.records.len(), 1);
+}
+
+async fn an_account_that_is_learned_late_replaces_none(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let read = async || db.store.record_by_id(id).await.unwrap().unwrap().connection.account;
+    for generation in 1..=2 {
+        let held = grant(&db, generation);
+        assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
+    }
+    assert!(!db.store.set_account(id, 1, &account()).await.unwrap(), "a grant was stored since");
+    assert_eq!(read().await, None);
+    assert!(db.store.set_account(id, 2, &account()).await.unwrap());
+    let other = Account { id: "5678".to_owned(), ..account() };
+    assert!(!db.store.set_account(id, 2, &other).await.unwrap(), "it is somebody's by now");
+    assert_eq!(read().await, Some(account()));
+    assert!(!db.store.set_account(ConnectionId::new(), 0, &other).await.unwrap());
 }
 
 async fn deleting_leaves_nothing_sealed(db: TestDatabase) {

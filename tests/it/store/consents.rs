@@ -1,15 +1,19 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use sqlx::{PgConnection, Row as _};
 use token_broker::{
     caller::{Holder, Operator, new_key},
     connection::{ConnectionId, State},
-    consent::{CONSENT_LIFE, Consent, ConsentLink, KeyExchange, LINK_LIFE, LinkId, Outcome},
+    consent::{
+        CONSENT_LIFE, Consent, ConsentLink, EXCHANGE_LIFE, KeyExchange, LINK_LIFE, LinkId, Outcome,
+    },
     seal::Sealed,
     secret::Digest,
     slug::Slug,
     store::{LinkInserted, Purged},
 };
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{pending, stored};
@@ -26,6 +30,7 @@ on_both_engines! {
     attempts_at_the_same_time_are_counted_one_by_one,
     an_ended_or_foreign_link_starts_nothing,
     a_spent_link_starts_and_finishes_nothing,
+    what_a_taken_attempt_may_bring_keeps_its_connection,
     an_exchange_is_taken_once_by_its_account,
     an_exchange_is_tried_a_few_times,
     what_has_ended_is_forgotten,
@@ -44,6 +49,7 @@ fn link(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
         expires_at: db.clock.now() + LINK_LIFE,
         browser: None,
         outcome: None,
+        account: None,
         spent_at: None,
     }
 }
@@ -130,7 +136,7 @@ async fn a_link_ends_with_whoever_asked_for_it(db: TestDatabase) {
     assert_eq!(insert(&db, &of("operator alic"), "another").await, LinkInserted::Kept);
     assert_eq!(insert(&db, &of("operator alice"), "spent").await, LinkInserted::Kept);
     let spent = db.store.link(&digest("spent")).await.unwrap().unwrap().id;
-    db.store.finish_link(spent, Outcome::Connected, true).await.unwrap();
+    db.store.finish_link(spent, &digest("spent"), &Outcome::Connected.into()).await.unwrap();
 
     assert!(db.store.delete_operator(&theirs.requested_by.name).await.unwrap());
     assert!(db.store.link(&digest("link")).await.unwrap().is_none());
@@ -218,22 +224,50 @@ async fn an_ended_or_foreign_link_starts_nothing(db: TestDatabase) {
 async fn a_spent_link_starts_and_finishes_nothing(db: TestDatabase) {
     let link = started(&db, stored(&db, "avito-main").await.id).await;
     assert!(start(&db, &link, "other tab", 5).await);
-    db.store.finish_link(link.id, Outcome::Denied, false).await.unwrap();
+    db.store.finish_link(link.id, &digest("one"), &Outcome::Denied.into()).await.unwrap();
     let read = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!((read.outcome, read.spent_at), (Some(Outcome::Denied), None));
     assert!(start(&db, &link, "again", 5).await, "denial leads back to the page");
 
-    db.store.finish_link(link.id, Outcome::Connected, true).await.unwrap();
+    db.store.finish_link(link.id, &digest("one"), &Outcome::Connected.into()).await.unwrap();
     let read = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(read.outcome, Some(Outcome::Connected));
     assert!(read.spent_at.is_some());
+    db.store.finish_link(link.id, &digest("again"), &Outcome::Denied.into()).await.unwrap();
+    let late = db.store.link(&digest("link")).await.unwrap().unwrap();
+    assert_eq!(late.outcome, read.outcome, "what fails later is of no consequence");
     assert!(!start(&db, &link, "once more", 5).await);
     assert!(take(&db, "other tab", "mine", &client()).await.is_none());
 
     db.clock.advance(Duration::from_mins(1));
-    db.store.finish_link(link.id, Outcome::Connected, true).await.unwrap();
+    db.store.finish_link(link.id, &digest("one"), &Outcome::Connected.into()).await.unwrap();
     let again = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(again.spent_at, read.spent_at);
+}
+
+async fn what_a_taken_attempt_may_bring_keeps_its_connection(db: TestDatabase) {
+    let id = stored(&db, "avito-main").await.id;
+    let link = opened(&db, id).await;
+    for state in ["one", "two", "three"] {
+        assert!(start(&db, &link, state, 5).await);
+    }
+    let take = async |state: &str| take(&db, state, "mine", &client()).await.unwrap();
+    take("one").await;
+    take("two").await;
+    let finish = async |state: &str| {
+        db.store.finish_link(link.id, &digest(state), &Outcome::Denied.into()).await.unwrap();
+    };
+    finish("one").await;
+    assert!(!db.store.delete_ungranted(id).await.unwrap(), "the other one is under way");
+    finish("two").await;
+    take("three").await;
+    db.clock.advance(EXCHANGE_LIFE / 2);
+    assert!(!db.store.delete_ungranted(id).await.unwrap());
+    // A crash has cut it off.
+    db.clock.advance(EXCHANGE_LIFE / 2);
+    db.store.purge_expired().await.unwrap();
+    assert_eq!(db.number("SELECT count(*) FROM code_exchanges").await, 0);
+    assert!(db.store.delete_ungranted(id).await.unwrap());
 }
 
 fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
@@ -311,4 +345,52 @@ async fn what_has_ended_is_forgotten(db: TestDatabase) {
     db.clock.advance(LINK_LIFE);
     assert_eq!(db.store.purge_expired().await.unwrap(), Purged { links: 1, ..Purged::default() });
     assert!(db.store.link(&digest("link")).await.unwrap().is_none());
+}
+
+/// Waits until so many sessions wait for what this one holds, or for one that does.
+async fn held_up(held: &mut PgConnection, count: i64) {
+    let sql = "WITH waiting AS (SELECT pid FROM pg_stat_activity
+            WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid)))
+        SELECT count(*) FROM pg_stat_activity WHERE pid IN (SELECT pid FROM waiting)
+            OR pg_blocking_pids(pid) && (SELECT array_agg(pid) FROM waiting)";
+    while sqlx::raw_sql(sql).fetch_one(&mut *held).await.unwrap().get::<i64, _>(0) < count {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_press_and_a_deletion_take_turns_on_postgres() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let link = opened(&db, id).await;
+    let tasks = TaskTracker::new();
+    let mut held = db.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
+    let (store, consent) = (db.store.clone(), consent(&db, &link));
+    let press = tasks.spawn(async move {
+        store.start_consent(&consent, &digest("one"), &digest("mine"), 5).await
+    });
+    held_up(&mut held, 1).await;
+    let store = db.store.clone();
+    let deletion = tasks.spawn(async move { store.delete_ungranted(id).await });
+    held_up(&mut held, 2).await;
+    drop(held);
+    assert!(press.await.unwrap().unwrap() && deletion.await.unwrap().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let link = started(&db, id).await;
+    let tasks = TaskTracker::new();
+    let mut held = db.hold("SELECT 1 FROM consents FOR UPDATE").await;
+    let store = db.store.clone();
+    let deletion = tasks.spawn(async move { store.start_revoking(id).await });
+    held_up(&mut held, 1).await;
+    let store = db.store.clone();
+    let end = tasks.spawn(async move {
+        store.finish_link(link.id, &digest("state"), &Outcome::Connected.into()).await
+    });
+    held_up(&mut held, 2).await;
+    drop(held);
+    assert!(deletion.await.unwrap().unwrap());
+    end.await.unwrap().unwrap();
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use token_broker::{
-    connection::{Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars},
+    connection::{Account, Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars},
     consent::CONFIRM_LIFE,
     secret::Digest,
     slug::Slug,
@@ -22,6 +22,7 @@ on_both_engines! {
     of_many_commits_from_one_generation_one_lands,
     a_commit_ends_failures_and_claim,
     a_commit_keeps_what_it_does_not_name,
+    a_commit_lands_only_for_the_account_that_was_judged,
     a_commit_does_not_revive_what_is_being_revoked,
     a_failure_is_recorded_by_its_own_attempt_only,
     an_unknown_outcome_keeps_the_attempt,
@@ -215,6 +216,26 @@ async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
     assert!(db.store.commit_grant(&commit(made.id, &grant(&db, 3))).await.unwrap());
     let read = record(&db, made.id).await.connection;
     assert_eq!((read.account, read.vars, read.scopes), (Some(named), made.vars, made.scopes));
+}
+
+async fn a_commit_lands_only_for_the_account_that_was_judged(db: TestDatabase) {
+    let judged = held(&db, "avito-main").await;
+    let named = account();
+    let (second, third) = (grant(&db, 2), grant(&db, 3));
+    assert!(db.store.set_account(judged.id, 1, &named).await.unwrap());
+    let other = Account { id: "5678".to_owned(), ..account() };
+    for account in [Some(&named), Some(&other), None] {
+        let late = Commit { account, judged: Some(&judged), ..commit(judged.id, &second) };
+        assert!(!db.store.commit_grant(&late).await.unwrap(), "it was nobody's when it was judged");
+    }
+    let read = record(&db, judged.id).await;
+    assert_eq!((read.generation(), &read.connection.account), (1, &Some(named)));
+    let judged = read.connection;
+    let known =
+        Commit { account: Some(&other), judged: Some(&judged), ..commit(judged.id, &second) };
+    assert!(db.store.commit_grant(&known).await.unwrap());
+    assert!(db.store.commit_grant(&commit(judged.id, &third)).await.unwrap(), "nobody judges");
+    assert_eq!(record(&db, judged.id).await.connection.account, Some(other));
 }
 
 async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {

@@ -38,6 +38,8 @@ async fn fill(db: &TestDatabase) {
          SELECT 'state-' || i, 'browser', 'link-' || i, connection_id, client, redirect_uri,
             token_url, scopes, link_secret, started_at, started_at + 86400000 + i * 7919 % 20000
          FROM n, consents",
+        "INSERT INTO code_exchanges (state_hash, connection_id, ends_at)
+         SELECT state_hash, connection_id, expires_at FROM consents",
         "INSERT INTO key_exchanges (id, connection_id, client, account_host, requested_at,
             expires_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
@@ -80,6 +82,7 @@ async fn what_has_ended_is_found_by_index(db: TestDatabase) {
         assert!(plan.contains("_by_"), "{sql}:\n{plan}");
         for table in [
             "consents",
+            "code_exchanges",
             "consent_links",
             "key_exchanges",
             "escrow",
