@@ -12,7 +12,8 @@ use std::{
 ///
 /// # Errors
 ///
-/// When the disk fails; what was there before stays.
+/// When the disk fails. What was there before stays, unless only the folder could not be synced: then
+/// a power cut may bring it back.
 pub(crate) fn replace(
     path: &Path,
     bytes: &[u8],

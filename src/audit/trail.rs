@@ -301,7 +301,10 @@ impl Writer {
                 }
                 next = if size < MAX_BATCH { entries.try_recv().ok() } else { None };
             }
-            if !batch.is_empty() {
+            // A file that failed is tried without a record, too, or who hands in none would never hear
+            // that it works again.
+            let tries = !settled.is_empty() && self.condition.health() == FileHealth::Failing;
+            if !batch.is_empty() || tries {
                 self.write_all(batch);
             }
             // Whoever went away does not mind.
@@ -318,6 +321,9 @@ impl Writer {
         let mut lines = Vec::with_capacity(batch.iter().map(|entry| entry.line.len()).sum());
         for entry in &batch {
             lines.extend_from_slice(&entry.line);
+        }
+        if lines.is_empty() {
+            lines.push(b'\n');
         }
         let written = match self.write(&lines) {
             Err(Failed::Gone) => {

@@ -91,10 +91,9 @@ impl Broker {
         let commit = store::Commit {
             connection: id,
             grant: &next,
-            source: store::Source::Consent,
+            source: store::Source::Consent { judged: &record.connection },
             refresh_at: due_at(self.client(&record.connection.client)?, &record.connection, &next),
             account: pending.account.as_ref(),
-            judged: Some(&record.connection),
             vars: Some(&pending.vars),
             scopes: None,
             token_url: pending.token_url.as_deref(),

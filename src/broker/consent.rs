@@ -240,19 +240,25 @@ impl Broker {
         connection: &Connection,
         ending: Result<&Ending, &BrokerError>,
     ) {
+        let refused = match ending {
+            Err(BrokerError::Frozen(_)) => Some("frozen"),
+            Err(BrokerError::Conflict(_)) => Some("quarantined"),
+            Err(BrokerError::Revoked) => Some("deleted"),
+            Err(BrokerError::Gone(_)) => Some("link ended"),
+            Err(BrokerError::Invalid(why)) => Some(why.as_str()),
+            _ => None,
+        };
         let kind = match ending.map(|ending| ending.outcome) {
             Ok(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
             Ok(Outcome::Denied) => Kind::ConsentDenied,
             Ok(Outcome::WrongAccount) => Kind::AccountMismatch,
-            Err(BrokerError::Frozen(_) | BrokerError::Invalid(_)) => Kind::ConsentRefused,
+            Err(_) if refused.is_some() => Kind::ConsentRefused,
             Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => Kind::ConsentFailed,
         };
         let detail = match ending {
             Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
             Ok(Ending { outcome, .. }) => outcome.to_string(),
-            Err(BrokerError::Frozen(_)) => "frozen".to_owned(),
-            Err(BrokerError::Invalid(why)) => why.clone(),
-            Err(_) => "internal".to_owned(),
+            Err(_) => refused.unwrap_or("internal").to_owned(),
         };
         let record = self.of(self.record(kind, by), connection).with_detail(&detail);
         let live = self.memory.connection(connection.name.as_str());

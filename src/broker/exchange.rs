@@ -102,8 +102,10 @@ impl Broker {
         };
         loop {
             let verified = match judge_account(&record.connection, account.as_ref(), &exchange) {
-                // Somebody has to look whether it is of any use.
-                Verified::Meant if !missing.is_empty() => Verified::Unknown,
+                // Somebody has to look whether it is of any use, or it waits beside what is revoked.
+                Verified::Meant if !missing.is_empty() || record.connection.state.is_deleted() => {
+                    Verified::Unknown
+                }
                 verified => verified,
             };
             match verified {
@@ -148,10 +150,9 @@ impl Broker {
         let commit = store::Commit {
             connection: connection.id,
             grant: &next,
-            source: store::Source::Consent,
+            source: store::Source::Consent { judged: connection },
             refresh_at: due_at(client, connection, &next),
             account,
-            judged: Some(connection),
             vars: Some(&exchange.vars),
             scopes: Some(exchange.scopes),
             token_url: Some(client.profile.token.url.as_str()),

@@ -15,11 +15,9 @@ use crate::{
     connection::{GrantType, Vars},
     consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
     provider::{Verdict, amocrm},
+    secret::Digest,
     slug::Slug,
 };
-
-/// The variable that holds the account's host in amoCRM's profile.
-const ACCOUNT_HOST: &str = "account_host";
 
 /// How many codes are tried for one exchange.
 const MAX_TRIES: i64 = 5;
@@ -52,9 +50,9 @@ impl Broker {
         let client = Arc::clone(self.client_by_name(&new.client)?);
         let host = client
             .profile
-            .check_var(ACCOUNT_HOST, &request.account_host)
+            .check_var(amocrm::ACCOUNT_HOST, &request.account_host)
             .map_err(|error| BrokerError::Invalid(format!("`account_host`: {error}")))?;
-        let vars = Vars::from([(ACCOUNT_HOST.to_owned(), host.clone())]);
+        let vars = Vars::from([(amocrm::ACCOUNT_HOST.to_owned(), host.clone())]);
         let outbound = amocrm::key_exchange(&client, &request.login, &request.api_key, &vars)
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
         let name = new.name.clone();
@@ -124,13 +122,15 @@ impl Broker {
             .profile
             .capture(|name| params.get(name).map(String::as_str))
             .map_err(|_| refused())?;
-        let host = vars.get(ACCOUNT_HOST).ok_or_else(refused)?;
+        let host = vars.get(amocrm::ACCOUNT_HOST).ok_or_else(refused)?;
         let turn = self.visitors.turn().await?;
         // Anybody can send a code: a few may be tried, and only the right one ends the exchange.
         let pending = self.store.try_exchange(&client.name, host, MAX_TRIES).await?;
         let pending = pending.ok_or_else(refused)?;
         drop(turn);
         let code = SecretString::from(code.as_str());
+        let under_way = Digest::of(&code);
+        self.store.begin_code_exchange(&under_way, pending.connection).await?;
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
             let Ok(Some(record)) = broker.store.record_by_id(pending.connection).await else {
@@ -139,7 +139,7 @@ impl Broker {
             };
             if let Err(refusal) = broker.refuse_ways_in(&record.connection) {
                 tracing::warn!(%refusal, "the code of an API-key exchange is not exchanged");
-                broker.note_of(Kind::ConsentRefused, &by, &record.connection, "on hold");
+                broker.note_ending(&by, &record.connection, Err(&refusal));
                 return;
             }
             // The host names the account: its first label is the subdomain that the account reports.
@@ -157,6 +157,7 @@ impl Broker {
             };
             let connection = record.connection.clone();
             let outcome = broker.exchange(&client, record, exchange).await;
+            until_stored(|| broker.store.end_code_exchange(&under_way)).await;
             broker.raise_watermark();
             broker.note_ending(&by, &connection, outcome.as_ref());
             match outcome.map(|ending| ending.outcome) {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    connection::HeldGrant,
+    connection::{HeldGrant, State},
     seal::Sealed,
     secret::Digest,
     spool::{Entry, Kept},
@@ -113,7 +113,8 @@ impl Broker {
         while let Some(record) = until_stored(|| self.store.record_by_id(*id)).await {
             let now_of = record.connection.account.as_ref().map(|account| &account.id);
             let before = record.generation() + 1;
-            if grant.generation < before || account.as_ref() != now_of {
+            let revoked = record.connection.state == State::Revoked;
+            if revoked || grant.generation < before || account.as_ref() != now_of {
                 return;
             }
             let Ok(next) = self.reseal(*id, grant, before) else {

@@ -50,17 +50,18 @@ async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failur
     })?;
     let detail = format!("{} {}, key {}", stored.holder, stored.owner, stored.id);
     // First of all: whatever fails from here on, it is never shown again.
-    say(key.expose_secret())?;
+    let said = say(key.expose_secret());
     tracing::info!("a running broker knows this key within a few seconds");
-    note(store, Kind::OperatorMade, &detail, now).await
+    note(store, Kind::OperatorMade, &detail, now).await.and(said)
 }
 
 async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failure> {
     if !store.delete_operator(name).await.map_err(StartError::from)? {
         return Err(Failure::usage(format!("there is no operator `{name}`")));
     }
-    say(&format!("deleted: {name}; a running broker refuses the key within a few seconds"))?;
-    note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await
+    let said =
+        say(&format!("deleted: {name}; a running broker refuses the key within a few seconds"));
+    note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await.and(said)
 }
 
 async fn list(store: &Store) -> Result<(), Failure> {

@@ -113,23 +113,26 @@ fn render(page: &LinkPage) -> Response {
         page.connection.state,
         connection::State::PendingConsent | connection::State::PendingConfirm
     );
-    // Another link may have brought another account, of which this person learns nothing.
+    // Another link may have brought another account, of which this person learns nothing. Where nobody
+    // knew whose the grant was, none is shown.
     let theirs = |account: Option<&Account>| {
-        account.map(|account| account.id.as_str()) == link.account.as_deref()
+        let known = account.map(|account| account.id.as_str());
+        link.account.is_none() || known == link.account.as_deref()
     };
+    let shown = |account| link.account.as_ref().and(account);
     let connection = page.connection.name.as_str();
     let provider = page.provider.as_str();
     match link.outcome {
         Some(Outcome::PendingConfirm)
             if spent && page.waits && theirs(page.pending_account.as_ref()) =>
         {
-            let account = page.pending_account.as_ref();
+            let account = shown(page.pending_account.as_ref());
             html(StatusCode::OK, &Waiting { connection, provider, account }, false)
         }
         Some(Outcome::Connected | Outcome::PendingConfirm)
             if spent && live && theirs(page.connection.account.as_ref()) =>
         {
-            let account = page.connection.account.as_ref();
+            let account = shown(page.connection.account.as_ref());
             let return_to = link.return_to.as_ref();
             html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
         }

@@ -12,7 +12,7 @@ use super::{
 use crate::{client::Client, connection::Vars};
 
 /// The variable that holds the account's host.
-const ACCOUNT_HOST: &str = "account_host";
+pub(crate) const ACCOUNT_HOST: &str = "account_host";
 
 /// Whether what a callback says of variable `name` may be true of the account that is meant. Asked
 /// before a code or a secret is sent to the host that it names.

@@ -2,7 +2,7 @@ use super::{
     Store, StoreError,
     engine::{in_transaction, on},
     json, now, optional_millis,
-    row::Cells,
+    row::{Cells, readable},
 };
 use crate::{
     caller::{Holder, Operator, Requester, Service, StoredKey},
@@ -220,10 +220,6 @@ impl Store {
         let sql = "DELETE FROM keys WHERE id = $1";
         on!(self, |pool| Ok(sqlx::query(sql).bind(id).execute(pool).await?.rows_affected() == 1))
     }
-}
-
-fn readable<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
-    read.inspect_err(|error| tracing::error!(%error, "a {what} is not understood")).ok()
 }
 
 /// Changes nothing, but locks an operator or service of name `$1` until the end of a step, so that

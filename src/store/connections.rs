@@ -7,7 +7,7 @@ use super::{
     engine::{in_transaction, on},
     json, now, optional_millis,
     revocations::LIST_DELETED,
-    row::Cells,
+    row::{Cells, readable},
 };
 use crate::{
     connection::{Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record},
@@ -17,14 +17,6 @@ use crate::{
 /// How far [`Changes::mark`] stays behind, so that a step which was under way while changes were
 /// read is seen the next time: longer than any step is allowed to take.
 const OVERLAP: Duration = Duration::from_secs(15);
-
-/// A row as a record, or nothing where it cannot be understood: one bad row must not keep all the
-/// others from being served.
-fn readable(row: &impl Cells) -> Option<Record> {
-    record(row)
-        .inspect_err(|error| tracing::error!(%error, "a connection is left out of memory"))
-        .ok()
-}
 
 /// What has changed since a mark.
 #[derive(Clone, Debug)]
@@ -200,11 +192,14 @@ impl Store {
             let records = sqlx::query(changed).bind(since).fetch_all(pool).await?;
             let deleted = sqlx::query(deleted).bind(since).fetch_all(pool).await?;
             Ok(Changes {
-                records: records.iter().filter_map(readable).collect(),
+                records: records
+                    .iter()
+                    .filter_map(|row| readable("connection", record(row)))
+                    .collect(),
                 deleted: deleted
                     .iter()
-                    .map(|row| Ok((row.parsed("id")?, row.parsed("name")?)))
-                    .collect::<Result<_, StoreError>>()?,
+                    .filter_map(|row| readable("deletion", id_and_name(row)))
+                    .collect(),
                 mark: shown - OVERLAP,
             })
         })
@@ -380,4 +375,8 @@ fn account(
         return Ok(None);
     };
     Ok(Some(Account { id, name: row.text_or_null(name)?, aliases: row.json(aliases)? }))
+}
+
+fn id_and_name(row: &impl Cells) -> Result<(ConnectionId, Slug), StoreError> {
+    Ok((row.parsed("id")?, row.parsed("name")?))
 }

@@ -4,6 +4,7 @@ use super::{
     Store, StoreError,
     callers::lock_holder,
     engine::{in_transaction, on},
+    exchanges::{END_CODE_EXCHANGE, MARK_CODE_EXCHANGE},
     json, millis, now, optional_millis,
     row::Cells,
 };
@@ -265,11 +266,6 @@ impl Store {
             " RETURNING link_id, connection_id, client, redirect_uri, token_url, scopes, verifier,
                 link_secret, started_at, expires_at"
         );
-        let mark = concat!(
-            "INSERT INTO code_exchanges (state_hash, connection_id, ends_at) VALUES ($2, $3, ",
-            now!(),
-            " + $4)"
-        );
         let (state, browser) = (state.to_string(), browser.to_string());
         in_transaction!(self, |tx| {
             let found = sqlx::query(find).bind(&state).bind(&browser).fetch_optional(&mut *tx);
@@ -284,7 +280,8 @@ impl Store {
                 .fetch_optional(&mut *tx)
                 .await?;
             let Some(taken) = taken else { return Ok(None) };
-            let mark = sqlx::query(mark).bind(self.ahead()).bind(&state).bind(&connection);
+            let mark =
+                sqlx::query(MARK_CODE_EXCHANGE).bind(self.ahead()).bind(&state).bind(&connection);
             mark.bind(millis(EXCHANGE_LIFE)).execute(&mut *tx).await?;
             consent(&taken).map(Some)
         })
@@ -327,7 +324,6 @@ impl Store {
             " END WHERE id = $2 AND spent_at IS NULL"
         );
         let forget = "DELETE FROM consents WHERE link_id = $1";
-        let end = "DELETE FROM code_exchanges WHERE state_hash = $1";
         let id = link.to_string();
         let spent = ending.outcome.spends_link();
         in_transaction!(self, |tx| {
@@ -342,7 +338,7 @@ impl Store {
             if spent {
                 sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
             }
-            sqlx::query(end).bind(state.to_string()).execute(&mut *tx).await?;
+            sqlx::query(END_CODE_EXCHANGE).bind(state.to_string()).execute(&mut *tx).await?;
         });
         Ok(())
     }

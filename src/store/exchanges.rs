@@ -1,7 +1,28 @@
 use uuid::Uuid;
 
-use super::{Store, StoreError, engine::on, now, row::Cells};
-use crate::{consent::KeyExchange, slug::Slug};
+use super::{
+    Store, StoreError,
+    engine::{in_transaction, on},
+    millis, now,
+    row::Cells,
+};
+use crate::{
+    connection::ConnectionId,
+    consent::{EXCHANGE_LIFE, KeyExchange},
+    secret::Digest,
+    slug::Slug,
+};
+
+/// Says for [`EXCHANGE_LIFE`], `$4` milliseconds, that a grant for connection `$3` may come of what has
+/// this digest, `$2`.
+pub(super) const MARK_CODE_EXCHANGE: &str = concat!(
+    "INSERT INTO code_exchanges (state_hash, connection_id, ends_at) VALUES ($2, $3, ",
+    now!(),
+    " + $4) ON CONFLICT DO NOTHING"
+);
+
+/// Takes back what [`MARK_CODE_EXCHANGE`] says, of digest `$1`.
+pub(super) const END_CODE_EXCHANGE: &str = "DELETE FROM code_exchanges WHERE state_hash = $1";
 
 impl Store {
     /// Keeps an API-key exchange whose code is to arrive at the callback.
@@ -71,6 +92,40 @@ impl Store {
             let ended = sqlx::query("DELETE FROM key_exchanges WHERE id = $1").bind(id.to_string());
             Ok(ended.execute(pool).await?.rows_affected() == 1)
         })
+    }
+
+    /// Says that a grant may come of a code that no attempt brought, from now on and for
+    /// [`EXCHANGE_LIFE`], until [`Store::end_code_exchange`].
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone, or the database does not answer.
+    pub async fn begin_code_exchange(
+        &self,
+        code: &Digest,
+        connection: ConnectionId,
+    ) -> Result<(), StoreError> {
+        // Changes nothing, but locks the connection: its deletion comes before or after this.
+        let lock = "UPDATE connections SET name = name WHERE id = $1";
+        let (code, connection) = (code.to_string(), connection.to_string());
+        in_transaction!(self, |tx| {
+            sqlx::query(lock).bind(&connection).execute(&mut *tx).await?;
+            let mark = sqlx::query(MARK_CODE_EXCHANGE).bind(self.ahead()).bind(&code);
+            mark.bind(&connection).bind(millis(EXCHANGE_LIFE)).execute(&mut *tx).await?;
+        });
+        Ok(())
+    }
+
+    /// The code is exchanged: no grant comes of it any more but the one that is stored.
+    ///
+    /// # Errors
+    ///
+    /// When the database does not answer.
+    pub async fn end_code_exchange(&self, code: &Digest) -> Result<(), StoreError> {
+        on!(self, |pool| {
+            sqlx::query(END_CODE_EXCHANGE).bind(code.to_string()).execute(pool).await?;
+        });
+        Ok(())
     }
 }
 

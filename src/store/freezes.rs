@@ -2,7 +2,7 @@ use super::{
     Store, StoreError,
     engine::{in_transaction, on},
     now,
-    row::Cells,
+    row::{Cells, readable},
 };
 use crate::{
     freeze::{Freeze, FreezeKind},
@@ -73,13 +73,9 @@ impl Store {
             "SELECT kind, name, reason, frozen_by, frozen_at FROM freezes ORDER BY kind, name";
         on!(self, |pool| {
             let rows = sqlx::query(sql).fetch_all(pool).await?;
-            Ok(rows.iter().filter_map(readable).collect())
+            Ok(rows.iter().filter_map(|row| readable("freeze", freeze(row))).collect())
         })
     }
-}
-
-fn readable(row: &impl Cells) -> Option<Freeze> {
-    freeze(row).inspect_err(|error| tracing::error!(%error, "a freeze is not understood")).ok()
 }
 
 fn freeze(row: &impl Cells) -> Result<Freeze, StoreError> {

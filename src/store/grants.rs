@@ -29,10 +29,14 @@ const CONFIRM: &str = concat!(
 );
 
 /// Where a grant comes from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Source {
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
     /// Somebody consented, for another account perhaps: what came before is not theirs.
-    Consent,
+    Consent {
+        /// The connection as it was when somebody judged whether the grant is for it: the grant lands
+        /// only if the account is still the same, and nobody deleted the connection meanwhile.
+        judged: &'a Connection,
+    },
     /// It follows from the grant before it, or nobody has to consent.
     Refresh,
 }
@@ -45,14 +49,11 @@ pub struct Commit<'a> {
     /// The grant; its generation is one more than the one it replaces.
     pub grant: &'a HeldGrant,
     /// Where it comes from.
-    pub source: Source,
+    pub source: Source<'a>,
     /// When the next refresh is due.
     pub refresh_at: Option<Timestamp>,
     /// Whose account it is; none leaves what is known.
     pub account: Option<&'a Account>,
-    /// The connection as it was when somebody judged whether the grant is for it: it lands only if
-    /// the connection's account is still the same. None where nobody consented anew.
-    pub judged: Option<&'a Connection>,
     /// The connection's variables; none leaves what is known.
     pub vars: Option<&'a Vars>,
     /// The scopes to ask for from now on; none leaves them.
@@ -79,7 +80,6 @@ impl<'a> Commit<'a> {
             source: Source::Refresh,
             refresh_at,
             account: None,
-            judged: None,
             vars: None,
             scopes: None,
             token_url: None,
@@ -115,8 +115,8 @@ impl Store {
     /// escrow. False, with nothing changed, when another grant was stored first, the account is another
     /// than was judged, or the connection is gone.
     ///
-    /// A connection that is being revoked stays so, with the new grant to revoke; one that is revoked
-    /// takes none. One that is quarantined stays so until it is released.
+    /// A connection that is being revoked stays so, with the grant of a refresh to revoke, and takes none
+    /// of a consent: what it held is still to be revoked. One that is revoked takes none at all. One that is quarantined stays so until it is released.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Store {
                 changed_at = ",
             now!(),
             " WHERE id = $2 AND state <> 'revoked'
-                AND ($10 = 0 OR account_id IS NOT DISTINCT FROM $11)"
+                AND ($10 = 0 OR state <> 'revoking' AND account_id IS NOT DISTINCT FROM $11)"
         );
         let replace = "UPDATE grants SET generation = $3, access = $4, refresh = $5, scopes = $6,
                 received_at = $7, expires_at = $8, parent_hash = $9, asked_at = $10,
@@ -171,8 +171,10 @@ impl Store {
         let Commit { connection, grant, .. } = commit;
         let id = connection.to_string();
         let origin = grant.origin.as_ref();
-        let consented = commit.source == Source::Consent;
-        let judged_for = commit.judged.and_then(|judged| judged.account.as_ref());
+        let (consented, judged_for) = match commit.source {
+            Source::Consent { judged } => (true, judged.account.as_ref()),
+            Source::Refresh => (false, None),
+        };
         in_transaction!(self.for_commits(), |tx| {
             let activated = sqlx::query(activate)
                 .bind(self.ahead())
@@ -184,7 +186,7 @@ impl Store {
                 .bind(commit.vars.map(json))
                 .bind(commit.scopes.map(json))
                 .bind(commit.token_url)
-                .bind(i64::from(commit.judged.is_some()))
+                .bind(i64::from(consented))
                 .bind(judged_for.map(|account| account.id.as_str()))
                 .execute(&mut *tx)
                 .await?;

@@ -12,8 +12,8 @@
 //!
 //! # Why is there no deadlock?
 //!
-//! A step that writes a connection together with what it owns, or adds to what it owns, writes the
-//! row in `connections` first; that row is the lock. A claim touches `grants` alone. What touches a
+//! A step that writes a connection together with what it owns, or adds an attempt at a consent, writes
+//! the row in `connections` first; that row is the lock. A claim touches `grants` alone. What touches a
 //! link without its connection takes the link before its attempts. The row of a service or operator
 //! comes even before that of a connection, and the one row of `identity` comes last.
 

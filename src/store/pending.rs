@@ -62,18 +62,9 @@ impl Store {
         Ok(true)
     }
 
-    /// Forgets the grant that waits for confirmation. A connection that was `pending_confirm` is
-    /// `pending_consent` again. False when none waits.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn drop_pending(&self, id: ConnectionId) -> Result<bool, StoreError> {
-        self.drop_pending_until(id, Timestamp::MAX).await
-    }
-
-    /// As [`Store::drop_pending`], for a grant received at `latest` or before: a newer one may have
-    /// taken its place.
+    /// Forgets the grant that waits for confirmation, if it was received at `latest` or before: a newer
+    /// one may have taken its place. A connection that was `pending_confirm` is `pending_consent`
+    /// again. False when none waits.
     ///
     /// # Errors
     ///

@@ -11,6 +11,7 @@ use token_broker::{
     simulator::{Endpoint, Simulated},
     store::Lost,
 };
+use tokio::time::timeout;
 
 use crate::support::{
     broker::{Person, TestBroker},
@@ -22,6 +23,7 @@ on_both_engines! {
     a_restore_under_a_running_replica_is_noticed,
     a_restore_that_another_replica_noticed_is_taken_over,
     what_a_failover_forgot_is_stored_again,
+    what_was_deleted_is_not_stored_again,
     a_row_that_went_back_is_not_refreshed,
     a_copy_for_another_deployment_is_refused_until_it_is_adopted,
     another_database_is_not_taken_for_the_one_last_served,
@@ -263,6 +265,22 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
         );
     }
     assert_eq!(states(&broker).await, all("active", 3), "nothing is lost");
+    broker.stop().await;
+}
+
+async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
+    broker.idle().await;
+    // Another replica does it, and has nothing of what lies in this one's folder.
+    let store = broker.broker().store();
+    let record = store.record("amocrm-shop").await.unwrap().unwrap();
+    assert!(store.leave_to_person(record.connection.id, None).await.unwrap());
+    broker.execute("UPDATE identity SET global_seq = global_seq - 1").await;
+    let looked = timeout(Duration::from_secs(30), broker.broker().sync()).await;
+    looked.expect("it is tried for ever").unwrap();
+    assert_eq!(broker.view("amocrm-shop").await["state"], "revoked");
     broker.stop().await;
 }
 

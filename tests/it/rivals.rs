@@ -19,6 +19,7 @@ on_both_engines! {
     an_attempt_that_fails_last_says_nothing_of_a_link_that_is_spent,
     what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked,
     where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task,
+    an_api_key_exchange_under_way_is_a_persons_task,
 }
 
 /// Another account than the one that consents at the simulator by default.
@@ -164,7 +165,13 @@ async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
     let (broker, _folder) = fifth_provider::start(database).await;
     let divar = broker.simulator(Simulated::Divar);
     let living = || divar.oracle().known.iter().filter(|known| known.alive).count();
-    for own_browser in [true, false] {
+    // What comes would go live, would wait, or meets a grant that is to be revoked as well.
+    for (own_browser, held) in [(true, false), (false, false), (true, true)] {
+        if held {
+            let link = broker.link("acme-one", "divar", json!({ "self": true })).await;
+            let page = Person::new(&broker).consent(&link, "allow").await;
+            assert!(page.text.contains("Connected"), "{page:?}");
+        }
         let link = broker.link("acme-one", "divar", json!({ "self": own_browser })).await;
         let mut person = Person::new(&broker);
         let provider = person.start(&link).await;
@@ -181,7 +188,9 @@ async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
         assert_eq!(page.status, StatusCode::GONE, "{page:?}");
         assert_eq!(broker.view("acme-one").await["state"], "revoking");
         assert!(living() > 0, "a grant was born");
-        assert_eq!(broker.broker().revoke_due(100).await.unwrap(), 1);
+        for _ in 0..=usize::from(held) {
+            broker.broker().revoke_due(100).await.unwrap();
+        }
         assert_eq!(living(), 0);
         let gone = broker.operator(Method::GET, "/v1/connections/acme-one", None).await;
         assert_eq!(gone.status, StatusCode::NOT_FOUND, "{gone:?}");
@@ -215,6 +224,25 @@ async fn where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task(
     );
     assert_eq!(broker.token("avito-shop").await.json()["code"], "revoked");
     assert_eq!(delete(&broker, "avito-shop").await, "acknowledged");
+    broker.stop().await;
+}
+
+async fn an_api_key_exchange_under_way_is_a_persons_task(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
+    let exchange = json!({
+        "account_host": "demo.amocrm.localhost", "login": "demo@example.com",
+        "api_key": "simulated-api-key",
+    });
+    let body = json!({ "name": "amocrm-shop", "client": "amocrm", "api_key_exchange": exchange });
+    let begun = broker.operator(Method::POST, "/v1/connections", Some(body)).await;
+    assert_eq!(begun.status, StatusCode::CREATED, "{begun:?}");
+    asked(&broker, Simulated::Amocrm, 0).await;
+    assert_eq!(delete(&broker, "amocrm-shop").await, "manual");
+    broker.simulator(Simulated::Amocrm).clear_faults();
+    broker.idle().await;
+    assert_eq!(broker.view("amocrm-shop").await["state"], "revoked");
+    assert_eq!(delete(&broker, "amocrm-shop").await, "acknowledged");
     broker.stop().await;
 }
 

@@ -92,6 +92,17 @@ impl Ways {
         assert_eq!(heard(broker), before, "the provider has heard of it");
         let now = broker.view("amocrm-shop").await;
         assert_eq!((&now["state"], &now["generation"]), (&view["state"], &view["generation"]));
+        broker.broker().ship_events().await.unwrap();
+        let events = broker.operator(Method::GET, "/v1/events?limit=1000", None).await.json();
+        let told = |kind: &str| {
+            let events = events["events"].as_array().unwrap().iter();
+            let of_kind = events.filter(|event| event["kind"] == kind);
+            of_kind.filter_map(|event| event["detail"].as_str()).collect::<Vec<_>>()
+        };
+        let word = if code == "conflict" { "quarantined" } else { code };
+        let refused = told("consent_refused").into_iter().filter(|detail| *detail == word).count();
+        assert!(refused >= 3, "the button, the callback and the code: {events:#?}");
+        assert!(told("consent_failed").is_empty(), "{events:#?}");
     }
 }
 

@@ -52,6 +52,8 @@ async fn a_folder_that_is_taken_away_is_made_again_or_refuses() {
         assert_eq!(trail.health(), FileHealth::Failing);
     }
     fs::remove_file(&folder).unwrap();
+    trail.settle().await;
+    assert_eq!(trail.health(), FileHealth::Ok, "with no record to write");
     let third = record();
     trail.accept(&third).await.unwrap();
     assert_eq!(read(&trail), [third]);

@@ -188,8 +188,9 @@ async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     let first = HeldGrant { refresh: None, ..grant(&db, 1) };
     let (account, vars) = (account(), Vars::from([("host".to_owned(), "flowers".to_owned())]));
     let scopes = vec!["items:info".to_owned()];
+    let judged = record(&db, id).await.connection;
     let full = Commit {
-        source: Source::Consent,
+        source: Source::Consent { judged: &judged },
         account: Some(&account),
         vars: Some(&vars),
         scopes: Some(&scopes),
@@ -225,14 +226,15 @@ async fn a_commit_lands_only_for_the_account_that_was_judged(db: TestDatabase) {
     assert!(db.store.set_account(judged.id, 1, &named).await.unwrap());
     let other = Account { id: "5678".to_owned(), ..account() };
     for account in [Some(&named), Some(&other), None] {
-        let late = Commit { account, judged: Some(&judged), ..commit(judged.id, &second) };
+        let source = Source::Consent { judged: &judged };
+        let late = Commit { account, source, ..commit(judged.id, &second) };
         assert!(!db.store.commit_grant(&late).await.unwrap(), "it was nobody's when it was judged");
     }
     let read = record(&db, judged.id).await;
     assert_eq!((read.generation(), &read.connection.account), (1, &Some(named)));
     let judged = read.connection;
-    let known =
-        Commit { account: Some(&other), judged: Some(&judged), ..commit(judged.id, &second) };
+    let source = Source::Consent { judged: &judged };
+    let known = Commit { account: Some(&other), source, ..commit(judged.id, &second) };
     assert!(db.store.commit_grant(&known).await.unwrap());
     assert!(db.store.commit_grant(&commit(judged.id, &third)).await.unwrap(), "nobody judges");
     assert_eq!(record(&db, judged.id).await.connection.account, Some(other));
@@ -240,8 +242,15 @@ async fn a_commit_lands_only_for_the_account_that_was_judged(db: TestDatabase) {
 
 async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
+    let judged = record(&db, id).await.connection;
     db.set_state(id, State::Revoking, Some("deleted")).await;
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    let second = grant(&db, 2);
+    let consented = Commit { source: Source::Consent { judged: &judged }, ..commit(id, &second) };
+    assert!(
+        !db.store.commit_grant(&consented).await.unwrap(),
+        "it would end what is to be revoked"
+    );
+    assert!(db.store.commit_grant(&commit(id, &second)).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Revoking);
     assert_eq!(read.connection.reason.as_deref(), Some("deleted"));
@@ -449,8 +458,8 @@ async fn a_pending_grant_waits_beside_a_live_one(db: TestDatabase) {
     assert_eq!(format!("{:?}", after.grant), format!("{:?}", before.grant));
     assert_eq!(after.grant.unwrap().access, before.grant.unwrap().access);
     assert!(after.pending.is_some());
-    assert!(db.store.drop_pending(id).await.unwrap());
-    assert!(!db.store.drop_pending(id).await.unwrap());
+    assert!(db.store.drop_pending_until(id, Timestamp::MAX).await.unwrap());
+    assert!(!db.store.drop_pending_until(id, Timestamp::MAX).await.unwrap());
     let dropped = record(&db, id).await;
     assert_eq!(dropped.connection.state, State::Active);
     assert!(dropped.pending.is_none());
@@ -463,7 +472,7 @@ async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
         db.set_state(id, state, None).await;
         assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
         assert_eq!(record(&db, id).await.connection.state, state);
-        assert!(db.store.drop_pending(id).await.unwrap());
+        assert!(db.store.drop_pending_until(id, Timestamp::MAX).await.unwrap());
         assert_eq!(record(&db, id).await.connection.state, state);
     }
 }
@@ -480,7 +489,7 @@ async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
     let waits = read.pending.unwrap();
     assert_eq!(format!("{waits:?}"), format!("{second:?}"));
     assert_eq!((waits.access, waits.refresh), (second.access, second.refresh));
-    assert!(db.store.drop_pending(id).await.unwrap());
+    assert!(db.store.drop_pending_until(id, Timestamp::MAX).await.unwrap());
     assert_eq!(record(&db, id).await.connection.state, State::PendingConsent);
 }
 
@@ -490,8 +499,9 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     let waits = pending(&db, "one");
     db.store.put_pending(id, &waits).await.unwrap();
     let first = HeldGrant { received_at: waits.received_at, ..grant(&db, 1) };
-    let confirmed =
-        Commit { source: Source::Consent, account: waits.account.as_ref(), ..commit(id, &first) };
+    let judged = record(&db, id).await.connection;
+    let source = Source::Consent { judged: &judged };
+    let confirmed = Commit { source, account: waits.account.as_ref(), ..commit(id, &first) };
     assert!(db.store.commit_confirmed(&confirmed).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Active);

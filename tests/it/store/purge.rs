@@ -126,6 +126,7 @@ async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
     );
     for table in [
         "SELECT count(*) FROM consents",
+        "SELECT count(*) FROM code_exchanges",
         "SELECT count(*) FROM key_exchanges",
         "SELECT count(*) FROM pending_grants",
     ] {

@@ -130,7 +130,8 @@ async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     assert!(db.store.escrowed(id).await.unwrap().is_some(), "a refresh leaves it");
     // Whether the provider says whose it is, or not.
     let second = grant(&db, 2);
-    let consented = Commit { source: Source::Consent, ..commit(id, &second) };
+    let judged = record(&db, id).await.connection;
+    let consented = Commit { source: Source::Consent { judged: &judged }, ..commit(id, &second) };
     assert!(db.store.commit_grant(&consented).await.unwrap());
     assert!(db.store.escrowed(id).await.unwrap().is_none(), "it may be another account's");
 }
@@ -149,9 +150,11 @@ async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: Te
     .into_iter()
     .enumerate()
     {
-        let generation = record(&db, id).await.generation() + 1;
+        let held = record(&db, id).await;
+        let generation = held.generation() + 1;
         let next = grant(&db, generation);
-        let consented = Commit { source: Source::Consent, account: now, ..commit(id, &next) };
+        let source = Source::Consent { judged: &held.connection };
+        let consented = Commit { source, account: now, ..commit(id, &next) };
         assert!(db.store.commit_grant(&consented).await.unwrap());
         // Its refresh wanted the place that the consent has taken.
         let late = Escrowed { generation, ..escrowed(&db, id, &round.to_string()) };
