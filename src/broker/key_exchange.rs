@@ -129,8 +129,6 @@ impl Broker {
         let pending = pending.ok_or_else(refused)?;
         drop(turn);
         let code = SecretString::from(code.as_str());
-        let under_way = Digest::of(&code);
-        self.store.begin_code_exchange(&under_way, pending.connection).await?;
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
             let Ok(Some(record)) = broker.store.record_by_id(pending.connection).await else {
@@ -140,6 +138,13 @@ impl Broker {
             if let Err(refusal) = broker.refuse_ways_in(&record.connection) {
                 tracing::warn!(%refusal, "the code of an API-key exchange is not exchanged");
                 broker.note_ending(&by, &record.connection, Err(&refusal));
+                return;
+            }
+            let under_way = Digest::of(&code);
+            if let Err(error) =
+                broker.store.begin_code_exchange(&under_way, pending.connection).await
+            {
+                tracing::error!(%error, "the code of an API-key exchange is not exchanged");
                 return;
             }
             // The host names the account: its first label is the subdomain that the account reports.

@@ -92,6 +92,8 @@ impl Ways {
         assert_eq!(heard(broker), before, "the provider has heard of it");
         let now = broker.view("amocrm-shop").await;
         assert_eq!((&now["state"], &now["generation"]), (&view["state"], &view["generation"]));
+        let under_way = broker.number("SELECT count(*) FROM code_exchanges").await;
+        assert_eq!(under_way, 0, "nothing comes of what was refused");
         broker.broker().ship_events().await.unwrap();
         let events = broker.operator(Method::GET, "/v1/events?limit=1000", None).await.json();
         let told = |kind: &str| {
