@@ -11,6 +11,7 @@ use super::{
     identity::STILL_THE_SAME,
     millis, now,
     row::Cells as _,
+    tombstones::IS_BURIED,
 };
 use crate::{
     connection::{ConnectionId, Record},
@@ -59,7 +60,6 @@ impl Store {
             ") AND NOT EXISTS (SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $5)
             RETURNING attempt_started_at"
         );
-        let spent = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
         let id = seen.connection.id.to_string();
         let refresh_hash = refresh_hash.map(Digest::to_string);
         let expected = self.expected();
@@ -86,7 +86,8 @@ impl Store {
             if let Some(claimed) = claimed {
                 Ok(claimed.time("attempt_started_at")?)
             } else {
-                let spent = sqlx::query(spent).bind(&refresh_hash).fetch_optional(&mut *tx).await?;
+                let spent =
+                    sqlx::query(IS_BURIED).bind(&refresh_hash).fetch_optional(&mut *tx).await?;
                 Err(if spent.is_some() { Lost::Spent } else { Lost::Overtaken })
             }
         }))

@@ -10,6 +10,9 @@ pub(super) const BURY: &str = concat!(
     ") ON CONFLICT DO NOTHING"
 );
 
+/// Finds a row if the refresh token `$1` is buried.
+pub(super) const IS_BURIED: &str = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
+
 impl Store {
     /// Buries a refresh token that was refused, whatever becomes of its connection.
     ///
@@ -34,9 +37,8 @@ impl Store {
     ///
     /// When the database does not answer.
     pub async fn is_buried(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
-        let sql = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
         on!(self, |pool| {
-            let found = sqlx::query(sql).bind(refresh_hash.to_string()).fetch_optional(pool);
+            let found = sqlx::query(IS_BURIED).bind(refresh_hash.to_string()).fetch_optional(pool);
             Ok(found.await?.is_some())
         })
     }

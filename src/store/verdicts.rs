@@ -42,38 +42,8 @@ impl Store {
         until: Option<Timestamp>,
         why: &LastError,
     ) -> Result<bool, StoreError> {
-        let describe = concat!(
-            "UPDATE connections SET refresh_at = $3,
-                state = CASE WHEN $3 IS NULL THEN 'needs_consent' ELSE state END,
-                reason = CASE WHEN $3 IS NULL THEN $4 ELSE reason END,
-                last_error_code = $4, last_error_message = $5, last_error_at = $6, changed_at = ",
-            now!(),
-            " WHERE id = $2 AND state IN ",
-            refreshing!()
-        );
-        let id = seen.connection.id.to_string();
-        in_transaction!(self, |tx| {
-            let described = sqlx::query(describe)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(optional_millis(until))
-                .bind(&why.code)
-                .bind(&why.message)
-                .bind(why.at.as_millisecond())
-                .execute(&mut *tx)
-                .await?;
-            let let_go = sqlx::query(LET_GO_AS_SEEN)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(seen.generation())
-                .bind(i64::from(seen.open_attempts))
-                .execute(&mut *tx)
-                .await?;
-            if described.rows_affected() == 0 || let_go.rows_affected() == 0 {
-                return Ok(false);
-            }
-        });
-        Ok(true)
+        let verdict = until.is_none().then_some((State::NeedsConsent, why.code.as_str()));
+        self.step_back(seen, verdict, Some(why), until).await
     }
 
     /// Lets what the connection holds be presented to a token endpoint, which its profile has, from
@@ -109,8 +79,20 @@ impl Store {
         error: Option<&LastError>,
         until: Timestamp,
     ) -> Result<bool, StoreError> {
+        self.step_back(seen, Some((state, reason)), error, Some(until)).await
+    }
+
+    /// Lets go of a connection that nobody refreshes, as it was seen, until it is due at `until`. What
+    /// is not given stays: its state with the reason, its last error.
+    async fn step_back(
+        &self,
+        seen: &Record,
+        verdict: Option<(State, &str)>,
+        error: Option<&LastError>,
+        until: Option<Timestamp>,
+    ) -> Result<bool, StoreError> {
         let describe = concat!(
-            "UPDATE connections SET state = $3, reason = $4,
+            "UPDATE connections SET state = COALESCE($3, state), reason = COALESCE($4, reason),
                 last_error_code = COALESCE($5, last_error_code),
                 last_error_message = COALESCE($6, last_error_message),
                 last_error_at = COALESCE($7, last_error_at), refresh_at = $8, changed_at = ",
@@ -123,12 +105,12 @@ impl Store {
             let described = sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)
-                .bind(state.as_str())
-                .bind(reason)
+                .bind(verdict.map(|(state, _)| state.as_str()))
+                .bind(verdict.map(|(_, reason)| reason))
                 .bind(error.map(|error| error.code.as_str()))
                 .bind(error.map(|error| error.message.as_str()))
                 .bind(error.map(|error| error.at.as_millisecond()))
-                .bind(until.as_millisecond())
+                .bind(optional_millis(until))
                 .execute(&mut *tx)
                 .await?;
             let let_go = sqlx::query(LET_GO_AS_SEEN)
