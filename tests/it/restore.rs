@@ -186,6 +186,8 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     broker.execute(BACK_UP).await;
     assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
     broker.idle().await;
+    // The look after a grant may have missed it, while the one before was under way.
+    broker.broker().sync().await.unwrap();
     let store = broker.broker().store();
     let claim = async |attempt: &str| {
         let record = store.record("amocrm-shop").await.unwrap().unwrap();
