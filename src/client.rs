@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use secrecy::SecretString;
 
 use crate::{
-    caller::{Pattern, Service},
-    connection::GrantType,
+    domain::{
+        caller::{Pattern, Service},
+        connection::GrantType,
+        slug::Slug,
+    },
     provider::Profile,
-    slug::Slug,
 };
 
 /// Our registration at a provider, checked against the provider's profile.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::connection::ConnectionId;
+use crate::domain::connection::ConnectionId;
 
 /// Refusals of grants at one provider. Many at once are the provider's mistake more likely than as
 /// many people's wish, so no verdict follows from them while that lasts.

@@ -19,8 +19,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    connection::{ConnectionId, HeldGrant},
-    rotation::Origin,
+    domain::{
+        connection::{ConnectionId, HeldGrant},
+        grant_conflict::Origin,
+    },
     seal::Sealed,
 };
 

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     app::StartError,
     config::{Config, Database},
-    guard::Watermark,
+    domain::database_identity::Watermark,
     replace::replace,
     secret,
 };
@@ -177,7 +177,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::guard::Position;
+    use crate::domain::database_identity::Position;
 
     #[test]
     fn the_watermark_is_the_last_one_written_and_its_owners_alone() {

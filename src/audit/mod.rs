@@ -20,7 +20,11 @@ pub use self::{
     ship::{BATCH, ship},
     trail::{NotAccepted, Trail},
 };
-use crate::{connection::ConnectionId, secret::Digest, slug::Slug, words::words};
+use crate::{
+    domain::{connection::ConnectionId, slug::Slug},
+    secret::Digest,
+    words::words,
+};
 
 /// How many characters the detail of a record may have.
 const MAX_DETAIL: usize = 200;

@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use super::Broker;
 use crate::{
     client::Client,
-    connection::{Account, Record, Vars},
+    domain::connection::{Account, Record, Vars},
     provider::{ProviderError, Verdict, read_account, request},
 };
 

@@ -8,11 +8,13 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    connection::{ConnectionId, HeldGrant, Record, State},
+    domain::{
+        connection::{ConnectionId, HeldGrant, Record, State},
+        slug::Slug,
+    },
     provider::request::{api_base_url, resource_headers},
     seal::{OpenError, Place},
     secret::Digest,
-    slug::Slug,
 };
 
 impl Broker {

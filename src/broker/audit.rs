@@ -15,7 +15,7 @@ use super::{Broker, BrokerError};
 use crate::{
     audit::{self, BATCH, By, Event, FileHealth, Kind, Record},
     clock::SinceBoot,
-    connection::Connection,
+    domain::connection::Connection,
     secret::Digest,
     store::StoreError,
 };

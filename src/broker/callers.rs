@@ -12,9 +12,11 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
+    domain::{
+        caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
+        slug::Slug,
+    },
     secret::Digest,
-    slug::Slug,
     store::StoreError,
 };
 

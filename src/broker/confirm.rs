@@ -8,10 +8,9 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    caller::Verb,
+    domain::{caller::Verb, slug::Slug},
     seal::{Place, Sealed},
     secret::Digest,
-    slug::Slug,
     store,
 };
 

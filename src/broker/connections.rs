@@ -11,8 +11,10 @@ use super::{Broker, BrokerError, Caller, Why, memory::Live};
 use crate::{
     audit::{By, Kind},
     client::{Client, choose_grant},
-    connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
-    slug::Slug,
+    domain::{
+        connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
+        slug::Slug,
+    },
     store::StoreError,
 };
 

@@ -10,14 +10,16 @@ use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until
 use crate::{
     audit::{By, Kind},
     client::Client,
-    connection::Connection,
-    consent::{
-        CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, MAX_PRESSES, Outcome,
+    domain::{
+        connection::Connection,
+        consent::{
+            CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, MAX_PRESSES, Outcome,
+        },
+        slug::Slug,
     },
     provider::{Authorization, amocrm, request},
     seal::{Place, Sealed},
     secret::{self, Digest},
-    slug::Slug,
 };
 
 /// What a browser brings back from the provider: its query, checked for duplicates.

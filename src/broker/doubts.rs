@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Broker, BrokerError, flight::Why};
 use crate::{
     client::Client,
-    connection::{Connection, LastError, Record, State},
+    domain::connection::{Connection, LastError, Record, State},
 };
 
 /// How many attempts may end without a word before the connection is left alone for a while: it may

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{freeze::FreezeKind, seal::OpenError, slug::Slug, store::StoreError};
+use crate::{
+    domain::{freeze::FreezeKind, slug::Slug},
+    seal::OpenError,
+    store::StoreError,
+};
 
 /// Why a use case did not succeed. Knows nothing of HTTP; carries no secret and no provider text.
 #[derive(Clone, Debug, thiserror::Error)]

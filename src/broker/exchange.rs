@@ -8,8 +8,10 @@ use super::{
 };
 use crate::{
     client::Client,
-    connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
-    consent::{Ending, Outcome, extra_scopes, missing_scopes},
+    domain::{
+        connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
+        consent::{Ending, Outcome, extra_scopes, missing_scopes},
+    },
     provider::{Grant, Held, ProviderError, Verdict, request},
     seal::Place,
     secret::Digest,
@@ -251,7 +253,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::connection::GrantType;
+    use crate::domain::connection::GrantType;
 
     fn account(id: &str) -> Account {
         Account { id: id.to_owned(), name: None, aliases: vec![format!("sub-{id}")] }

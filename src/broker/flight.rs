@@ -21,8 +21,10 @@ use super::{
 };
 use crate::{
     client::Client,
-    connection::{Connection, ConnectionId},
-    slug::Slug,
+    domain::{
+        connection::{Connection, ConnectionId},
+        slug::Slug,
+    },
     store::Due,
 };
 

@@ -4,11 +4,13 @@
 use super::{Broker, BrokerError, Caller};
 use crate::{
     audit::{By, Kind},
-    caller::{Holder, Requester},
-    connection::Connection,
-    consent::ConsentLink,
-    freeze::{Freeze, FreezeKind},
-    slug::Slug,
+    domain::{
+        caller::{Holder, Requester},
+        connection::Connection,
+        consent::ConsentLink,
+        freeze::{Freeze, FreezeKind},
+        slug::Slug,
+    },
     store::StoreError,
 };
 

@@ -16,10 +16,9 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    connection::ConnectionId,
+    domain::{connection::ConnectionId, slug::Slug},
     provider::{Grant, Profile, ProviderError, Verdict},
     refusals::{Refusals, Weight},
-    slug::Slug,
     throttle::{Breaker, Rate, Trip},
 };
 

@@ -14,7 +14,7 @@ use super::{Broker, gate::Gate, memory::Live};
 use crate::{
     audit::FileHealth,
     clock::Moment,
-    connection::{LastError, MIN_SCHEDULED_LIFE, State},
+    domain::connection::{LastError, MIN_SCHEDULED_LIFE, State},
     store::EngineKind,
     words::words,
 };

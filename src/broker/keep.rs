@@ -15,9 +15,11 @@ use uuid::Uuid;
 use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
     client::Client,
-    connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
+    domain::{
+        connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
+        grant_conflict::{self, Contender, Keep},
+    },
     failpoint::Point,
-    rotation::{self, Contender, Keep},
     seal::{Place, Sealed},
     secret::Digest,
     spool::{Entry, Kept, Slot},
@@ -157,7 +159,7 @@ impl Broker {
             let refresh = self.open_refresh(id, grant).ok().flatten();
             refresh.as_ref().map(Digest::of)
         };
-        rotation::keep(
+        grant_conflict::keep(
             &Contender { refresh: contender(held), origin: held.origin.as_ref() },
             &Contender { refresh: contender(late), origin: late.origin.as_ref() },
         )

@@ -12,11 +12,13 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    connection::{GrantType, Vars},
-    consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
+    domain::{
+        connection::{GrantType, Vars},
+        consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
+        slug::Slug,
+    },
     provider::{Verdict, amocrm},
     secret::Digest,
-    slug::Slug,
 };
 
 /// How many codes are tried for one exchange.

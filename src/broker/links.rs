@@ -10,15 +10,17 @@ use uuid::Uuid;
 use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     audit::{By, Kind},
-    caller::{Requester, Service, Verb},
     client::Client,
-    connection::{Account, Connection, GrantType, Record},
-    consent::{
-        ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, MAX_LIVE_LINKS_EACH,
-        OWN_LINK_LIFE,
+    domain::{
+        caller::{Requester, Service, Verb},
+        connection::{Account, Connection, GrantType, Record},
+        consent::{
+            ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, MAX_LIVE_LINKS_EACH,
+            OWN_LINK_LIFE,
+        },
+        slug::Slug,
     },
     secret::{self, Digest},
-    slug::Slug,
     store::LinkInserted,
 };
 

@@ -17,11 +17,13 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
-    caller::{Holder, Requester, Service, StoredKey},
     clock::{Moment, SinceBoot},
-    connection::{self, Account, Connection, ConnectionId, HeldGrant},
-    freeze::Freezes,
-    slug::Slug,
+    domain::{
+        caller::{Holder, Requester, Service, StoredKey},
+        connection::{self, Account, Connection, ConnectionId, HeldGrant},
+        freeze::Freezes,
+        slug::Slug,
+    },
 };
 
 /// A connection as it is served.

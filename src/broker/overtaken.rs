@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{Broker, BrokerError, flight::Why, refresh::being_stopped};
-use crate::connection::{ConnectionId, Record};
+use crate::domain::connection::{ConnectionId, Record};
 
 impl Broker {
     /// Another replica is refreshing: whoever needs its grant waits for as long as its lease may last,

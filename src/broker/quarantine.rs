@@ -8,8 +8,10 @@ use tokio::{sync::MutexGuard, task::spawn_blocking};
 use super::{Broker, BrokerError};
 use crate::{
     audit::{By, Kind},
-    connection::{Connection, State},
-    guard::{Doubt, Finding, Identity, Watermark, compare},
+    domain::{
+        connection::{Connection, State},
+        database_identity::{Doubt, Finding, Identity, Watermark, compare},
+    },
     state_dir::WatermarkFile,
     store::StoreError,
 };

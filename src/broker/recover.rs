@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    connection::{HeldGrant, State},
+    domain::connection::{HeldGrant, State},
     seal::Sealed,
     secret::Digest,
     spool::{Entry, Kept},

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     client::Client,
     clock::SinceBoot,
-    connection::{ConnectionId, GrantType, Record},
+    domain::connection::{ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,

@@ -17,11 +17,13 @@ use super::{
 use crate::{
     audit::{By, Kind},
     client::Client,
-    connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
+    domain::{
+        connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
+        slug::Slug,
+    },
     provider::{ProviderError, RevokedToken, Verdict, read_revocation, request},
     seal::{OpenError, Place, Sealed},
     secret::{self, Digest},
-    slug::Slug,
     store::{Finished, Revocable, Revoking},
     words::words,
 };

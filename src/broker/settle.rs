@@ -14,11 +14,13 @@ use super::{
 use crate::{
     audit::{By, Kind},
     client::Client,
-    connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
+    domain::{
+        connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
+        grant_conflict::Origin,
+    },
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict},
     refusals::{Refusals, Weight},
-    rotation::Origin,
     secret::{self, Digest},
     store,
 };

@@ -13,10 +13,12 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    caller::{Service, Verb},
     clock::Moment,
-    connection::{LastError, MIN_SCHEDULED_LIFE, State},
-    slug::Slug,
+    domain::{
+        caller::{Service, Verb},
+        connection::{LastError, MIN_SCHEDULED_LIFE, State},
+        slug::Slug,
+    },
 };
 
 /// How long a reader without a live token waits for the refresh unless it says otherwise, and the

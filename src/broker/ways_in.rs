@@ -2,7 +2,7 @@
 //! frozen or quarantined.
 
 use super::{Broker, BrokerError, quarantine::refuse_in_quarantine};
-use crate::{connection::Connection, consent::ConsentLink};
+use crate::domain::{connection::Connection, consent::ConsentLink};
 
 impl Broker {
     /// Refuses a way into a connection that takes no grant at present. A link asks when it is made,

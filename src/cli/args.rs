@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use url::Url;
 
-use crate::{
+use crate::domain::{
     caller::{Pattern, Verb},
     slug::Slug,
 };

@@ -12,10 +12,12 @@ use super::{
 use crate::{
     app::{StartError, open_store},
     audit::{By, Kind, Record},
-    caller::{self, Holder, Operator},
     clock::Clock,
     config::Config,
-    slug::Slug,
+    domain::{
+        caller::{self, Holder, Operator},
+        slug::Slug,
+    },
     state_dir::make_state_dir,
     store::{Store, StoreError},
 };

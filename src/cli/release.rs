@@ -11,9 +11,11 @@ use crate::{
     client::Client,
     clock::Clock,
     config::Config,
-    connection::{GrantType, Record, State},
+    domain::{
+        connection::{GrantType, Record, State},
+        slug::Slug,
+    },
     provider::Rotation,
-    slug::Slug,
     state_dir::make_state_dir,
     store::Store,
 };

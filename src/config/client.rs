@@ -12,10 +12,9 @@ use super::{
     wrong,
 };
 use crate::{
-    caller::Pattern,
     client::{Client, choose_grant},
+    domain::{caller::Pattern, slug::Slug},
     provider::Catalogue,
-    slug::Slug,
 };
 
 impl written::Client {

@@ -23,9 +23,9 @@ pub use self::{client::redirect_uri, secret::read_secret};
 use self::{secret::one_of, written::Written};
 use crate::{
     client::Client,
+    domain::slug::{NotASlug, Slug},
     provider::Catalogue,
     simulator::SimulatorSettings,
-    slug::{NotASlug, Slug},
     telemetry,
 };
 

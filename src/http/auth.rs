@@ -16,8 +16,7 @@ use super::{Problem, State};
 use crate::{
     audit::By,
     broker::{BrokerError, Caller},
-    caller::Service,
-    slug::Slug,
+    domain::{caller::Service, slug::Slug},
 };
 
 /// An operator's key was shown. Until an operator exists their routes answer 404.

@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     broker::{ConnectionView, Deleted, KeyExchangeRequest, NewConnection, Revocation},
-    connection::GrantType,
-    slug::Slug,
+    domain::{connection::GrantType, slug::Slug},
 };
 
 /// Every connection that the caller may see.

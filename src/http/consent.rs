@@ -19,10 +19,12 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, Callback, Gone, LinkPage},
-    connection::{self, Account},
-    consent::Outcome,
+    domain::{
+        connection::{self, Account},
+        consent::Outcome,
+        slug::Slug,
+    },
     secret,
-    slug::Slug,
 };
 
 /// Shows what a link is for, or how its last attempt ended. Changes nothing, so that neither a

@@ -11,8 +11,10 @@ use super::{
 };
 use crate::{
     broker::BrokerError,
-    freeze::{Freeze, FreezeKind},
-    slug::Slug,
+    domain::{
+        freeze::{Freeze, FreezeKind},
+        slug::Slug,
+    },
 };
 
 /// The longest reason, in characters.

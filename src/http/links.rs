@@ -11,7 +11,7 @@ use super::{
     auth::{AsCaller, Peer},
     extract::Body,
 };
-use crate::{broker::LinkRequest, slug::Slug};
+use crate::{broker::LinkRequest, domain::slug::Slug};
 
 /// What a consent link is asked for.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -242,7 +242,7 @@ impl Form {
                 .map(str::to_owned),
             Err(_) => Some(text.clone()),
         };
-        name.filter(|name| name.parse::<crate::slug::Slug>().is_ok()).ok_or_else(|| {
+        name.filter(|name| name.parse::<crate::domain::slug::Slug>().is_ok()).ok_or_else(|| {
             let (code, what) = match self.resource {
                 Some(_) => ("invalid_target", "resource"),
                 None => ("invalid_scope", "scope"),

@@ -15,8 +15,10 @@ use super::{
 };
 use crate::{
     broker::BrokerError,
-    caller::{Pattern, Service, StoredKey, Verb},
-    slug::Slug,
+    domain::{
+        caller::{Pattern, Service, StoredKey, Verb},
+        slug::Slug,
+    },
 };
 
 /// A service to be made.

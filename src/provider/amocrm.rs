@@ -9,7 +9,7 @@ use super::{
     request::{Body, OutboundRequest, RequestError, Values},
     response::{Reply, refusal},
 };
-use crate::{client::Client, connection::Vars};
+use crate::{client::Client, domain::connection::Vars};
 
 /// The variable that holds the account's host.
 pub(crate) const ACCOUNT_HOST: &str = "account_host";

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, fs, path::Path, sync::Arc};
 
 use super::profile::Profile;
-use crate::slug::Slug;
+use crate::domain::slug::Slug;
 
 /// The profiles in the binary.
 const BUILT_IN: &[(&str, &str)] = &[

@@ -9,7 +9,7 @@ use super::{
     profile::{ErrorRule, Profile, RuleVerdict, Scalar},
     response::Reply,
 };
-use crate::connection::LastError;
+use crate::domain::connection::LastError;
 
 /// What follows from a request that brought nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -9,7 +9,7 @@ use super::{
     network::Network,
     template::{Template, UrlTemplate},
 };
-use crate::{connection::GrantType, slug::Slug};
+use crate::domain::{connection::GrantType, slug::Slug};
 
 /// What is known of one provider. The format is explained in [the room's page](super).
 #[derive(Clone, Debug, Deserialize)]

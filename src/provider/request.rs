@@ -17,7 +17,7 @@ use super::{
     template::{RenderUrlError, Template, Unset, UrlTemplate},
     vars::VarError,
 };
-use crate::{client::Client, connection::Vars};
+use crate::{client::Client, domain::connection::Vars};
 
 /// A request to a provider, ready to be sent.
 #[derive(Debug)]

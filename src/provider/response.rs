@@ -12,7 +12,7 @@ use super::{
     profile::Profile,
     salvage,
 };
-use crate::connection::Account;
+use crate::domain::connection::Account;
 
 /// The longest access or refresh token that is taken, in bytes.
 pub const MAX_TOKEN: usize = 16 * 1024;

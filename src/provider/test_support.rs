@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Catalogue, Profile};
-use crate::{client::Client, connection::GrantType};
+use crate::{client::Client, domain::connection::GrantType};
 
 pub(super) fn profile(name: &str) -> Arc<Profile> {
     Arc::clone(Catalogue::load(None, &BTreeMap::new()).unwrap().get(name).unwrap())

@@ -2,7 +2,7 @@
 //! decide where the client's secret is sent: so each is one of a list, or one label under a suffix.
 
 use super::profile::{Profile, Var};
-use crate::connection::Vars;
+use crate::domain::connection::Vars;
 
 /// A value is missing, or is not what the profile allows. The value itself is not shown: it may be
 /// anything.

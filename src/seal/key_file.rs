@@ -231,10 +231,8 @@ fn change(path: &Path, edit: impl FnOnce(&str) -> Option<String>) -> Result<(), 
 mod tests {
     use secrecy::SecretString;
 
-    use super::{
-        super::{Keyring, Place},
-        *,
-    };
+    use super::*;
+    use crate::seal::{Keyring, Place};
 
     const PLACE: Place<'static> = Place { record: "c1", field: "access", generation: 7 };
 

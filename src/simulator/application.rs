@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use secrecy::SecretString;
 
 use super::{Simulated, Simulators};
-use crate::slug::Slug;
+use crate::domain::slug::Slug;
 
 /// An application registered at a simulated provider.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use super::{
     json, now, optional_millis,
     row::{Cells, readable},
 };
-use crate::{
+use crate::domain::{
     caller::{Holder, Operator, Requester, Service, StoredKey},
     slug::Slug,
 };

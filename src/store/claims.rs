@@ -14,7 +14,7 @@ use super::{
     tombstones::IS_BURIED,
 };
 use crate::{
-    connection::{ConnectionId, Record},
+    domain::connection::{ConnectionId, Record},
     secret::Digest,
 };
 

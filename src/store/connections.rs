@@ -9,7 +9,7 @@ use super::{
     revocations::LIST_DELETED,
     row::{Cells, readable},
 };
-use crate::{
+use crate::domain::{
     connection::{Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record},
     slug::Slug,
 };

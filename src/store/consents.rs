@@ -9,12 +9,14 @@ use super::{
     row::Cells,
 };
 use crate::{
-    caller::Requester,
-    connection::ConnectionId,
-    consent::{Consent, ConsentLink, EXCHANGE_LIFE, Ending, LinkId, Outcome},
+    domain::{
+        caller::Requester,
+        connection::ConnectionId,
+        consent::{Consent, ConsentLink, EXCHANGE_LIFE, Ending, LinkId, Outcome},
+        slug::Slug,
+    },
     seal::Sealed,
     secret::Digest,
-    slug::Slug,
 };
 
 /// What became of a new consent link.

@@ -1,6 +1,6 @@
 use sqlx::migrate::MigrateError;
 
-use crate::slug::Slug;
+use crate::domain::slug::Slug;
 
 /// Why a step did not happen. Every message is one line and holds neither SQL nor the URL.
 #[derive(Debug, thiserror::Error)]

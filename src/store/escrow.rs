@@ -10,7 +10,11 @@ use super::{
     row::Cells as _,
     tombstones::BURY,
 };
-use crate::{connection::ConnectionId, rotation::Origin, seal::Sealed, secret::Digest};
+use crate::{
+    domain::{connection::ConnectionId, grant_conflict::Origin},
+    seal::Sealed,
+    secret::Digest,
+};
 
 /// A grant in escrow.
 #[derive(Clone, Debug)]

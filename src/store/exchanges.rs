@@ -7,10 +7,12 @@ use super::{
     row::Cells,
 };
 use crate::{
-    connection::ConnectionId,
-    consent::{EXCHANGE_LIFE, KeyExchange},
+    domain::{
+        connection::ConnectionId,
+        consent::{EXCHANGE_LIFE, KeyExchange},
+        slug::Slug,
+    },
     secret::Digest,
-    slug::Slug,
 };
 
 /// Says for [`EXCHANGE_LIFE`], `$4` milliseconds, that a grant for connection `$3` may come of what has

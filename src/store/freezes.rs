@@ -4,7 +4,7 @@ use super::{
     now,
     row::{Cells, readable},
 };
-use crate::{
+use crate::domain::{
     freeze::{Freeze, FreezeKind},
     slug::Slug,
 };

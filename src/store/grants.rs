@@ -5,8 +5,10 @@ use super::{
     optional_millis,
 };
 use crate::{
-    connection::{Account, Connection, ConnectionId, HeldGrant, LastError, State, Vars},
-    consent::CONFIRM_LIFE,
+    domain::{
+        connection::{Account, Connection, ConnectionId, HeldGrant, LastError, State, Vars},
+        consent::CONFIRM_LIFE,
+    },
     seal::Sealed,
     secret::Digest,
 };

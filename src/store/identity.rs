@@ -8,9 +8,9 @@ use super::{
     postgres::Postgres,
     row::Cells as _,
 };
-use crate::{
+use crate::domain::{
     connection::ConnectionId,
-    guard::{Identity, Position, Watermark},
+    database_identity::{Identity, Position, Watermark},
 };
 
 /// What the database was last seen to be; shared by the clones of a store.

@@ -2,7 +2,7 @@ use jiff::Timestamp;
 
 use super::{Store, StoreError, engine::in_transaction, json, now};
 use crate::{
-    connection::{ConnectionId, PendingGrant},
+    domain::connection::{ConnectionId, PendingGrant},
     seal::Sealed,
 };
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Store, StoreError, engine::on, millis, now, row::Cells as _};
-use crate::{connection::ConnectionId, consent::CONFIRM_LIFE};
+use crate::domain::{connection::ConnectionId, consent::CONFIRM_LIFE};
 
 /// How long a link is kept past its end, for its page to say that it has ended.
 const LINK_MEMORY: Duration = Duration::from_hours(24);

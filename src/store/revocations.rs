@@ -16,10 +16,12 @@ use super::{
     tombstones::BURY,
 };
 use crate::{
-    connection::{Connection, ConnectionId, LastError},
+    domain::{
+        connection::{Connection, ConnectionId, LastError},
+        slug::Slug,
+    },
     seal::Sealed,
     secret::Digest,
-    slug::Slug,
 };
 
 /// Why a connection stays as `revoked`, or will: the word for a person's task.

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use sqlx::{Row as _, postgres::PgRow, sqlite::SqliteRow};
 
 use super::StoreError;
-use crate::{rotation::Origin, seal::Sealed};
+use crate::{domain::grant_conflict::Origin, seal::Sealed};
 
 /// A row as it was read, or nothing where it cannot be understood: one bad row must not keep all the
 /// others from being served.

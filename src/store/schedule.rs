@@ -11,7 +11,7 @@ use super::{
     millis, now,
     row::Cells,
 };
-use crate::{connection::ConnectionId, slug::Slug};
+use crate::domain::{connection::ConnectionId, slug::Slug};
 
 /// Any number of names as one text, ` a  b  c `; no name holds a space.
 pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a Slug>) -> String {

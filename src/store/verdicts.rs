@@ -11,7 +11,7 @@ use super::{
     millis, now, optional_millis,
     schedule::{list, listed},
 };
-use crate::{
+use crate::domain::{
     connection::{ConnectionId, LastError, Record, State},
     slug::Slug,
 };

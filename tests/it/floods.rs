@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
-    consent::{LINK_LIFE, MAX_LINKS, MAX_LIVE_LINKS_EACH},
+    domain::consent::{LINK_LIFE, MAX_LINKS, MAX_LIVE_LINKS_EACH},
     simulator::Simulated,
 };
 

@@ -7,8 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
     background::keep_in_step,
-    connection::HeldGrant,
-    rotation::Origin,
+    domain::{connection::HeldGrant, grant_conflict::Origin},
     seal::{Keyring, Place, add_key, promote_key},
     secret::Digest,
     simulator::{Fault, Kind, Simulated},

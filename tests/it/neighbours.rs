@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
-    consent::{KEY_EXCHANGE_LIFE, KeyExchange},
+    domain::consent::{KEY_EXCHANGE_LIFE, KeyExchange},
     simulator::{Endpoint, Fault, Kind, Simulated},
 };
 

@@ -10,7 +10,7 @@ use axum::{
     routing::get,
 };
 use token_broker::{
-    connection::Account,
+    domain::connection::Account,
     http::pages::{Ask, Connected, Message, Previous, STYLE_SOURCE, Waiting, WrongAccount},
 };
 use tokio::net::TcpListener;

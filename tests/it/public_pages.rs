@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use token_broker::consent::{KEY_EXCHANGE_LIFE, KeyExchange};
+use token_broker::domain::consent::{KEY_EXCHANGE_LIFE, KeyExchange};
 
 use crate::{
     callbacks::{param, random_looking},

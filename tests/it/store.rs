@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use token_broker::{
     clock::Clock,
-    connection::{
+    domain::connection::{
         Account, Connection, ConnectionId, GrantType, HeldGrant, PendingGrant, State, Vars,
     },
     seal::Sealed,

@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
-    consent::{KEY_EXCHANGE_LIFE, KeyExchange},
+    domain::consent::{KEY_EXCHANGE_LIFE, KeyExchange},
     simulator::{Endpoint, Kind, Simulated},
 };
 

@@ -18,7 +18,7 @@ use token_broker::{
     broker::Broker,
     clock::Clock,
     config::Config,
-    connection::{ConnectionId, HeldGrant},
+    domain::connection::{ConnectionId, HeldGrant},
     failpoint::{Failpoints, Point},
     seal::{Keyring, Place},
     simulator::{Kind, Known, Oracle, Simulated, Simulator, SimulatorSettings, Simulators},

@@ -19,14 +19,16 @@ use crate::{
     app::{App, Listeners},
     audit::By,
     broker::{Broker, Caller, ConnectionView, LinkRequest, NewConnection},
-    caller::Verb,
     clock::Clock,
     config::Config,
-    connection::{GrantType, State},
+    domain::{
+        caller::Verb,
+        connection::{GrantType, State},
+        slug::Slug,
+    },
     failpoint::Failpoints,
     seal::Keyring,
     simulator::{Simulated, Simulators},
-    slug::Slug,
     telemetry,
 };
 

@@ -9,7 +9,7 @@ use reqwest::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::super::Failure;
+use crate::cli::Failure;
 
 /// One consent, from the link to the page that says how it went.
 ///

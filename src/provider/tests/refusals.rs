@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, fs};
 
 use crate::{
-    connection::GrantType,
+    domain::{connection::GrantType, slug::Slug},
     provider::{Catalogue, Network, ProfileError, Rotation},
-    slug::Slug,
 };
 
 const EXAMPLE: &str = r#"

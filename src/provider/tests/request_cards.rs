@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{
     client::Client,
-    connection::Vars,
+    domain::connection::Vars,
     provider::{
         Authorization, Body, Held, OutboundRequest, RequestError, RevokedToken, amocrm, request,
         test_support,

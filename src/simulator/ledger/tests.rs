@@ -1,4 +1,5 @@
-use super::{super::switch::RotationClass, *};
+use super::*;
+use crate::simulator::switch::RotationClass;
 
 const HOUR: u32 = 3_600;
 

@@ -5,7 +5,7 @@ use std::{fs, os::unix::process::ExitStatusExt as _, time::Duration};
 use secrecy::SecretString;
 use token_broker::{
     clock::Clock,
-    connection::{Connection, ConnectionId, GrantType, HeldGrant, State, Vars},
+    domain::connection::{Connection, ConnectionId, GrantType, HeldGrant, State, Vars},
     seal::{Keyring, Place},
     secret,
     spool::{Entry, Spool},

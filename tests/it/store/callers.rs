@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use token_broker::{
-    caller::{Holder, Operator, Service, StoredKey, Verb, new_key},
+    domain::caller::{Holder, Operator, Service, StoredKey, Verb, new_key},
     store::StoreError,
 };
 

@@ -2,8 +2,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use token_broker::{
-    connection::{Account, Connection, ConnectionId, LastError, State},
-    slug::Slug,
+    domain::{
+        connection::{Account, Connection, ConnectionId, LastError, State},
+        slug::Slug,
+    },
     store::{Commit, StoreError},
 };
 

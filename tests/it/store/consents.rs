@@ -3,14 +3,17 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sqlx::{PgConnection, Row as _};
 use token_broker::{
-    caller::{Holder, Operator, new_key},
-    connection::{ConnectionId, State},
-    consent::{
-        CONSENT_LIFE, Consent, ConsentLink, EXCHANGE_LIFE, KeyExchange, LINK_LIFE, LinkId, Outcome,
+    domain::{
+        caller::{Holder, Operator, new_key},
+        connection::{ConnectionId, State},
+        consent::{
+            CONSENT_LIFE, Consent, ConsentLink, EXCHANGE_LIFE, KeyExchange, LINK_LIFE, LinkId,
+            Outcome,
+        },
+        slug::Slug,
     },
     seal::Sealed,
     secret::Digest,
-    slug::Slug,
     store::{LinkInserted, Purged},
 };
 use tokio_util::task::TaskTracker;

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, time::Duration};
 use jiff::Timestamp;
 use token_broker::{
     audit::{By, Event, Kind, Record},
-    connection::ConnectionId,
+    domain::connection::ConnectionId,
 };
 use tokio::task::JoinSet;
 

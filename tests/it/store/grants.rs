@@ -3,10 +3,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use token_broker::{
-    connection::{Account, Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars},
-    consent::CONFIRM_LIFE,
+    domain::{
+        connection::{
+            Account, Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars,
+        },
+        consent::CONFIRM_LIFE,
+        slug::Slug,
+    },
     secret::Digest,
-    slug::Slug,
     store::{Commit, Failure, Lost, Source, Store, StoreError},
 };
 

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use token_broker::{
-    caller::{Holder, Operator, new_key},
-    consent::MAX_LINKS,
+    domain::{
+        caller::{Holder, Operator, new_key},
+        consent::MAX_LINKS,
+        slug::Slug,
+    },
     secret::Digest,
-    slug::Slug,
     store::{PURGES, Purged},
 };
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use token_broker::{
-    connection::{ConnectionId, HeldGrant, LastError, Record, State},
+    domain::connection::{ConnectionId, HeldGrant, LastError, Record, State},
     secret::Digest,
     store::{Commit, Failure, Finished, Holding, REMOVE_AT_PROVIDER},
 };

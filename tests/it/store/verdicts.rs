@@ -1,8 +1,10 @@
 use std::time::Duration;
 
 use token_broker::{
-    connection::{Account, ConnectionId, LastError, Record, State},
-    rotation::Origin,
+    domain::{
+        connection::{Account, ConnectionId, LastError, Record, State},
+        grant_conflict::Origin,
+    },
     seal::Sealed,
     secret::Digest,
     store::{Commit, Escrowed, Source},
@@ -20,7 +22,7 @@ on_both_engines! {
     what_was_asked_for_before_a_consent_is_kept_for_its_account_only,
 }
 
-fn commit(id: ConnectionId, grant: &token_broker::connection::HeldGrant) -> Commit<'_> {
+fn commit(id: ConnectionId, grant: &token_broker::domain::connection::HeldGrant) -> Commit<'_> {
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
 }
 

@@ -8,7 +8,7 @@ use sqlx::{
 use tempfile::TempDir;
 use token_broker::{
     clock::Clock,
-    connection::{ConnectionId, State},
+    domain::connection::{ConnectionId, State},
     secret,
     store::Store,
 };

@@ -7,9 +7,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::slug::Slug;
 use crate::{
     secret::{self, Digest},
-    slug::Slug,
     words::words,
 };
 

@@ -9,7 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{rotation::Origin, seal::Sealed, slug::Slug, words::words};
+use super::{grant_conflict::Origin, slug::Slug};
+use crate::{seal::Sealed, words::words};
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

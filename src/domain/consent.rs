@@ -1,4 +1,4 @@
-//! Consent links, and the attempts made through them. Pure, like [`crate::connection`].
+//! Consent links, and the attempts made through them. Pure, like [`super::connection`].
 
 use std::{fmt, time::Duration};
 
@@ -6,10 +6,8 @@ use jiff::Timestamp;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{
-    caller::Requester, connection::ConnectionId, seal::Sealed, secret::Digest, slug::Slug,
-    words::words,
-};
+use super::{caller::Requester, connection::ConnectionId, slug::Slug};
+use crate::{seal::Sealed, secret::Digest, words::words};
 
 /// How long a link lives.
 pub const LINK_LIFE: Duration = Duration::from_hours(24);

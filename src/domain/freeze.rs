@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{slug::Slug, words::words};
+use super::slug::Slug;
+use crate::words::words;
 
 words! {
     /// What kind of thing is frozen.

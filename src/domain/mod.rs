@@ -1,0 +1,12 @@
+//! Pure rules of the broker: no HTTP, no SQL, no clock. `now` is always an argument.
+//!
+//! May use: [`seal`](crate::seal), for the types of sealed values and digests. Used by every room
+//! above it.
+
+pub mod caller;
+pub mod connection;
+pub mod consent;
+pub mod database_identity;
+pub mod freeze;
+pub mod grant_conflict;
+pub mod slug;
