@@ -84,7 +84,6 @@ pub mod provider;
 pub mod refusals;
 mod replace;
 pub mod seal;
-pub mod secret;
 pub mod simulator;
 pub mod spool;
 pub mod state_dir;

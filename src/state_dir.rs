@@ -13,7 +13,7 @@ use crate::{
     config::{Config, Database},
     domain::database_identity::Watermark,
     replace::replace,
-    secret,
+    seal::secret,
 };
 
 /// A folder of this process alone, for as long as it lives.

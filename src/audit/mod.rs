@@ -22,7 +22,7 @@ pub use self::{
 };
 use crate::{
     domain::{connection::ConnectionId, slug::Slug},
-    secret::Digest,
+    seal::secret::Digest,
     words::words,
 };
 

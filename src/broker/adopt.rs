@@ -13,8 +13,7 @@ use crate::{
         slug::Slug,
     },
     provider::request::{api_base_url, resource_headers},
-    seal::{OpenError, Place},
-    secret::Digest,
+    seal::{OpenError, Place, secret::Digest},
 };
 
 impl Broker {

@@ -16,7 +16,7 @@ use crate::{
     audit::{self, BATCH, By, Event, FileHealth, Kind, Record},
     clock::SinceBoot,
     domain::connection::Connection,
-    secret::Digest,
+    seal::secret::Digest,
     store::StoreError,
 };
 

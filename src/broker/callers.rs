@@ -16,7 +16,7 @@ use crate::{
         caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
         slug::Slug,
     },
-    secret::Digest,
+    seal::secret::Digest,
     store::StoreError,
 };
 

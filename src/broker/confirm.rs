@@ -9,8 +9,7 @@ use super::{
 use crate::{
     audit::{By, Kind},
     domain::{caller::Verb, slug::Slug},
-    seal::{Place, Sealed},
-    secret::Digest,
+    seal::{Place, Sealed, secret::Digest},
     store,
 };
 

@@ -18,8 +18,10 @@ use crate::{
         slug::Slug,
     },
     provider::{Authorization, amocrm, request},
-    seal::{Place, Sealed},
-    secret::{self, Digest},
+    seal::{
+        Place, Sealed,
+        secret::{self, Digest},
+    },
 };
 
 /// What a browser brings back from the provider: its query, checked for duplicates.

@@ -13,8 +13,7 @@ use crate::{
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
     },
     provider::{Grant, Held, ProviderError, Verdict, request},
-    seal::Place,
-    secret::Digest,
+    seal::{Place, secret::Digest},
     store,
 };
 

@@ -20,8 +20,7 @@ use crate::{
         grant_conflict::{self, Contender, Keep},
     },
     failpoint::Point,
-    seal::{Place, Sealed},
-    secret::Digest,
+    seal::{Place, Sealed, secret::Digest},
     spool::{Entry, Kept, Slot},
     store::{Commit, Escrowed, StoreError},
 };

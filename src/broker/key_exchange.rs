@@ -18,7 +18,7 @@ use crate::{
         slug::Slug,
     },
     provider::{Verdict, amocrm},
-    secret::Digest,
+    seal::secret::Digest,
 };
 
 /// How many codes are tried for one exchange.

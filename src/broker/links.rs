@@ -20,7 +20,7 @@ use crate::{
         },
         slug::Slug,
     },
-    secret::{self, Digest},
+    seal::secret::{self, Digest},
     store::LinkInserted,
 };
 

@@ -80,8 +80,7 @@ use crate::{
     },
     failpoint::Failpoints,
     provider::{Network, Outbound},
-    seal::{Keyring, Place},
-    secret::Digest,
+    seal::{Keyring, Place, secret::Digest},
     spool::Spool,
     store::{Store, StoreError},
 };

@@ -12,8 +12,7 @@ use super::{
 use crate::{
     audit::{By, Kind},
     domain::connection::{HeldGrant, State},
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
     spool::{Entry, Kept},
     store::Commit,
 };

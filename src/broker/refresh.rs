@@ -27,7 +27,7 @@ use crate::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
         read_grant, request,
     },
-    secret::Digest,
+    seal::secret::Digest,
     spool::Slot,
     store::Lost,
 };

@@ -22,8 +22,10 @@ use crate::{
         slug::Slug,
     },
     provider::{ProviderError, RevokedToken, Verdict, read_revocation, request},
-    seal::{OpenError, Place, Sealed},
-    secret::{self, Digest},
+    seal::{
+        OpenError, Place, Sealed,
+        secret::{self, Digest},
+    },
     store::{Finished, Revocable, Revoking},
     words::words,
 };

@@ -21,7 +21,7 @@ use crate::{
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict},
     refusals::{Refusals, Weight},
-    secret::{self, Digest},
+    seal::secret::{self, Digest},
     store,
 };
 

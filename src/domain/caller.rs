@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::slug::Slug;
 use crate::{
-    secret::{self, Digest},
+    seal::secret::{self, Digest},
     words::words,
 };
 

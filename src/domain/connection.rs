@@ -300,7 +300,8 @@ pub fn refresh_at(id: ConnectionId, grant: &HeldGrant) -> Option<Timestamp> {
     } else {
         (life / 5).clamp(Duration::from_mins(5), Duration::from_hours(6))
     };
-    let seed = crate::secret::Digest::of_bytes(format!("{id}/{}", grant.generation).as_bytes());
+    let seed =
+        crate::seal::secret::Digest::of_bytes(format!("{id}/{}", grant.generation).as_bytes());
     let spread = u32::from(u16::from_be_bytes([seed.as_bytes()[0], seed.as_bytes()[1]]));
     // From 0.9 to 1.1 in steps of 1/65536 of a fifth.
     let lead = lead * 9 / 10 + (lead / 5) * spread / u32::from(u16::MAX);

@@ -7,7 +7,10 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{caller::Requester, connection::ConnectionId, slug::Slug};
-use crate::{seal::Sealed, secret::Digest, words::words};
+use crate::{
+    seal::{Sealed, secret::Digest},
+    words::words,
+};
 
 /// How long a link lives.
 pub const LINK_LIFE: Duration = Duration::from_hours(24);

@@ -6,7 +6,7 @@
 
 use jiff::Timestamp;
 
-use crate::secret::Digest;
+use crate::seal::secret::Digest;
 
 /// The refresh that brought a grant.
 #[derive(Clone, Debug, Eq, PartialEq)]

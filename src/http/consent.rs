@@ -24,7 +24,7 @@ use crate::{
         consent::Outcome,
         slug::Slug,
     },
-    secret,
+    seal::secret,
 };
 
 /// Shows what a link is for, or how its last attempt ended. Changes nothing, so that neither a

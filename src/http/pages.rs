@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use url::Url;
 
-use crate::{domain::connection::Account, secret::Digest};
+use crate::{domain::connection::Account, seal::secret::Digest};
 
 /// The style sheet of every page.
 pub const STYLE: &str = include_str!("pages/style.css");

@@ -13,7 +13,7 @@ use super::{
     oauth2::{basic_credentials, credentials, plain, read_form},
     token::preferred_wait,
 };
-use crate::{domain::slug::Slug, properties::cases, secret};
+use crate::{domain::slug::Slug, properties::cases, seal::secret};
 
 /// A header of any bytes that HTTP lets through.
 fn header_value() -> impl Strategy<Value = HeaderValue> {

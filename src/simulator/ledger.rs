@@ -17,7 +17,7 @@ use super::{
     oracle::{Endpoint, Known, Oracle},
     rotation::{Rotation, Successors},
 };
-use crate::secret::Digest;
+use crate::seal::secret::Digest;
 
 /// A code, an access token or a refresh token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 pub use super::ledger::{End, Kind};
-use crate::secret::Digest;
+use crate::seal::secret::Digest;
 
 /// Where a request arrived.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]

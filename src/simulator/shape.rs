@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
-use crate::secret::random_bytes;
+use crate::seal::secret::random_bytes;
 
 /// `length` characters that are safe in a URL; at most 64.
 pub(super) fn url_safe(length: usize) -> String {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::connection::{ConnectionId, Record},
-    secret::Digest,
+    seal::secret::Digest,
 };
 
 /// Why a connection was not claimed.

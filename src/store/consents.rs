@@ -15,8 +15,7 @@ use crate::{
         consent::{Consent, ConsentLink, EXCHANGE_LIFE, Ending, LinkId, Outcome},
         slug::Slug,
     },
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
 };
 
 /// What became of a new consent link.

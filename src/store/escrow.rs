@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     domain::{connection::ConnectionId, grant_conflict::Origin},
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
 };
 
 /// A grant in escrow.

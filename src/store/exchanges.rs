@@ -12,7 +12,7 @@ use crate::{
         consent::{EXCHANGE_LIFE, KeyExchange},
         slug::Slug,
     },
-    secret::Digest,
+    seal::secret::Digest,
 };
 
 /// Says for [`EXCHANGE_LIFE`], `$4` milliseconds, that a grant for connection `$3` may come of what has

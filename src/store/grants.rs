@@ -9,8 +9,7 @@ use crate::{
         connection::{Account, Connection, ConnectionId, HeldGrant, LastError, State, Vars},
         consent::CONFIRM_LIFE,
     },
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
 };
 
 /// The words of the states for which [`State::refreshes`] holds.

@@ -20,8 +20,7 @@ use crate::{
         connection::{Connection, ConnectionId, LastError},
         slug::Slug,
     },
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
 };
 
 /// Why a connection stays as `revoked`, or will: the word for a person's task.

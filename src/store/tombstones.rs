@@ -1,7 +1,7 @@
 //! Refresh tokens that are never presented again.
 
 use super::{Store, StoreError, engine::on, now};
-use crate::{domain::connection::ConnectionId, secret::Digest};
+use crate::{domain::connection::ConnectionId, seal::secret::Digest};
 
 /// Buries the refresh token `$2` of connection `$3`.
 pub(super) const BURY: &str = concat!(

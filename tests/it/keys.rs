@@ -8,8 +8,7 @@ use serde_json::json;
 use token_broker::{
     background::keep_in_step,
     domain::{connection::HeldGrant, grant_conflict::Origin},
-    seal::{Keyring, Place, add_key, promote_key},
-    secret::Digest,
+    seal::{Keyring, Place, add_key, promote_key, secret::Digest},
     simulator::{Fault, Kind, Simulated},
     store::{Commit, SEALED_COLUMNS, Store},
 };

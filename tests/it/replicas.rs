@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgC
 use token_broker::{
     background::keep_in_step,
     clock::Clock,
-    secret,
+    seal::secret,
     simulator::{Fault, Kind, Simulated},
     store::{SchemaStatus, Store},
 };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use token_broker::{secret, simulator::Oracle};
+use token_broker::{seal::secret, simulator::Oracle};
 use tokio::{
     join,
     time::{Instant, sleep},

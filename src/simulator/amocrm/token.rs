@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Amocrm, Product, problem::Problem};
 use crate::{
-    secret::random_bytes,
+    seal::secret::random_bytes,
     simulator::{
         ledger::{End, Id, Ledger, Pair, Refusal},
         request::{Params, TokenRequest},

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{Divar, error::OAuthError};
 use crate::{
-    secret::Digest,
+    seal::secret::Digest,
     simulator::{
         ledger::{Authorisation, End, Pair, Refusal},
         request::{self, Params, TokenRequest},

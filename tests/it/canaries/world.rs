@@ -16,7 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use token_broker::{
     clock::Clock,
-    secret,
+    seal::secret,
     simulator::{Fault, Simulated, SimulatorSettings, Simulators},
 };
 

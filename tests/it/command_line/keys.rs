@@ -6,8 +6,7 @@ use secrecy::SecretString;
 use token_broker::{
     clock::Clock,
     domain::connection::{Connection, ConnectionId, GrantType, HeldGrant, State, Vars},
-    seal::{Keyring, Place},
-    secret,
+    seal::{Keyring, Place, secret},
     spool::{Entry, Spool},
     store::{Commit, SEALED_COLUMNS, Store},
 };

@@ -1,7 +1,7 @@
 use secrecy::SecretString;
 use token_broker::{
     clock::Clock,
-    secret::Digest,
+    seal::secret::Digest,
     simulator::{Simulated, SimulatorSettings, Simulators},
 };
 

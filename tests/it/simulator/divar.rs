@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
-    secret::Digest,
+    seal::secret::Digest,
     simulator::{
         End, Fault, Simulated,
         settings::{Denial, DivarSettings, Hydra, OldAccessToken, RefreshParameters},

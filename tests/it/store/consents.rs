@@ -12,8 +12,7 @@ use token_broker::{
         },
         slug::Slug,
     },
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
     store::{LinkInserted, Purged},
 };
 use tokio_util::task::TaskTracker;

@@ -10,7 +10,7 @@ use token_broker::{
         consent::CONFIRM_LIFE,
         slug::Slug,
     },
-    secret::Digest,
+    seal::secret::Digest,
     store::{Commit, Failure, Lost, Source, Store, StoreError},
 };
 

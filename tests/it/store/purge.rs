@@ -9,7 +9,7 @@ use token_broker::{
         consent::MAX_LINKS,
         slug::Slug,
     },
-    secret::Digest,
+    seal::secret::Digest,
     store::{PURGES, Purged},
 };
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use token_broker::{
     domain::connection::{ConnectionId, HeldGrant, LastError, Record, State},
-    secret::Digest,
+    seal::secret::Digest,
     store::{Commit, Failure, Finished, Holding, REMOVE_AT_PROVIDER},
 };
 

@@ -5,8 +5,7 @@ use token_broker::{
         connection::{Account, ConnectionId, LastError, Record, State},
         grant_conflict::Origin,
     },
-    seal::Sealed,
-    secret::Digest,
+    seal::{Sealed, secret::Digest},
     store::{Commit, Escrowed, Source},
 };
 use uuid::Uuid;

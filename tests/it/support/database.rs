@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use token_broker::{
     clock::Clock,
     domain::connection::{ConnectionId, State},
-    secret,
+    seal::secret,
     store::Store,
 };
 

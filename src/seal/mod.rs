@@ -8,6 +8,8 @@
 //!
 //! A running broker follows its key file: see [`Keyring::follow`].
 
+pub mod secret;
+
 mod key_file;
 
 use std::{
@@ -28,7 +30,6 @@ use secrecy::{
 
 use self::key_file::Stamp;
 pub use self::key_file::{KeyFileError, add_key, promote_key};
-use crate::secret;
 
 const SALT_LEN: usize = 32;
 const KEY_LEN: usize = 32;
