@@ -74,15 +74,14 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
-mod core_dump;
 pub mod domain;
 pub mod failpoint;
 pub mod http;
+mod os;
 #[cfg(test)]
 mod properties;
 pub mod provider;
 pub mod refusals;
-mod replace;
 pub mod seal;
 pub mod simulator;
 pub mod spool;

@@ -12,7 +12,7 @@ use crate::{
     app::StartError,
     config::{Config, Database},
     domain::database_identity::Watermark,
-    replace::replace,
+    os::atomic_file::replace,
     seal::secret,
 };
 

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Record;
-use crate::replace::replace;
+use crate::os::atomic_file::replace;
 
 /// How many bytes are read at once: more than the longest line has.
 const CHUNK: u64 = 1024 * 1024;

@@ -33,7 +33,8 @@ use crate::{
     broker::BrokerError,
     clock::Clock,
     config::{Config, ConfigError, Database},
-    core_dump, http,
+    http,
+    os::hardening,
     store::{SchemaStatus, Store, StoreError},
     telemetry,
 };
@@ -97,7 +98,7 @@ impl From<io::Error> for Failure {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    if let Err(error) = core_dump::forbid() {
+    if let Err(error) = hardening::forbid() {
         return finish(Err(Failure::internal(format!("core dumps cannot be forbidden: {error}"))));
     }
     let args = match Args::try_parse() {

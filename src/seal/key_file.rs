@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret as _, SecretBox, zeroize::Zeroizing};
 
 use super::{KEY_LEN, Key, Keys};
-use crate::replace::replace;
+use crate::os::atomic_file::replace;
 
 /// The word at the end of a line whose key waits to be put first.
 const WAITS: &str = "new";
