@@ -68,7 +68,6 @@
 
 pub mod app;
 pub mod audit;
-pub mod background;
 pub mod broker;
 pub mod cli;
 pub mod client;
@@ -85,7 +84,6 @@ pub mod refusals;
 pub mod seal;
 pub mod simulator;
 pub mod spool;
-pub mod state_dir;
 pub mod store;
 pub mod telemetry;
 pub mod throttle;

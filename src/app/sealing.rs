@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use secrecy::SecretString;
 
-use super::{StartError, migrate};
+use super::{error::StartError, migrate};
 use crate::{
     config::{Config, Database},
     seal::{KeyFileError, Keyring, Place, Sealed},

@@ -7,12 +7,12 @@ use tokio::{sync::MutexGuard, task::spawn_blocking};
 
 use super::{Broker, BrokerError};
 use crate::{
+    app::state_dir::WatermarkFile,
     audit::{By, Kind},
     domain::{
         connection::{Connection, State},
         database_identity::{Doubt, Finding, Identity, Watermark, compare},
     },
-    state_dir::WatermarkFile,
     store::StoreError,
 };
 

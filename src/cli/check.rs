@@ -6,12 +6,11 @@ use reqwest::Method;
 
 use super::{Failure, environment, say};
 use crate::{
-    app::{connect_store, read_keyring},
+    app::{connect_store, read_keyring, state_dir::open_to_all},
     clock::Clock,
     config::{Config, Database},
     failpoint::Failpoints,
     provider::{Body, Outbound, OutboundRequest, Profile},
-    state_dir::open_to_all,
     store::{SchemaStatus, Store, StoreError},
 };
 

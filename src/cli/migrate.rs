@@ -2,10 +2,9 @@
 
 use super::{Failure, say};
 use crate::{
-    app::{StartError, connect_store},
+    app::{StartError, connect_store, state_dir::make_state_dir},
     clock::Clock,
     config::Config,
-    state_dir::make_state_dir,
     store::SchemaStatus,
 };
 

@@ -10,7 +10,7 @@ use super::{
     table::table,
 };
 use crate::{
-    app::{StartError, open_store},
+    app::{StartError, open_store, state_dir::make_state_dir},
     audit::{By, Kind, Record},
     clock::Clock,
     config::Config,
@@ -18,7 +18,6 @@ use crate::{
         caller::{self, Holder, Operator},
         slug::Slug,
     },
-    state_dir::make_state_dir,
     store::{Store, StoreError},
 };
 

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 
 use super::{Failure, args::Release, open_as_it_is, say, table::table};
 use crate::{
-    app::{DEPLOYMENT, StartError, check_deployment, compare_deployment, open_store},
+    app::{
+        DEPLOYMENT, StartError, check_deployment, compare_deployment, open_store,
+        state_dir::make_state_dir,
+    },
     audit::{self, By, Kind},
     client::Client,
     clock::Clock,
@@ -16,7 +19,6 @@ use crate::{
         slug::Slug,
     },
     provider::Rotation,
-    state_dir::make_state_dir,
     store::Store,
 };
 

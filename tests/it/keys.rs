@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
-    background::keep_in_step,
+    app::background::keep_in_step,
     domain::{connection::HeldGrant, grant_conflict::Origin},
     seal::{Keyring, Place, add_key, promote_key, secret::Digest},
     simulator::{Fault, Kind, Simulated},

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
 use token_broker::{
-    background::keep_in_step,
+    app::background::keep_in_step,
     clock::Clock,
     seal::secret,
     simulator::{Fault, Kind, Simulated},

@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
+    app::state_dir::WatermarkFile,
     audit::{By, Trail},
     broker::{Broker, LastSeen, Parts},
     client::Client,
@@ -29,7 +30,6 @@ use token_broker::{
     seal::{Keyring, Place, secret::Digest},
     simulator::{Fault, Kind, Simulated, SimulatorSettings, Simulators, settings::RotationClass},
     spool::Spool,
-    state_dir::WatermarkFile,
     store::Commit,
 };
 use tokio::{

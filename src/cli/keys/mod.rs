@@ -11,11 +11,10 @@ use super::{
     environment, open_as_it_is, say,
 };
 use crate::{
-    app::key_problem,
+    app::{key_problem, state_dir::make_state_dir},
     clock::Clock,
     config::Config,
     seal::{Keyring, add_key},
-    state_dir::make_state_dir,
     store::Store,
 };
 

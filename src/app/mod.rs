@@ -1,6 +1,9 @@
 //! Wiring: from checked settings to a running broker, and back down in order.
 
+pub mod background;
+mod error;
 mod sealing;
+pub mod state_dir;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -8,11 +11,16 @@ use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::sealing::open_keyring;
-pub use self::sealing::{key_problem, read_keyring};
+pub use self::{
+    error::StartError,
+    sealing::{key_problem, read_keyring},
+};
+use self::{
+    sealing::open_keyring,
+    state_dir::{StateDir, WatermarkFile},
+};
 use crate::{
     audit::Trail,
-    background,
     broker::{Broker, BrokerError, LastSeen, Parts},
     clock::Clock,
     config::{Config, Database},
@@ -24,7 +32,6 @@ use crate::{
     },
     provider::{Outbound, Roots},
     spool::Spool,
-    state_dir::{StateDir, WatermarkFile},
     store::{SchemaStatus, Store, StoreError},
 };
 
@@ -37,26 +44,6 @@ const COMMIT_GRACE: Duration = Duration::from_secs(10);
 
 /// Where the database keeps the name of the installation that it belongs to.
 pub const DEPLOYMENT: &str = "deployment";
-
-/// Why the broker did not start: one line that says what is wrong and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The operator has to change something.
-    #[error("{0}")]
-    Settings(String),
-    /// Something that is needed cannot be reached.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
-impl From<StoreError> for StartError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::NewerSchema { .. } => Self::Settings(error.to_string()),
-            error => Self::Unavailable(error.to_string()),
-        }
-    }
-}
 
 /// The two sockets, bound before anything else happens: a taken port must change nothing.
 #[derive(Debug)]

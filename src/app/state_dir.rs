@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::error::StartError;
 use crate::{
-    app::StartError,
     config::{Config, Database},
     domain::database_identity::Watermark,
     os::atomic_file::replace,
