@@ -4,9 +4,8 @@ use secrecy::SecretString;
 
 use super::Broker;
 use crate::{
-    client::Client,
     domain::connection::{Account, Record, Vars},
-    provider::{ProviderError, Verdict, read_account, request},
+    provider::{ProviderError, Verdict, client::Client, read_account, request},
 };
 
 impl Broker {

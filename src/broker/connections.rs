@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 use super::{Broker, BrokerError, Caller, Why, memory::Live};
 use crate::{
     audit::{By, Kind},
-    client::{Client, choose_grant},
     domain::{
         connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
         slug::Slug,
     },
+    provider::client::{Client, choose_grant},
     store::StoreError,
 };
 

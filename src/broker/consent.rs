@@ -9,7 +9,6 @@ use url::Url;
 use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored};
 use crate::{
     audit::{By, Kind},
-    client::Client,
     domain::{
         connection::Connection,
         consent::{
@@ -17,7 +16,7 @@ use crate::{
         },
         slug::Slug,
     },
-    provider::{Authorization, amocrm, request},
+    provider::{Authorization, amocrm, client::Client, request},
     seal::{
         Place, Sealed,
         secret::{self, Digest},

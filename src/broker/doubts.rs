@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{Broker, BrokerError, flight::Why};
 use crate::{
-    client::Client,
     domain::connection::{Connection, LastError, Record, State},
+    provider::client::Client,
 };
 
 /// How many attempts may end without a word before the connection is left alone for a while: it may

@@ -7,12 +7,11 @@ use super::{
     keep::{due_at, until_stored},
 };
 use crate::{
-    client::Client,
     domain::{
         connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
     },
-    provider::{Grant, Held, ProviderError, Verdict, request},
+    provider::{Grant, Held, ProviderError, Verdict, client::Client, request},
     seal::{Place, secret::Digest},
     store,
 };

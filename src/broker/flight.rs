@@ -20,11 +20,11 @@ use super::{
     places::{Place, Urgency},
 };
 use crate::{
-    client::Client,
     domain::{
         connection::{Connection, ConnectionId},
         slug::Slug,
     },
+    provider::client::Client,
     store::Due,
 };
 

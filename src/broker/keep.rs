@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
-    client::Client,
     domain::{
         connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
         grant_conflict::{self, Contender, Keep},
     },
     failpoint::Point,
+    provider::client::Client,
     seal::{Place, Sealed, secret::Digest},
     spool::{Entry, Kept, Slot},
     store::{Commit, Escrowed, StoreError},

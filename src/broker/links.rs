@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     audit::{By, Kind},
-    client::Client,
     domain::{
         caller::{Requester, Service, Verb},
         connection::{Account, Connection, GrantType, Record},
@@ -20,6 +19,7 @@ use crate::{
         },
         slug::Slug,
     },
+    provider::client::Client,
     seal::secret::{self, Digest},
     store::LinkInserted,
 };

@@ -70,7 +70,6 @@ use self::{
 };
 use crate::{
     audit::Trail,
-    client::Client,
     clock::Clock,
     domain::{
         connection::{ConnectionId, HeldGrant},
@@ -79,7 +78,7 @@ use crate::{
         slug::Slug,
     },
     failpoint::Failpoints,
-    provider::{Network, Outbound},
+    provider::{Network, Outbound, client::Client},
     seal::{Keyring, Place, secret::Digest},
     spool::Spool,
     store::{Store, StoreError},

@@ -19,13 +19,12 @@ use super::{
     keep::until_stored,
 };
 use crate::{
-    client::Client,
     clock::SinceBoot,
     domain::connection::{ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
         Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
-        read_grant, request,
+        client::Client, read_grant, request,
     },
     seal::secret::Digest,
     spool::Slot,

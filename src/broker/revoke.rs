@@ -16,12 +16,11 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    client::Client,
     domain::{
         connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
         slug::Slug,
     },
-    provider::{ProviderError, RevokedToken, Verdict, read_revocation, request},
+    provider::{ProviderError, RevokedToken, Verdict, client::Client, read_revocation, request},
     seal::{
         OpenError, Place, Sealed,
         secret::{self, Digest},

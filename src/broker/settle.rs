@@ -13,13 +13,12 @@ use super::{
 };
 use crate::{
     audit::{By, Kind},
-    client::Client,
     domain::{
         connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
         grant_conflict::Origin,
     },
     failpoint::Point,
-    provider::{Grant, ProviderError, Rotation, Verdict},
+    provider::{Grant, ProviderError, Rotation, Verdict, client::Client},
     refusals::{Refusals, Weight},
     seal::secret::{self, Digest},
     store,

@@ -32,11 +32,10 @@ use crate::{
     app::{StartError, connect_store},
     broker::BrokerError,
     clock::Clock,
-    config::{Config, ConfigError, Database},
+    config::{Config, ConfigError, Database, logging},
     http,
     os::hardening,
     store::{SchemaStatus, Store, StoreError},
-    telemetry,
 };
 
 /// What a command ends with: a line for a person and an exit code for a script, in the numbers of
@@ -151,7 +150,7 @@ fn run(args: Args) -> Result<(), Failure> {
 /// Reads the configuration and starts logging as it says.
 fn load(file: Option<&Path>) -> Result<Config, Failure> {
     let config = Config::load(file, environment())?;
-    telemetry::start(&config.log).map_err(Failure::usage)?;
+    logging::start(&config.log).map_err(Failure::usage)?;
     Ok(config)
 }
 

@@ -11,14 +11,13 @@ use crate::{
         state_dir::make_state_dir,
     },
     audit::{self, By, Kind},
-    client::Client,
     clock::Clock,
     config::Config,
     domain::{
         connection::{GrantType, Record, State},
         slug::Slug,
     },
-    provider::Rotation,
+    provider::{Rotation, client::Client},
     store::Store,
 };
 

@@ -12,9 +12,11 @@ use super::{
     wrong,
 };
 use crate::{
-    client::{Client, choose_grant},
     domain::{caller::Pattern, slug::Slug},
-    provider::Catalogue,
+    provider::{
+        Catalogue,
+        client::{Client, choose_grant},
+    },
 };
 
 impl written::Client {

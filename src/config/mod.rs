@@ -3,8 +3,8 @@
 //!
 //! A wrong setting is one line that names it and says what was expected. Neither a value nor a
 //! line of the file is ever quoted: it may be a secret.
-
 mod client;
+pub mod logging;
 mod secret;
 mod written;
 
@@ -22,11 +22,9 @@ use url::{Host, Url};
 pub use self::{client::redirect_uri, secret::read_secret};
 use self::{secret::one_of, written::Written};
 use crate::{
-    client::Client,
     domain::slug::{NotASlug, Slug},
-    provider::Catalogue,
+    provider::{Catalogue, client::Client},
     simulator::SimulatorSettings,
-    telemetry,
 };
 
 /// Everything the broker is told, checked.
@@ -224,7 +222,7 @@ impl written::Log {
             "text" => LogFormat::Text,
             _ => return Err(wrong("log.format", "expected `text` or `json`")),
         };
-        telemetry::parse(&self.filter).map_err(|problem| wrong("log.filter", problem))?;
+        logging::parse(&self.filter).map_err(|problem| wrong("log.filter", problem))?;
         Ok(Log { format, filter: self.filter })
     }
 }

@@ -4,12 +4,13 @@ use reqwest::Method;
 use secrecy::SecretString;
 
 use super::{
+    client::Client,
     error::ProviderError,
     profile::Profile,
     request::{Body, OutboundRequest, RequestError, Values},
     response::{Reply, refusal},
 };
-use crate::{client::Client, domain::connection::Vars};
+use crate::domain::connection::Vars;
 
 /// The variable that holds the account's host.
 pub(crate) const ACCOUNT_HOST: &str = "account_host";

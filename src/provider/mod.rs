@@ -56,10 +56,10 @@
 //! `{name}` may be a var or a client's setting, `client_id`, `redirect_uri`, and in headers and a
 //! refresh `access_token`. The same settings under `[providers.profiles.<name>]` of the configuration are
 //! laid over a profile: tables are merged, anything else is replaced.
-
 pub mod amocrm;
 mod catalogue;
 mod check;
+pub mod client;
 mod error;
 mod network;
 mod outbound;

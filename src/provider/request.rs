@@ -13,11 +13,12 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use url::{Url, form_urlencoded};
 
 use super::{
+    client::Client,
     profile::{BodyFormat, ClientAuth, GrantRequest, RevokedToken, StandardParam, header_name},
     template::{RenderUrlError, Template, Unset, UrlTemplate},
     vars::VarError,
 };
-use crate::{client::Client, domain::connection::Vars};
+use crate::domain::connection::Vars;
 
 /// A request to a provider, ready to be sent.
 #[derive(Debug)]

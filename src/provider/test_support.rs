@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Catalogue, Profile};
-use crate::{client::Client, domain::connection::GrantType};
+use super::{Catalogue, Profile, client::Client};
+use crate::domain::connection::GrantType;
 
 pub(super) fn profile(name: &str) -> Arc<Profile> {
     Arc::clone(Catalogue::load(None, &BTreeMap::new()).unwrap().get(name).unwrap())

@@ -16,7 +16,6 @@ use token_broker::{
     app::state_dir::WatermarkFile,
     audit::{By, Trail},
     broker::{Broker, LastSeen, Parts},
-    client::Client,
     clock::Clock,
     config::Config,
     domain::{
@@ -26,7 +25,7 @@ use token_broker::{
         slug::Slug,
     },
     failpoint::{Failpoints, Point},
-    provider::Outbound,
+    provider::{Outbound, client::Client},
     seal::{Keyring, Place, secret::Digest},
     simulator::{Fault, Kind, Simulated, SimulatorSettings, Simulators, settings::RotationClass},
     spool::Spool,

@@ -20,7 +20,7 @@ use crate::{
     audit::By,
     broker::{Broker, Caller, ConnectionView, LinkRequest, NewConnection},
     clock::Clock,
-    config::Config,
+    config::{Config, logging},
     domain::{
         caller::Verb,
         connection::{GrantType, State},
@@ -29,7 +29,6 @@ use crate::{
     failpoint::Failpoints,
     seal::Keyring,
     simulator::{Simulated, Simulators},
-    telemetry,
 };
 
 /// The connections of the demo: their names, providers and grants.
@@ -65,7 +64,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
         .map_err(|error| Failure::unavailable(format!("simulators: {error}")))?;
     settings.extend(simulators.configuration());
     let config = load(&settings)?;
-    telemetry::start(&config.log).map_err(Failure::usage)?;
+    logging::start(&config.log).map_err(Failure::usage)?;
     if args.database_url.is_some() {
         Keyring::generate().write_new(&config.key_file).map_err(Failure::unavailable)?;
     }

@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::{
-    client::Client,
     domain::connection::Vars,
     provider::{
-        Authorization, Body, Held, OutboundRequest, RequestError, RevokedToken, amocrm, request,
-        test_support,
+        Authorization, Body, Held, OutboundRequest, RequestError, RevokedToken, amocrm,
+        client::Client, request, test_support,
     },
 };
 

@@ -4,13 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use secrecy::SecretString;
 
-use crate::{
-    domain::{
-        caller::{Pattern, Service},
-        connection::GrantType,
-        slug::Slug,
-    },
-    provider::Profile,
+use super::Profile;
+use crate::domain::{
+    caller::{Pattern, Service},
+    connection::GrantType,
+    slug::Slug,
 };
 
 /// Our registration at a provider, checked against the provider's profile.
