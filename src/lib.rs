@@ -79,10 +79,8 @@ mod os;
 #[cfg(test)]
 mod properties;
 pub mod provider;
-pub mod refusals;
 pub mod seal;
 pub mod simulator;
 pub mod spool;
 pub mod store;
-pub mod throttle;
 mod words;

@@ -16,8 +16,10 @@ use tracing::Instrument as _;
 
 use super::{
     Broker, BrokerError,
-    gate::Shut,
-    places::{Place, Urgency},
+    limits::{
+        gate::Shut,
+        permits::{Place, Urgency},
+    },
 };
 use crate::{
     domain::{

@@ -16,21 +16,19 @@ mod error;
 mod exchange;
 mod flight;
 mod freezes;
-mod gate;
 mod health;
 mod keep;
 mod key_exchange;
+mod limits;
 mod links;
 mod memory;
 mod overtaken;
-mod places;
 mod quarantine;
 mod recover;
 mod refresh;
 mod revoke;
 mod settle;
 mod token;
-mod visitors;
 mod ways_in;
 
 use std::{
@@ -64,9 +62,8 @@ pub use self::{
 };
 use self::{
     flight::Boarding,
-    gate::Gate,
+    limits::{gate::Gate, public::Visitors},
     memory::{End, Memory},
-    visitors::Visitors,
 };
 use crate::{
     audit::Trail,

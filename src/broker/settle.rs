@@ -9,6 +9,7 @@ use super::{
     Broker, BrokerError, ReceivedGrant,
     flight::Why,
     keep::{due_at, until_stored},
+    limits::mass_refusal::{Refusals, Weight},
     refresh::{Attempt, Nothing},
 };
 use crate::{
@@ -19,7 +20,6 @@ use crate::{
     },
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict, client::Client},
-    refusals::{Refusals, Weight},
     seal::secret::{self, Digest},
     store,
 };

@@ -13,21 +13,21 @@ use crate::store::Due;
 
 /// How urgent a refresh is; the least goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Urgency {
+pub(crate) struct Urgency {
     rank: i64,
     /// Then those whose token ends first.
     ends: Option<Timestamp>,
 }
 
 impl Urgency {
-    pub(super) fn of(due: &Due) -> Self {
+    pub(crate) fn of(due: &Due) -> Self {
         Self { rank: due.rank, ends: due.expires_at }
     }
 }
 
 /// A number of places.
 #[derive(Debug)]
-pub(super) struct Places(Arc<Mutex<Queue>>);
+pub(crate) struct Places(Arc<Mutex<Queue>>);
 
 #[derive(Debug)]
 struct Queue {
@@ -39,15 +39,15 @@ struct Queue {
 
 /// A place that is taken. Dropping it frees it.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Mutex<Queue>>);
+pub(crate) struct Place(Arc<Mutex<Queue>>);
 
 impl Places {
-    pub(super) fn new(free: usize) -> Self {
+    pub(crate) fn new(free: usize) -> Self {
         Self(Arc::new(Mutex::new(Queue { free, waited: 0, waiting: BTreeMap::new() })))
     }
 
     /// Waits for a place.
-    pub(super) async fn take(&self, urgency: Urgency) -> Place {
+    pub(crate) async fn take(&self, urgency: Urgency) -> Place {
         let given = {
             let mut queue = lock(&self.0);
             if let Some(free) = queue.free.checked_sub(1) {

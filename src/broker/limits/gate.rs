@@ -10,16 +10,15 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    BrokerError,
-    flight::Why,
-    places::{Place, Places, Urgency},
+    mass_refusal::{Refusals, Weight},
+    permits::{Place, Places, Urgency},
+    throttle::{Breaker, Rate, Trip},
 };
 use crate::{
+    broker::{BrokerError, flight::Why},
     clock::Clock,
     domain::{connection::ConnectionId, slug::Slug},
     provider::{Grant, Profile, ProviderError, Verdict},
-    refusals::{Refusals, Weight},
-    throttle::{Breaker, Rate, Trip},
 };
 
 /// When a provider that does not answer is left alone.
@@ -44,7 +43,7 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// The gate before one provider.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     title: String,
     /// Places for background refreshes.
     places: Places,
@@ -65,7 +64,7 @@ struct State {
 
 /// Why nothing is sent now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Shut {
+pub(crate) enum Shut {
     /// The provider does not answer, asks for time, or refuses everybody.
     Provider(Duration),
     /// The provider refuses the client.
@@ -88,7 +87,7 @@ impl From<Shut> for BrokerError {
 }
 
 impl Gate {
-    pub(super) fn new(profile: &Profile, clock: Clock) -> Self {
+    pub(crate) fn new(profile: &Profile, clock: Clock) -> Self {
         let pace = profile.pace;
         let places = usize::try_from(pace.in_flight.get()).unwrap_or(usize::MAX);
         Self {
@@ -106,18 +105,18 @@ impl Gate {
     }
 
     /// Whether a refresh for this client might pass.
-    pub(super) fn is_open(&self, client: &Slug) -> bool {
+    pub(crate) fn is_open(&self, client: &Slug) -> bool {
         let now = self.now();
         self.state().shut(client, now).is_none()
     }
 
     /// Waits for a place among the background refreshes under way; the most urgent is the next.
-    pub(super) async fn place(&self, urgency: Urgency) -> Place {
+    pub(crate) async fn place(&self, urgency: Urgency) -> Place {
         self.places.take(urgency).await
     }
 
     /// Waits as the pace has it. An operator who asks is let through whatever failed before.
-    pub(super) async fn enter(&self, client: &Slug, why: Why) -> Result<(), Shut> {
+    pub(crate) async fn enter(&self, client: &Slug, why: Why) -> Result<(), Shut> {
         let wait = {
             let now = self.now();
             let mut state = self.state();
@@ -131,7 +130,7 @@ impl Gate {
     }
 
     /// Takes note of what a request came to, and tells people of what begins and ends.
-    pub(super) fn learn(
+    pub(crate) fn learn(
         &self,
         client: &Slug,
         id: ConnectionId,
@@ -184,7 +183,7 @@ impl Gate {
     }
 
     /// What a refusal of a grant is worth.
-    pub(super) fn weigh(&self, id: ConnectionId) -> Weight {
+    pub(crate) fn weigh(&self, id: ConnectionId) -> Weight {
         let weight = self.state().refusals.refused(id, self.now());
         if weight == Weight::FirstHeld {
             tracing::error!(
@@ -197,12 +196,12 @@ impl Gate {
     }
 
     /// Whether verdicts are held: the provider refuses too many to be believed.
-    pub(super) fn doubts(&self) -> bool {
+    pub(crate) fn doubts(&self) -> bool {
         self.state().refusals.are_held()
     }
 
     /// What is not as it should be, one sentence each, for people.
-    pub(super) fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let state = self.state();
         let title = &self.title;
         let refused = state.misconfiguration.iter().filter(|(_, (breaker, _))| breaker.is_open());

@@ -12,7 +12,7 @@ use crate::domain::connection::ConnectionId;
 /// Refusals of grants at one provider. Many at once are the provider's mistake more likely than as
 /// many people's wish, so no verdict follows from them while that lasts.
 #[derive(Debug, Default)]
-pub struct Refusals {
+pub(crate) struct Refusals {
     /// What the last refreshes came to, within [`Self::WINDOW`].
     recent: VecDeque<Judged>,
     /// Since when verdicts are held.
@@ -36,7 +36,7 @@ struct Held {
 
 /// What a refusal is worth.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Weight {
+pub(crate) enum Weight {
     /// It is a verdict, unless it proves to be one of many.
     Believed,
     /// It is a verdict for good: there was time for second thoughts.
@@ -49,10 +49,10 @@ pub enum Weight {
 
 impl Refusals {
     /// How long a refusal counts.
-    pub const WINDOW: Duration = Duration::from_mins(10);
+    pub(crate) const WINDOW: Duration = Duration::from_mins(10);
 
     /// How often one refresh is tried while verdicts are held.
-    pub const PROBE: Duration = Duration::from_mins(5);
+    pub(crate) const PROBE: Duration = Duration::from_mins(5);
 
     /// How many connections must be refused within the window for a refusal to be doubted.
     const MANY: usize = 5;
@@ -65,19 +65,19 @@ impl Refusals {
 
     /// How long nothing may be sent; none while something may.
     #[must_use]
-    pub fn shut_for(&self, now: Duration) -> Option<Duration> {
+    pub(crate) fn shut_for(&self, now: Duration) -> Option<Duration> {
         self.held.map(|held| held.next_probe.saturating_sub(now)).filter(|left| !left.is_zero())
     }
 
     /// Whether verdicts are held.
     #[must_use]
-    pub fn are_held(&self) -> bool {
+    pub(crate) fn are_held(&self) -> bool {
         self.held.is_some()
     }
 
     /// Notes that a request goes out, which [`Refusals::shut_for`] does not forbid. While verdicts are
     /// held that is the probe: the next may follow [`Refusals::PROBE`] later.
-    pub fn enter(&mut self, now: Duration) {
+    pub(crate) fn enter(&mut self, now: Duration) {
         if let Some(held) = &mut self.held {
             held.next_probe = now + Self::PROBE;
         }
@@ -86,7 +86,7 @@ impl Refusals {
     /// A refresh brought a grant. True when that ends a hold: few are refused any more. Until then
     /// each grant lets the next request through, so that a provider that has come to itself is soon
     /// known for it.
-    pub fn granted(&mut self, id: ConnectionId, now: Duration) -> bool {
+    pub(crate) fn granted(&mut self, id: ConnectionId, now: Duration) -> bool {
         // What it was refused before was a mistake.
         self.recent.retain(|judged| judged.id != id);
         self.note(Judged { at: now, id, refused: false });
@@ -104,7 +104,7 @@ impl Refusals {
     }
 
     /// A refresh was refused.
-    pub fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
+    pub(crate) fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
         self.note(Judged { at: now, id, refused: true });
         match self.held {
             Some(held) if held.since + Self::LONGEST < now => Weight::Final,

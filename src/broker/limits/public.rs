@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::BrokerError;
+use crate::broker::BrokerError;
 
 /// How many visitors are looked up at once, fewer than the store has connections: claims and
 /// commits find one while a flood of callbacks waits.
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The turns of the visitors, in the order in which they came.
 #[derive(Debug)]
-pub(super) struct Visitors(Semaphore);
+pub(crate) struct Visitors(Semaphore);
 
 impl Default for Visitors {
     fn default() -> Self {
@@ -29,7 +29,7 @@ impl Default for Visitors {
 impl Visitors {
     /// Waits for a turn at the store, which ends when dropped. Never held across a call to a
     /// provider.
-    pub(super) async fn turn(&self) -> Result<SemaphorePermit<'_>, BrokerError> {
+    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, BrokerError> {
         match timeout(PATIENCE, self.0.acquire()).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(BrokerError::Unavailable {

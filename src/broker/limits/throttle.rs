@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 
 /// One request every so often, and a few at once after a pause (the generic cell rate algorithm).
 #[derive(Debug)]
-pub struct Rate {
+pub(crate) struct Rate {
     interval: Duration,
     /// How far ahead of the even pace a burst may run.
     tolerance: Duration,
@@ -17,13 +17,13 @@ pub struct Rate {
 impl Rate {
     /// `per_second` requests a second, `burst` of them at once.
     #[must_use]
-    pub fn new(per_second: u32, burst: u32) -> Self {
+    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
         Self { interval, tolerance: interval * burst.saturating_sub(1), next: Duration::ZERO }
     }
 
     /// Takes the next place. Returns how long to wait for it.
-    pub fn reserve(&mut self, now: Duration) -> Duration {
+    pub(crate) fn reserve(&mut self, now: Duration) -> Duration {
         let at = self.next.max(now);
         self.next = at + self.interval;
         at.saturating_sub(self.tolerance).saturating_sub(now)
@@ -32,24 +32,24 @@ impl Rate {
 
 /// When a [`Breaker`] opens, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub struct Trip {
+pub(crate) struct Trip {
     /// It opens after this many failures in a row.
-    pub in_a_row: usize,
+    pub(crate) in_a_row: usize,
     /// It opens when half of at least this many requests within [`WINDOW`] failed.
-    pub half_of: usize,
+    pub(crate) half_of: usize,
     /// How long it stays open at first; doubled by each failed probe.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
     /// The longest it stays open between two probes.
-    pub longest: Duration,
+    pub(crate) longest: Duration,
 }
 
 /// For how long a request counts for [`Trip::half_of`].
-pub const WINDOW: Duration = Duration::from_secs(30);
+pub(crate) const WINDOW: Duration = Duration::from_secs(30);
 
 /// Keeps requests from where they keep failing. While it is open one request at a time is let
 /// through as a probe; the first success closes it.
 #[derive(Debug)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     trip: Trip,
     failures_in_a_row: usize,
     /// When requests ended, and whether they failed, within [`WINDOW`].
@@ -68,25 +68,25 @@ struct Open {
 impl Breaker {
     /// A closed breaker.
     #[must_use]
-    pub fn new(trip: Trip) -> Self {
+    pub(crate) fn new(trip: Trip) -> Self {
         Self { trip, failures_in_a_row: 0, recent: VecDeque::new(), open: None }
     }
 
     /// How long nothing may be sent; none while something may, if only a probe.
     #[must_use]
-    pub fn shut_for(&self, now: Duration) -> Option<Duration> {
+    pub(crate) fn shut_for(&self, now: Duration) -> Option<Duration> {
         self.open.map(|open| open.until.saturating_sub(now)).filter(|left| !left.is_zero())
     }
 
     /// Whether it is open, a probe being due or not.
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
     /// Notes that a request goes out, which [`Breaker::shut_for`] does not forbid. While it is open that
     /// is the probe: the next may follow a pause later.
-    pub fn enter(&mut self, now: Duration) {
+    pub(crate) fn enter(&mut self, now: Duration) {
         if let Some(open) = &mut self.open {
             open.until = now + open.pause;
             open.probing = true;
@@ -94,7 +94,7 @@ impl Breaker {
     }
 
     /// A request succeeded. True when that closes the breaker.
-    pub fn succeeded(&mut self, now: Duration) -> bool {
+    pub(crate) fn succeeded(&mut self, now: Duration) -> bool {
         self.failures_in_a_row = 0;
         self.note(now, false);
         let closed = self.open.take().is_some();
@@ -105,7 +105,7 @@ impl Breaker {
     }
 
     /// A request failed. True when that opens the breaker.
-    pub fn failed(&mut self, now: Duration) -> bool {
+    pub(crate) fn failed(&mut self, now: Duration) -> bool {
         self.failures_in_a_row += 1;
         self.note(now, true);
         if let Some(open) = &mut self.open {
