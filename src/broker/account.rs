@@ -12,7 +12,7 @@ impl Broker {
     /// Asks whose account a token is for, where that is not known yet: the client's own, or one that
     /// the provider did not tell at the consent. Good to know, never a condition; what was stored
     /// since, and perhaps for another account, stays.
-    pub(super) async fn learn_account(
+    pub(crate) async fn learn_account(
         &self,
         client: &Client,
         record: &Record,
@@ -33,7 +33,7 @@ impl Broker {
     }
 
     /// The account that an access token is for; none where the profile names no way to ask.
-    pub(super) async fn account(
+    pub(crate) async fn account(
         &self,
         client: &Client,
         access: &SecretString,

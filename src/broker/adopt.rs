@@ -20,7 +20,7 @@ impl Broker {
     /// Takes a record as the store has it into memory, with its access token open. One that does
     /// not open is marked and never served. Where only its key is not known here, what memory holds
     /// goes on being served, and the key's id is given.
-    pub(super) async fn adopt(&self, mut record: Record) -> Option<String> {
+    pub(crate) async fn adopt(&self, mut record: Record) -> Option<String> {
         let mut lacking = None;
         // What was deleted is not even opened.
         let deleted = record.connection.state.is_deleted();
@@ -106,7 +106,7 @@ impl Broker {
     }
 
     /// Reads a connection again after a change of our own.
-    pub(super) async fn reload(&self, id: ConnectionId) -> Result<Record, BrokerError> {
+    pub(crate) async fn reload(&self, id: ConnectionId) -> Result<Record, BrokerError> {
         let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
         self.adopt(record.clone()).await;
         Ok(record)
@@ -114,7 +114,7 @@ impl Broker {
 
     /// The connection of that name, from memory, or from the store if another replica made it a
     /// moment ago.
-    pub(super) async fn live(&self, name: &str) -> Result<Arc<Live>, BrokerError> {
+    pub(crate) async fn live(&self, name: &str) -> Result<Arc<Live>, BrokerError> {
         if let Some(live) = self.memory.connection(name) {
             return Ok(live);
         }

@@ -33,7 +33,7 @@ const LAST_SHIPPING: Duration = Duration::from_secs(5);
 
 /// Counts by the minute what people can cause as often as they like.
 #[derive(Debug)]
-pub(super) struct Flood<K>(Mutex<Minute<K>>);
+pub(crate) struct Flood<K>(Mutex<Minute<K>>);
 
 #[derive(Debug)]
 struct Minute<K> {
@@ -43,13 +43,13 @@ struct Minute<K> {
 }
 
 impl<K: Eq + Hash> Flood<K> {
-    pub(super) fn new(now: SinceBoot) -> Self {
+    pub(crate) fn new(now: SinceBoot) -> Self {
         Self(Mutex::new(Minute { began: now, admitted: HashMap::new(), left_out: 0 }))
     }
 
     /// Whether there is room for one more in this minute, of `most`; and, when a minute is over, for
     /// how many there was none.
-    pub(super) fn admits(&self, now: SinceBoot, what: K, most: u32) -> (bool, u32) {
+    pub(crate) fn admits(&self, now: SinceBoot, what: K, most: u32) -> (bool, u32) {
         let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left_out = 0;
         if now.since(minute.began) >= Duration::from_mins(1) {
@@ -77,12 +77,12 @@ pub enum ShipError {
 
 impl Broker {
     /// A record of what happens now.
-    pub(super) fn record(&self, kind: Kind, by: &By) -> Record {
+    pub(crate) fn record(&self, kind: Kind, by: &By) -> Record {
         Record::new(kind, by, self.clock.now())
     }
 
     /// The record, about this connection.
-    pub(super) fn of(&self, record: Record, connection: &Connection) -> Record {
+    pub(crate) fn of(&self, record: Record, connection: &Connection) -> Record {
         let record = record.about(connection.id, &connection.name);
         match self.clients.get(&connection.client) {
             Some(client) => record.at_provider(client.profile.name.as_str()),
@@ -91,24 +91,24 @@ impl Broker {
     }
 
     /// Hands in a record of what has happened: nothing waits for it.
-    pub(super) fn note(&self, record: &Record) {
+    pub(crate) fn note(&self, record: &Record) {
         self.trail.note(record);
     }
 
     /// Hands in a record about a connection, with a few words.
-    pub(super) fn note_of(&self, kind: Kind, by: &By, connection: &Connection, detail: &str) {
+    pub(crate) fn note_of(&self, kind: Kind, by: &By, connection: &Connection, detail: &str) {
         let record = self.of(self.record(kind, by), connection);
         self.note(&if detail.is_empty() { record } else { record.with_detail(detail) });
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket.
-    pub(super) fn note_stranger(&self, by: &By, why: &str) {
+    pub(crate) fn note_stranger(&self, by: &By, why: &str) {
         self.note_visitor(by, None, why);
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket, and perhaps the
     /// connection that they have seen a link or a callback of.
-    pub(super) fn note_visitor(&self, by: &By, connection: Option<&Connection>, why: &str) {
+    pub(crate) fn note_visitor(&self, by: &By, connection: Option<&Connection>, why: &str) {
         let of = connection.map(|connection| connection.id);
         let most = if of.is_some() { OF_A_CONNECTION } else { STRANGERS };
         let (admitted, left_out) = self.refused.admits(self.clock.since_boot(), of, most);
@@ -125,12 +125,12 @@ impl Broker {
     }
 
     /// Waits until the audit file has accepted a record.
-    pub(super) async fn accept(&self, record: &Record) -> Result<(), BrokerError> {
+    pub(crate) async fn accept(&self, record: &Record) -> Result<(), BrokerError> {
         self.trail.accept(record).await.map_err(|_| BrokerError::Unaudited)
     }
 
     /// How the audit file is, and how many of its records are not in the store yet.
-    pub(super) fn audit_condition(&self) -> (FileHealth, u64) {
+    pub(crate) fn audit_condition(&self) -> (FileHealth, u64) {
         (self.trail.health(), self.trail.unshipped())
     }
 
@@ -200,7 +200,7 @@ impl Broker {
     }
 
     /// Forgets events that are older than they have to be kept.
-    pub(super) async fn purge_events(&self) -> Result<u64, StoreError> {
+    pub(crate) async fn purge_events(&self) -> Result<u64, StoreError> {
         self.store.purge_events(self.keep_events).await
     }
 

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, keep::due_at,
-    quarantine::refuse_in_quarantine,
+    Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, quarantine::refuse_in_quarantine,
+    refresh::commit::due_at,
 };
 use crate::{
     audit::{By, Kind},

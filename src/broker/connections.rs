@@ -133,7 +133,7 @@ impl Broker {
         self.view(&new.name).await
     }
 
-    pub(super) fn client_by_name(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
+    pub(crate) fn client_by_name(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
         self.clients.get(name).ok_or_else(|| {
             let known: Vec<_> = self.clients.keys().map(Slug::as_str).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -170,7 +170,7 @@ impl Broker {
         Ok(self.view_of(&*self.live(name).await?))
     }
 
-    pub(super) async fn view(&self, name: &Slug) -> Result<ConnectionView, BrokerError> {
+    pub(crate) async fn view(&self, name: &Slug) -> Result<ConnectionView, BrokerError> {
         Ok(self.view_of(&*self.live(name.as_str()).await?))
     }
 

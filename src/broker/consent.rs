@@ -6,7 +6,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{Broker, BrokerError, Gone, LinkPage, exchange::Exchange, keep::until_stored};
+use super::{
+    Broker, BrokerError, Gone, LinkPage, exchange::Exchange, refresh::commit::until_stored,
+};
 use crate::{
     audit::{By, Kind},
     domain::{
@@ -237,7 +239,7 @@ impl Broker {
     }
 
     /// Records how an attempt at a consent ended.
-    pub(super) fn note_ending(
+    pub(crate) fn note_ending(
         &self,
         by: &By,
         connection: &Connection,

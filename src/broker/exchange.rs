@@ -4,7 +4,7 @@ use secrecy::SecretString;
 
 use super::{
     Broker, BrokerError, ReceivedGrant,
-    keep::{due_at, until_stored},
+    refresh::commit::{due_at, until_stored},
 };
 use crate::{
     domain::{
@@ -19,7 +19,7 @@ use crate::{
 impl Broker {
     /// Exchanges a code, finds out whose account it is, and stores the grant: live when the
     /// account is the one that was meant, waiting for confirmation otherwise.
-    pub(super) async fn exchange(
+    pub(crate) async fn exchange(
         &self,
         client: &Client,
         record: Record,
@@ -200,14 +200,14 @@ impl Broker {
 }
 
 /// A code with all that its exchange needs.
-pub(super) struct Exchange<'a> {
-    pub(super) code: SecretString,
-    pub(super) verifier: Option<SecretString>,
-    pub(super) redirect_uri: &'a str,
-    pub(super) vars: Vars,
-    pub(super) scopes: &'a [String],
-    pub(super) expected_account: Option<&'a str>,
-    pub(super) own_browser: bool,
+pub(crate) struct Exchange<'a> {
+    pub(crate) code: SecretString,
+    pub(crate) verifier: Option<SecretString>,
+    pub(crate) redirect_uri: &'a str,
+    pub(crate) vars: Vars,
+    pub(crate) scopes: &'a [String],
+    pub(crate) expected_account: Option<&'a str>,
+    pub(crate) own_browser: bool,
 }
 
 /// Whether the account that consented is the one that was meant.

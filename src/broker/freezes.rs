@@ -85,7 +85,7 @@ impl Broker {
 
     /// Reads every freeze from the store into memory, one reader at a time as with the keys. While
     /// the store does not answer, what was known stays frozen.
-    pub(super) async fn load_freezes(&self) -> Result<(), StoreError> {
+    pub(crate) async fn load_freezes(&self) -> Result<(), StoreError> {
         let _turn = self.loading_freezes.lock().await;
         let freezes = self.store.freezes().await?;
         self.memory.put_freezes(freezes.into_iter().collect());
@@ -102,11 +102,11 @@ impl Broker {
         self.memory.freezes().of_connection(connection.as_str(), client, provider)
     }
 
-    pub(super) fn is_frozen(&self, connection: &Connection) -> bool {
+    pub(crate) fn is_frozen(&self, connection: &Connection) -> bool {
         self.frozen(&connection.name, &connection.client).is_some()
     }
 
-    pub(super) fn refuse_frozen(
+    pub(crate) fn refuse_frozen(
         &self,
         connection: &Slug,
         client: &Slug,
@@ -114,21 +114,21 @@ impl Broker {
         self.frozen(connection, client).map_or(Ok(()), |kind| Err(BrokerError::Frozen(kind)))
     }
 
-    pub(super) fn refuse_frozen_service(&self, name: &Slug) -> Result<(), BrokerError> {
+    pub(crate) fn refuse_frozen_service(&self, name: &Slug) -> Result<(), BrokerError> {
         if self.memory.freezes().holds(FreezeKind::Service, name.as_str()) {
             return Err(BrokerError::Frozen(FreezeKind::Service));
         }
         Ok(())
     }
 
-    pub(super) fn refuse_frozen_caller(&self, caller: &Caller) -> Result<(), BrokerError> {
+    pub(crate) fn refuse_frozen_caller(&self, caller: &Caller) -> Result<(), BrokerError> {
         match caller {
             Caller::Operator(_) => Ok(()),
             Caller::Service(service) => self.refuse_frozen_service(&service.name),
         }
     }
 
-    pub(super) fn refuse_frozen_requester(&self, link: &ConsentLink) -> Result<(), BrokerError> {
+    pub(crate) fn refuse_frozen_requester(&self, link: &ConsentLink) -> Result<(), BrokerError> {
         match &link.requested_by {
             Requester { holder: Holder::Operator, .. } => Ok(()),
             Requester { holder: Holder::Service, name } => self.refuse_frozen_service(name),

@@ -98,7 +98,7 @@ const MAX_APART: i64 = 30_000;
 const LATE: Duration = Duration::from_mins(5);
 
 /// Why no key opens anything once [`Broker::is_too_old`].
-pub(super) const TOO_OLD: &str =
+pub(crate) const TOO_OLD: &str =
     "the database has not confirmed keys and connections for 15 minutes";
 
 impl Broker {
@@ -203,7 +203,7 @@ impl Broker {
     }
 
     /// Notes how far the wall clock is from the database's, and tells when that begins to matter.
-    pub(super) fn compare_clocks(&self) {
+    pub(crate) fn compare_clocks(&self) {
         let at = self.clock.moment();
         let apart = at.wall.as_millisecond() - at.now.as_millisecond();
         let apart = if apart.abs() > MAX_APART { apart } else { 0 };

@@ -8,7 +8,8 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange, keep::until_stored,
+    Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange,
+    refresh::commit::until_stored,
 };
 use crate::{
     audit::{By, Kind},

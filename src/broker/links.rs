@@ -217,7 +217,7 @@ impl Broker {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the link is the one place for its secret")]
-    pub(super) fn link_url(&self, secret: &SecretString) -> SecretString {
+    pub(crate) fn link_url(&self, secret: &SecretString) -> SecretString {
         let base = self.public_url.as_str().trim_end_matches('/');
         SecretString::from(format!("{base}/connect/{}", secret.expose_secret()))
     }
@@ -237,7 +237,7 @@ impl Broker {
     }
 
     /// As [`Broker::link_page`], for a visitor whose turn it is.
-    pub(super) async fn page_behind(
+    pub(crate) async fn page_behind(
         &self,
         secret: &SecretString,
         browser: Option<&SecretString>,

@@ -11,23 +11,18 @@ mod callers;
 mod confirm;
 mod connections;
 mod consent;
-mod doubts;
 mod error;
 mod exchange;
-mod flight;
 mod freezes;
 mod health;
-mod keep;
 mod key_exchange;
 mod limits;
 mod links;
 mod memory;
-mod overtaken;
 mod quarantine;
 mod recover;
 mod refresh;
 mod revoke;
-mod settle;
 mod token;
 mod ways_in;
 
@@ -51,19 +46,19 @@ pub use self::{
     connections::{ConnectionView, NewConnection},
     consent::Callback,
     error::{BrokerError, Gone},
-    flight::Why,
     health::{ClientHealth, Health, HealthStatus},
     key_exchange::KeyExchangeRequest,
     links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
     quarantine::LastSeen,
+    refresh::in_flight::Why,
     revoke::{Deleted, Revocation},
     token::{IssuedToken, TokenRequest},
 };
 use self::{
-    flight::Boarding,
     limits::{gate::Gate, public::Visitors},
     memory::{End, Memory},
+    refresh::in_flight::Boarding,
 };
 use crate::{
     audit::Trail,

@@ -69,7 +69,7 @@ impl Broker {
     }
 
     /// Takes note of a grant that was stored a moment ago.
-    pub(super) fn raise_watermark(self: &Arc<Self>) {
+    pub(crate) fn raise_watermark(self: &Arc<Self>) {
         let broker = Arc::clone(self);
         self.tasks.spawn(async move {
             // Many grants may be stored at once: the next look notes those that this one misses.
@@ -155,7 +155,7 @@ impl Broker {
 
 /// Nobody consents or confirms for a connection that is quarantined: what it would replace may be
 /// live elsewhere.
-pub(super) fn refuse_in_quarantine(connection: &Connection) -> Result<(), BrokerError> {
+pub(crate) fn refuse_in_quarantine(connection: &Connection) -> Result<(), BrokerError> {
     if connection.state != State::Quarantined {
         return Ok(());
     }

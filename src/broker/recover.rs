@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     Broker, BrokerError,
-    keep::{settle, until_stored},
+    refresh::commit::{settle, until_stored},
 };
 use crate::{
     audit::{By, Kind},
@@ -94,7 +94,7 @@ impl Broker {
     /// Stores again what this replica has stored and a database that went back has forgotten: the
     /// last grants of one that failed over to a standby, for which nothing else makes up. What is
     /// quarantined stays so.
-    pub(super) async fn reassert(&self) {
+    pub(crate) async fn reassert(&self) {
         let spool = self.spool.clone();
         let remembered = spawn_blocking(move || spool.remembered()).await;
         let remembered = remembered.unwrap_or_else(|error| Err(io::Error::other(error)));

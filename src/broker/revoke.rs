@@ -12,7 +12,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError, flight::Why, keep::until_stored, quarantine::refuse_in_quarantine,
+    Broker, BrokerError,
+    quarantine::refuse_in_quarantine,
+    refresh::{commit::until_stored, in_flight::Why},
 };
 use crate::{
     audit::{By, Kind},
@@ -166,12 +168,12 @@ impl Broker {
     }
 
     /// What a person has to do for a connection, as a sentence.
-    pub(super) fn persons_task(&self, connection: &Connection) -> Option<String> {
+    pub(crate) fn persons_task(&self, connection: &Connection) -> Option<String> {
         (connection.state == State::Revoked).then(|| self.task_of(connection))
     }
 
     /// A name is free again when its deleted connection is forgotten.
-    pub(super) fn refuse_deleted(&self, connection: &Connection) -> Result<(), BrokerError> {
+    pub(crate) fn refuse_deleted(&self, connection: &Connection) -> Result<(), BrokerError> {
         let name = &connection.name;
         match connection.state {
             State::Revoking => Err(BrokerError::Conflict(format!(

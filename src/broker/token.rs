@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::{
     Broker, BrokerError, Caller,
-    flight::Why,
     memory::{Live, OpenGrant},
+    refresh::in_flight::Why,
 };
 use crate::{
     audit::{By, Kind},
@@ -287,7 +287,7 @@ impl Broker {
     }
 
     /// Whether what memory holds has not been confirmed by the store for too long.
-    pub(super) fn is_too_old(&self) -> bool {
+    pub(crate) fn is_too_old(&self) -> bool {
         self.memory.age(self.clock.since_boot()) > MAX_UNCONFIRMED
     }
 

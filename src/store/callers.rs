@@ -224,7 +224,7 @@ impl Store {
 
 /// Changes nothing, but locks an operator or service of name `$1` until the end of a step, so that
 /// nothing of theirs outlives them. Finds no row where there is none.
-pub(super) fn lock_holder(holder: Holder) -> &'static str {
+pub(crate) fn lock_holder(holder: Holder) -> &'static str {
     match holder {
         Holder::Operator => "UPDATE operators SET name = name WHERE name = $1",
         Holder::Service => "UPDATE services SET name = name WHERE name = $1",

@@ -56,7 +56,7 @@ macro_rules! select_records {
         )
     };
 }
-pub(super) use select_records;
+pub(crate) use select_records;
 
 impl Store {
     /// Adds a connection that holds no grant yet.
@@ -295,7 +295,7 @@ impl Store {
     }
 }
 
-pub(super) fn record(row: &impl Cells) -> Result<Record, StoreError> {
+pub(crate) fn record(row: &impl Cells) -> Result<Record, StoreError> {
     Ok(Record {
         connection: connection(row)?,
         grant: grant(row)?,

@@ -16,7 +16,7 @@ use super::{StoreError, postgres::Postgres};
 use crate::words::words;
 
 /// How long a step waits for a connection.
-pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 words! {
     /// The database engine behind the store.
@@ -29,7 +29,7 @@ words! {
 }
 
 #[derive(Clone)]
-pub(super) enum Engine {
+pub(crate) enum Engine {
     Postgres(Postgres),
     Sqlite(SqlitePool),
 }
@@ -43,7 +43,7 @@ macro_rules! on {
         }
     };
 }
-pub(super) use on;
+pub(crate) use on;
 
 /// Runs the same expression in a transaction on whichever engine the store has, and commits. To
 /// leave the expression by `return` or `?` is to roll back.
@@ -69,11 +69,11 @@ macro_rules! in_transaction {
         }
     };
 }
-pub(super) use in_transaction;
+pub(crate) use in_transaction;
 
 impl Engine {
     #[expect(clippy::disallowed_methods, reason = "the database URL may hold a password")]
-    pub(super) async fn connect(url: &SecretString) -> Result<Self, StoreError> {
+    pub(crate) async fn connect(url: &SecretString) -> Result<Self, StoreError> {
         let url = url.expose_secret();
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             return Postgres::connect(url).await.map(Self::Postgres);
@@ -87,7 +87,7 @@ impl Engine {
         sqlite(PathBuf::from(path)).await.map(Self::Sqlite)
     }
 
-    pub(super) fn kind(&self) -> EngineKind {
+    pub(crate) fn kind(&self) -> EngineKind {
         match self {
             Self::Postgres(_) => EngineKind::Postgres,
             Self::Sqlite(_) => EngineKind::Sqlite,
@@ -95,7 +95,7 @@ impl Engine {
     }
 
     /// The same database, with connections that other steps do not use up. SQLite has but one.
-    pub(super) fn for_commits(&self) -> Self {
+    pub(crate) fn for_commits(&self) -> Self {
         match self {
             Self::Postgres(postgres) => Self::Postgres(postgres.for_commits()),
             Self::Sqlite(pool) => Self::Sqlite(pool.clone()),

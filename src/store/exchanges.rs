@@ -17,14 +17,14 @@ use crate::{
 
 /// Says for [`EXCHANGE_LIFE`], `$4` milliseconds, that a grant for connection `$3` may come of what has
 /// this digest, `$2`.
-pub(super) const MARK_CODE_EXCHANGE: &str = concat!(
+pub(crate) const MARK_CODE_EXCHANGE: &str = concat!(
     "INSERT INTO code_exchanges (state_hash, connection_id, ends_at) VALUES ($2, $3, ",
     now!(),
     " + $4) ON CONFLICT DO NOTHING"
 );
 
 /// Takes back what [`MARK_CODE_EXCHANGE`] says, of digest `$1`.
-pub(super) const END_CODE_EXCHANGE: &str = "DELETE FROM code_exchanges WHERE state_hash = $1";
+pub(crate) const END_CODE_EXCHANGE: &str = "DELETE FROM code_exchanges WHERE state_hash = $1";
 
 impl Store {
     /// Keeps an API-key exchange whose code is to arrive at the callback.

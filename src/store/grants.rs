@@ -18,7 +18,7 @@ macro_rules! refreshing {
         "('active', 'backing_off', 'blocked_config', 'suspect', 'uncertain')"
     };
 }
-pub(super) use refreshing;
+pub(crate) use refreshing;
 
 /// Drops the grant of connection `$2` that waits to be confirmed: the one received at `$3`, `$4` ago at
 /// most.

@@ -14,15 +14,15 @@ use crate::domain::{
 };
 
 /// What the database was last seen to be; shared by the clones of a store.
-pub(super) type Fence = Arc<RwLock<Option<Watermark>>>;
+pub(crate) type Fence = Arc<RwLock<Option<Watermark>>>;
 
 /// A row if the database is still the deployment `$1`, at the position `$2`, `$3` or further on.
-pub(super) const STILL_THE_SAME: &str = "SELECT 1 FROM identity
+pub(crate) const STILL_THE_SAME: &str = "SELECT 1 FROM identity
     WHERE deployment = $1 AND (quarantines > $2 OR (quarantines = $2 AND global_seq >= $3))";
 
 /// Counts a stored grant, in the transaction that stores it. All commits meet at this row, so it is
 /// the last that they write.
-pub(super) const COUNT_GRANT: &str = "UPDATE identity SET global_seq = global_seq + 1";
+pub(crate) const COUNT_GRANT: &str = "UPDATE identity SET global_seq = global_seq + 1";
 
 impl Store {
     /// What the database says of itself.
@@ -57,7 +57,7 @@ impl Store {
         *fence = Some(seen.clone());
     }
 
-    pub(super) fn expected(&self) -> Option<Watermark> {
+    pub(crate) fn expected(&self) -> Option<Watermark> {
         self.fence.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -51,13 +51,13 @@ const COMMITS: u32 = 2;
 
 /// Connections to a server.
 #[derive(Clone)]
-pub(super) struct Postgres {
+pub(crate) struct Postgres {
     steps: PgPool,
     commits: PgPool,
 }
 
 impl Postgres {
-    pub(super) async fn connect(url: &str) -> Result<Self, StoreError> {
+    pub(crate) async fn connect(url: &str) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url)
             .map_err(|_| StoreError::InvalidUrl)?
             .application_name("token-broker")
@@ -83,12 +83,12 @@ impl Postgres {
     }
 
     /// The same server over the connections that are kept for what a provider answered.
-    pub(super) fn for_commits(&self) -> Self {
+    pub(crate) fn for_commits(&self) -> Self {
         Self { steps: self.commits.clone(), commits: self.commits.clone() }
     }
 
     /// One more connection, made when it is first needed and kept for as long as it lives.
-    pub(super) fn connection_apart(&self) -> PgPool {
+    pub(crate) fn connection_apart(&self) -> PgPool {
         PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -97,17 +97,17 @@ impl Postgres {
             .connect_lazy_with(self.steps.connect_options().as_ref().clone())
     }
 
-    pub(super) async fn begin(&self) -> Result<Step, sqlx::Error> {
+    pub(crate) async fn begin(&self) -> Result<Step, sqlx::Error> {
         let begun = timeout(ACQUIRE_TIMEOUT, self.steps.begin_with(BEGIN)).await;
         begun.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(Step)
     }
 
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         tokio::join!(self.steps.close(), self.commits.close());
     }
 
     /// Runs what is still to be run, all of it or nothing, one process after the other.
-    pub(super) async fn migrate(&self, migrator: &Migrator) -> Result<(), MigrateError> {
+    pub(crate) async fn migrate(&self, migrator: &Migrator) -> Result<(), MigrateError> {
         let mut connection = self.steps.connect_options().connect().await?;
         let migrated = in_turn(&mut connection, migrator).await;
         connection.close().await?;
@@ -143,10 +143,10 @@ impl fmt::Debug for Postgres {
 
 /// A transaction. Dropping it rolls back.
 #[derive(Debug)]
-pub(super) struct Step(Transaction<'static, sqlx::Postgres>);
+pub(crate) struct Step(Transaction<'static, sqlx::Postgres>);
 
 impl Step {
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+    pub(crate) async fn commit(self) -> Result<(), sqlx::Error> {
         answered(self.0.commit()).await
     }
 }

@@ -125,7 +125,7 @@ macro_rules! exchanging {
 }
 
 /// Puts connection `$2` on the list of what polling replicas must forget.
-pub(super) const LIST_DELETED: &str = concat!(
+pub(crate) const LIST_DELETED: &str = concat!(
     "INSERT INTO deleted_connections (id, name, deleted_at) SELECT id, name, ",
     now!(),
     " FROM connections WHERE id = $2 ON CONFLICT (id) DO NOTHING"

@@ -11,13 +11,13 @@ use crate::{domain::grant_conflict::Origin, seal::Sealed};
 
 /// A row as it was read, or nothing where it cannot be understood: one bad row must not keep all the
 /// others from being served.
-pub(super) fn readable<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
+pub(crate) fn readable<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
     read.inspect_err(|error| tracing::error!(%error, "a {what} is not understood: it is left out"))
         .ok()
 }
 
 /// The cells of a row of either engine, by column name.
-pub(super) trait Cells {
+pub(crate) trait Cells {
     fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError>;
     fn number_or_null(&self, column: &str) -> Result<Option<i64>, StoreError>;
 

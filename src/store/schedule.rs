@@ -14,7 +14,7 @@ use super::{
 use crate::domain::{connection::ConnectionId, slug::Slug};
 
 /// Any number of names as one text, ` a  b  c `; no name holds a space.
-pub(super) fn list<'a>(names: impl IntoIterator<Item = &'a Slug>) -> String {
+pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a Slug>) -> String {
     names.into_iter().flat_map(|name| [" ", name.as_str(), " "]).collect()
 }
 
@@ -25,7 +25,7 @@ macro_rules! listed {
         concat!("replace(", $list, ", ' ' || ", $column, " || ' ', '') <> ", $list)
     };
 }
-pub(super) use listed;
+pub(crate) use listed;
 
 /// Lets go of the claim of connection `$2` if its lease has run out: it ended without a word.
 const LET_GO: &str = concat!(

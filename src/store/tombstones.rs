@@ -4,14 +4,14 @@ use super::{Store, StoreError, engine::on, now};
 use crate::{domain::connection::ConnectionId, seal::secret::Digest};
 
 /// Buries the refresh token `$2` of connection `$3`.
-pub(super) const BURY: &str = concat!(
+pub(crate) const BURY: &str = concat!(
     "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at) VALUES ($2, $3, ",
     now!(),
     ") ON CONFLICT DO NOTHING"
 );
 
 /// Finds a row if the refresh token `$1` is buried.
-pub(super) const IS_BURIED: &str = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
+pub(crate) const IS_BURIED: &str = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
 
 impl Store {
     /// Buries a refresh token that was refused, whatever becomes of its connection.

@@ -15,7 +15,7 @@ use super::{
     throttle::{Breaker, Rate, Trip},
 };
 use crate::{
-    broker::{BrokerError, flight::Why},
+    broker::{BrokerError, refresh::in_flight::Why},
     clock::Clock,
     domain::{connection::ConnectionId, slug::Slug},
     provider::{Grant, Profile, ProviderError, Verdict},

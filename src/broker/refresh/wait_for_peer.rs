@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Broker, BrokerError, flight::Why, refresh::being_stopped};
-use crate::domain::connection::{ConnectionId, Record};
+use super::{being_stopped, in_flight::Why};
+use crate::{
+    broker::{Broker, BrokerError},
+    domain::connection::{ConnectionId, Record},
+};
 
 impl Broker {
     /// Another replica is refreshing: whoever needs its grant waits for as long as its lease may last,
     /// unless this process ends.
-    pub(super) async fn leave_to_other(
+    pub(crate) async fn leave_to_other(
         &self,
         id: ConnectionId,
         seen: &Record,
@@ -53,7 +56,7 @@ impl Broker {
 
     /// The refresh token was spent or refused between two looks: somebody has a grant for it, or the
     /// next refresh knows what to do.
-    pub(super) async fn look_again(
+    pub(crate) async fn look_again(
         &self,
         id: ConnectionId,
         seen: &Record,

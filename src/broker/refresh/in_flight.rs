@@ -14,14 +14,14 @@ use futures_util::{
 use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
 
-use super::{
-    Broker, BrokerError,
-    limits::{
-        gate::Shut,
-        permits::{Place, Urgency},
-    },
-};
 use crate::{
+    broker::{
+        Broker, BrokerError,
+        limits::{
+            gate::Shut,
+            permits::{Place, Urgency},
+        },
+    },
     domain::{
         connection::{Connection, ConnectionId},
         slug::Slug,
@@ -62,16 +62,16 @@ impl fmt::Display for Why {
 pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
 
 /// A flight on the board, and the best reason for it so far, which those who join it raise.
-pub(super) type Boarding = (Flight, watch::Sender<Why>);
+pub(crate) type Boarding = (Flight, watch::Sender<Why>);
 
 /// A refresh that is wanted.
-pub(super) struct Errand {
-    pub(super) id: ConnectionId,
-    pub(super) client: Slug,
+pub(crate) struct Errand {
+    pub(crate) id: ConnectionId,
+    pub(crate) client: Slug,
     /// The generation that somebody found wanting; none if the schedule decides.
-    pub(super) seen: Option<i64>,
+    pub(crate) seen: Option<i64>,
     /// Why it is made, as far as is known by now.
-    pub(super) why: watch::Receiver<Why>,
+    pub(crate) why: watch::Receiver<Why>,
     /// For the background: it waits for a place, the most urgent first.
     urgency: Option<Urgency>,
 }
@@ -196,7 +196,7 @@ impl Broker {
 
     /// Waits for the refresh's turn at its provider. Whoever waits for it in person stands in no
     /// queue.
-    pub(super) async fn turn(
+    pub(crate) async fn turn(
         &self,
         client: &Client,
         errand: &Errand,

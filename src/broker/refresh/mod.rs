@@ -1,10 +1,16 @@
 //! The refresh: the only function in the program that spends a refresh token.
 //!
-//! Whoever wants a connection refreshed comes through a [flight](super::flight), of which there is
+//! Whoever wants a connection refreshed comes through a [flight](self::in_flight), of which there is
 //! one at a time in a process; across replicas the claim is a row in the store. The steps are those
 //! of the refresh protocol: claim with intent, committed; one bounded POST with no database
 //! connection held; the grant stored by compare-and-set on the generation it was made from; only
 //! then published.
+
+pub(crate) mod commit;
+pub(crate) mod in_flight;
+pub(crate) mod outcome;
+pub(crate) mod preflight;
+pub(crate) mod wait_for_peer;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,12 +18,12 @@ use jiff::Timestamp;
 use tokio::{sync::watch, task::spawn_blocking};
 use uuid::Uuid;
 
-use super::{
-    Broker, BrokerError,
-    doubts::DOUBT_PAUSE,
-    flight::{Errand, Why},
-    keep::until_stored,
+use self::{
+    commit::until_stored,
+    in_flight::{Errand, Why},
+    preflight::DOUBT_PAUSE,
 };
+use super::{Broker, BrokerError};
 use crate::{
     clock::SinceBoot,
     domain::connection::{ConnectionId, GrantType, Record},
@@ -63,25 +69,25 @@ fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
 }
 
 /// One refresh under way.
-pub(super) struct Attempt {
-    pub(super) id: String,
+pub(crate) struct Attempt {
+    pub(crate) id: String,
     /// The room for what it brings.
-    pub(super) slot: Slot,
+    pub(crate) slot: Slot,
     /// The digest of the refresh token that is presented.
-    pub(super) spent: Option<Digest>,
+    pub(crate) spent: Option<Digest>,
     /// The provider has refused that token.
-    pub(super) refused: bool,
+    pub(crate) refused: bool,
     /// When it was claimed, on the database's clock.
-    pub(super) asked_at: Timestamp,
+    pub(crate) asked_at: Timestamp,
     /// The claim is no ground for sending any more after this.
-    pub(super) send_before: SinceBoot,
+    pub(crate) send_before: SinceBoot,
     /// Who asked for it, as far as is known by now.
-    pub(super) why: watch::Receiver<Why>,
+    pub(crate) why: watch::Receiver<Why>,
 }
 
 impl Broker {
     /// Refreshes a connection, if it still needs that when its turn has come.
-    pub(super) async fn refresh_once(
+    pub(crate) async fn refresh_once(
         self: &Arc<Self>,
         errand: Errand,
         served: impl FnOnce(),
@@ -252,7 +258,7 @@ impl Broker {
 
     /// One request to the token endpoint, as [`Outbound::send`](crate::provider::Outbound::send), and
     /// its answer, read.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         client: &Client,
         request: OutboundRequest,
@@ -311,7 +317,7 @@ impl Broker {
     }
 }
 
-pub(super) fn being_stopped() -> BrokerError {
+pub(crate) fn being_stopped() -> BrokerError {
     BrokerError::Unavailable {
         reason: "the broker is being stopped".to_owned(),
         retry_after: Duration::from_secs(1),
@@ -339,7 +345,7 @@ impl Request {
 
 /// Why nothing can be sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Nothing {
+pub(crate) enum Nothing {
     /// There is no refresh token.
     ToPresent,
     /// The refresh token was spent, or presenting it again might kill what lives.
@@ -348,7 +354,7 @@ pub(super) enum Nothing {
 
 impl Nothing {
     /// The word for it.
-    pub(super) fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::ToPresent => "no_refresh_token",
             Self::ToPresentAgain => "lost_in_rotation",
@@ -356,7 +362,7 @@ impl Nothing {
     }
 
     /// It in one sentence, for a person.
-    pub(super) fn sentence(self) -> &'static str {
+    pub(crate) fn sentence(self) -> &'static str {
         match self {
             Self::ToPresent => "There is no refresh token: the access token lives to its end.",
             Self::ToPresentAgain => {

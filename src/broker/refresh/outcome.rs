@@ -6,14 +6,16 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::{
-    Broker, BrokerError, ReceivedGrant,
-    flight::Why,
-    keep::{due_at, until_stored},
-    limits::mass_refusal::{Refusals, Weight},
-    refresh::{Attempt, Nothing},
+    Attempt, Nothing,
+    commit::{due_at, until_stored},
+    in_flight::Why,
 };
 use crate::{
     audit::{By, Kind},
+    broker::{
+        Broker, BrokerError, ReceivedGrant,
+        limits::mass_refusal::{Refusals, Weight},
+    },
     domain::{
         connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
         grant_conflict::Origin,
@@ -32,7 +34,7 @@ const HELD_PAUSE: Duration = Refusals::PROBE;
 
 impl Broker {
     /// Stores a grant that a refresh brought, then publishes it.
-    pub(super) async fn store_refreshed(
+    pub(crate) async fn store_refreshed(
         &self,
         client: &Client,
         record: &Record,
@@ -96,7 +98,7 @@ impl Broker {
 
     /// Records why a refresh brought nothing. The stored tokens stay as they are, but for a new
     /// refresh token that could be taken out of an unusable answer.
-    pub(super) async fn record_failure(
+    pub(crate) async fn record_failure(
         &self,
         client: &Client,
         record: &Record,
@@ -254,7 +256,7 @@ impl Broker {
     /// There is nothing to present, or nothing that may be presented again. While the access token
     /// lives it is served; when it has ended, a person must consent: both are said as an error.
     /// Otherwise somebody else refreshes the connection, or has.
-    pub(super) async fn await_consent(
+    pub(crate) async fn await_consent(
         &self,
         record: &Record,
         nothing: Nothing,

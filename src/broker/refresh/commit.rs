@@ -12,8 +12,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, ReceivedGrant};
 use crate::{
+    broker::{Broker, BrokerError, ReceivedGrant},
     domain::{
         connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
         grant_conflict::{self, Contender, Keep},
@@ -30,7 +30,7 @@ const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
 
 /// Takes a step of the store, for as long as it takes: what was learned from a provider exists
 /// nowhere else and is never dropped because the database is away.
-pub(super) async fn until_stored<T, F>(step: impl Fn() -> F) -> T
+pub(crate) async fn until_stored<T, F>(step: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
 {
@@ -55,7 +55,7 @@ impl Broker {
     ///
     /// `served` is called when the grant is on the disk and the database keeps us waiting: from
     /// then on readers have it.
-    pub(super) async fn keep(
+    pub(crate) async fn keep(
         &self,
         record: &Record,
         next: HeldGrant,
@@ -95,7 +95,7 @@ impl Broker {
     }
 
     /// Finds the place of a received grant in the database: the connection's own, or escrow.
-    pub(super) async fn place(&self, entry: &Entry) -> Option<i64> {
+    pub(crate) async fn place(&self, entry: &Entry) -> Option<i64> {
         let Entry { connection: id, account, grant, refresh_at } = entry;
         let account = account.as_deref();
         let mut next = grant.clone();
@@ -166,7 +166,7 @@ impl Broker {
 
     /// Keeps a grant of this account that the connection does not hold. One without a refresh token
     /// is of no use, and one that may be of another account is buried.
-    pub(super) async fn put_in_escrow(
+    pub(crate) async fn put_in_escrow(
         &self,
         id: ConnectionId,
         account: Option<&str>,
@@ -206,7 +206,7 @@ impl Broker {
 
     /// Gives a connection whose grant was refused the one that lies in escrow for it, if there is
     /// one; it is due at once.
-    pub(super) async fn take_from_escrow(&self, record: &Record) -> bool {
+    pub(crate) async fn take_from_escrow(&self, record: &Record) -> bool {
         let id = record.connection.id;
         let Some(escrowed) = until_stored(|| self.store.escrowed(id)).await else {
             return false;
@@ -242,7 +242,7 @@ impl Broker {
         taken
     }
 
-    pub(super) fn reseal(
+    pub(crate) fn reseal(
         &self,
         id: ConnectionId,
         grant: &HeldGrant,
@@ -260,7 +260,7 @@ impl Broker {
         Ok(self.seal_grant(id, generation, received))
     }
 
-    pub(super) fn open_access(
+    pub(crate) fn open_access(
         &self,
         id: ConnectionId,
         held: &HeldGrant,
@@ -270,7 +270,7 @@ impl Broker {
         self.keyring.open(place, &held.access).map_err(BrokerError::from)
     }
 
-    pub(super) fn open_refresh(
+    pub(crate) fn open_refresh(
         &self,
         id: ConnectionId,
         held: &HeldGrant,
@@ -286,14 +286,14 @@ impl Broker {
 }
 
 /// Moves a stored grant out of the spool.
-pub(super) async fn settle(kept: Kept) {
+pub(crate) async fn settle(kept: Kept) {
     // What goes wrong is in the log already.
     let _ = spawn_blocking(move || kept.settle()).await;
 }
 
 /// When to look at the connection again: when its token should be refreshed, or its refresh token
 /// used lest it die of disuse; where there is none, when the access token ends.
-pub(super) fn due_at(
+pub(crate) fn due_at(
     client: &Client,
     connection: &Connection,
     grant: &HeldGrant,

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::{Broker, BrokerError, flight::Why};
+use super::in_flight::Why;
 use crate::{
+    broker::{Broker, BrokerError},
     domain::connection::{Connection, LastError, Record, State},
     provider::client::Client,
 };
@@ -14,12 +15,12 @@ use crate::{
 const MAX_CRASHES: u32 = 3;
 
 /// How long a connection is left alone that is in doubt, unless somebody looks at it.
-pub(super) const DOUBT_PAUSE: Duration = Duration::from_hours(1);
+pub(crate) const DOUBT_PAUSE: Duration = Duration::from_hours(1);
 
 impl Broker {
     /// A row that lacks a grant which this process has had was put back by somebody who can write the
     /// database: its refresh token is spent. What this replica remembers of it is stored again.
-    pub(super) async fn refuse_what_went_back(&self, record: &Record) -> Result<(), BrokerError> {
+    pub(crate) async fn refuse_what_went_back(&self, record: &Record) -> Result<(), BrokerError> {
         let connection = &record.connection;
         let held = self.memory.connection(connection.name.as_str());
         let known = held.filter(|live| live.connection.id == connection.id);
@@ -46,7 +47,7 @@ impl Broker {
 
     /// What one token endpoint issued is sent to no other because a profile was changed, unless an
     /// operator asks for it.
-    pub(super) async fn settle_endpoint(
+    pub(crate) async fn settle_endpoint(
         &self,
         client: &Client,
         record: &Record,
@@ -77,7 +78,7 @@ impl Broker {
     }
 
     /// Leaves a connection alone whose last attempts all ended without a word. True if it does.
-    pub(super) async fn suspect_crashes(&self, record: &Record) -> Result<bool, BrokerError> {
+    pub(crate) async fn suspect_crashes(&self, record: &Record) -> Result<bool, BrokerError> {
         // The claim that ran out is one of them; without one it is the next try, an hour later.
         if record.claimed_at.is_none() || record.crashes + 1 < MAX_CRASHES {
             return Ok(false);
