@@ -4,20 +4,15 @@
 //! Every call to a provider that may change a grant runs on the task tracker, so that a caller
 //! who hangs up cancels nothing and shutdown waits for it.
 
-mod account;
 mod adopt;
 mod audit;
 mod callers;
-mod confirm;
 mod connections;
 mod consent;
 mod error;
-mod exchange;
 mod freezes;
 mod health;
-mod key_exchange;
 mod limits;
-mod links;
 mod memory;
 mod quarantine;
 mod recover;
@@ -44,11 +39,13 @@ use url::Url;
 pub use self::{
     audit::ShipError,
     connections::{ConnectionView, NewConnection},
-    consent::Callback,
+    consent::{
+        Callback,
+        api_key::KeyExchangeRequest,
+        links::{LinkPage, LinkRequest, MadeLink},
+    },
     error::{BrokerError, Gone},
     health::{ClientHealth, Health, HealthStatus},
-    key_exchange::KeyExchangeRequest,
-    links::{LinkPage, LinkRequest, MadeLink},
     memory::Caller,
     quarantine::LastSeen,
     refresh::in_flight::Why,

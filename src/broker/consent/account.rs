@@ -2,8 +2,8 @@
 
 use secrecy::SecretString;
 
-use super::Broker;
 use crate::{
+    broker::Broker,
     domain::connection::{Account, Record, Vars},
     provider::{ProviderError, Verdict, client::Client, read_account, request},
 };

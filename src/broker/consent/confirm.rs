@@ -2,12 +2,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{
-    Broker, BrokerError, Caller, ConnectionView, ReceivedGrant, quarantine::refuse_in_quarantine,
-    refresh::commit::due_at,
-};
 use crate::{
     audit::{By, Kind},
+    broker::{
+        Broker, BrokerError, Caller, ConnectionView, ReceivedGrant,
+        quarantine::refuse_in_quarantine, refresh::commit::due_at,
+    },
     domain::{caller::Verb, slug::Slug},
     seal::{Place, Sealed, secret::Digest},
     store,

@@ -7,9 +7,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 use uuid::Uuid;
 
-use super::{Broker, BrokerError, Caller, Gone, NewConnection};
 use crate::{
     audit::{By, Kind},
+    broker::{Broker, BrokerError, Caller, Gone, NewConnection},
     domain::{
         caller::{Requester, Service, Verb},
         connection::{Account, Connection, GrantType, Record},

@@ -1,14 +1,19 @@
 //! Consent: from the press of a link's button to the provider and back.
 
+pub(crate) mod account;
+pub(crate) mod api_key;
+pub(crate) mod confirm;
+pub(crate) mod exchange;
+pub(crate) mod links;
+
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{
-    Broker, BrokerError, Gone, LinkPage, exchange::Exchange, refresh::commit::until_stored,
-};
+use self::exchange::Exchange;
+use super::{Broker, BrokerError, Gone, LinkPage, refresh::commit::until_stored};
 use crate::{
     audit::{By, Kind},
     domain::{

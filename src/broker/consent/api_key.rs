@@ -7,12 +7,10 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{
-    Broker, BrokerError, ConnectionView, NewConnection, exchange::Exchange,
-    refresh::commit::until_stored,
-};
+use super::exchange::Exchange;
 use crate::{
     audit::{By, Kind},
+    broker::{Broker, BrokerError, ConnectionView, NewConnection, refresh::commit::until_stored},
     domain::{
         connection::{GrantType, Vars},
         consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},

@@ -2,11 +2,11 @@
 
 use secrecy::SecretString;
 
-use super::{
-    Broker, BrokerError, ReceivedGrant,
-    refresh::commit::{due_at, until_stored},
-};
 use crate::{
+    broker::{
+        Broker, BrokerError, ReceivedGrant,
+        refresh::commit::{due_at, until_stored},
+    },
     domain::{
         connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
