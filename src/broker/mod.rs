@@ -4,13 +4,12 @@
 //! Every call to a provider that may change a grant runs on the task tracker, so that a caller
 //! who hangs up cancels nothing and shutdown waits for it.
 
+mod access;
 mod adopt;
 mod audit;
-mod callers;
 mod connections;
 mod consent;
 mod error;
-mod freezes;
 mod health;
 mod limits;
 mod memory;
@@ -19,7 +18,6 @@ mod recover;
 mod refresh;
 mod revoke;
 mod token;
-mod ways_in;
 
 use std::{
     collections::BTreeMap,

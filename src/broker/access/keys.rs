@@ -5,13 +5,13 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use super::{
-    Broker, BrokerError,
-    health::TOO_OLD,
-    memory::{Caller, Keys, KnownKey},
-};
 use crate::{
     audit::{By, Kind},
+    broker::{
+        Broker, BrokerError,
+        health::TOO_OLD,
+        memory::{Caller, Keys, KnownKey},
+    },
     domain::{
         caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
         slug::Slug,

@@ -1,9 +1,9 @@
 //! Break-glass: what operators freeze is served no more, here at once and elsewhere at the next look.
 //! The background goes on refreshing it, so that its grants are alive when it is unfrozen.
 
-use super::{Broker, BrokerError, Caller};
 use crate::{
     audit::{By, Kind},
+    broker::{Broker, BrokerError, Caller},
     domain::{
         caller::{Holder, Requester},
         connection::Connection,

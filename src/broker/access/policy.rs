@@ -1,8 +1,10 @@
 //! One rule for whatever leads to a new grant: no way into a connection is open while it is deleted,
 //! frozen or quarantined.
 
-use super::{Broker, BrokerError, quarantine::refuse_in_quarantine};
-use crate::domain::{connection::Connection, consent::ConsentLink};
+use crate::{
+    broker::{Broker, BrokerError, quarantine::refuse_in_quarantine},
+    domain::{connection::Connection, consent::ConsentLink},
+};
 
 impl Broker {
     /// Refuses a way into a connection that takes no grant at present. A link asks when it is made,
