@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use super::{Broker, BrokerError, Caller, Why, memory::Live};
+use super::{Broker, BrokerError, Caller, Why, cache::Live};
 use crate::{
     audit::{By, Kind},
     domain::{

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Broker, limits::gate::Gate, memory::Live};
+use super::{Broker, cache::Live, limits::gate::Gate};
 use crate::{
     audit::FileHealth,
     clock::Moment,

@@ -3,16 +3,14 @@
 //! Knows the store and the providers, but no HTTP: handlers extract, call one method, render.
 //! Every call to a provider that may change a grant runs on the task tracker, so that a caller
 //! who hangs up cancels nothing and shutdown waits for it.
-
 mod access;
-mod adopt;
 mod audit;
+mod cache;
 mod connections;
 mod consent;
 mod error;
 mod health;
 mod limits;
-mod memory;
 mod quarantine;
 mod recover;
 mod refresh;
@@ -36,6 +34,7 @@ use url::Url;
 
 pub use self::{
     audit::ShipError,
+    cache::Caller,
     connections::{ConnectionView, NewConnection},
     consent::{
         Callback,
@@ -44,15 +43,14 @@ pub use self::{
     },
     error::{BrokerError, Gone},
     health::{ClientHealth, Health, HealthStatus},
-    memory::Caller,
     quarantine::LastSeen,
     refresh::in_flight::Why,
     revoke::{Deleted, Revocation},
     token::{IssuedToken, TokenRequest},
 };
 use self::{
+    cache::{End, Memory},
     limits::{gate::Gate, public::Visitors},
-    memory::{End, Memory},
     refresh::in_flight::Boarding,
 };
 use crate::{

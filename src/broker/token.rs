@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     Broker, BrokerError, Caller,
-    memory::{Live, OpenGrant},
+    cache::{Live, OpenGrant},
     refresh::in_flight::Why,
 };
 use crate::{

@@ -9,8 +9,8 @@ use crate::{
     audit::{By, Kind},
     broker::{
         Broker, BrokerError,
+        cache::{Caller, Keys, KnownKey},
         health::TOO_OLD,
-        memory::{Caller, Keys, KnownKey},
     },
     domain::{
         caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},

@@ -3,6 +3,8 @@
 //! The store is the truth; this is read at each request and brought up to date by
 //! [`Broker::sync`](super::Broker::sync) and by every change made in this process.
 
+pub(crate) mod load;
+
 use std::{
     collections::BTreeMap,
     sync::{

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{
-    Broker, BrokerError,
-    memory::{End, Live, OpenGrant},
-};
+use super::{End, Live, OpenGrant};
 use crate::{
     audit::{By, Kind},
+    broker::{Broker, BrokerError},
     domain::{
         connection::{ConnectionId, HeldGrant, Record, State},
         slug::Slug,
