@@ -15,10 +15,7 @@ pub use self::{
     error::StartError,
     sealing::{key_problem, read_keyring},
 };
-use self::{
-    sealing::open_keyring,
-    state_dir::{StateDir, WatermarkFile},
-};
+use self::{sealing::open_keyring, state_dir::StateDir};
 use crate::{
     audit::Trail,
     broker::{Broker, BrokerError, LastSeen, Parts},
@@ -207,7 +204,7 @@ impl App {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/audit: {error}"))
         })?;
-        let watermark = LastSeen::read(WatermarkFile::of(&config.state_dir)).map_err(|error| {
+        let watermark = LastSeen::read(&config.state_dir).map_err(|error| {
             let path = config.state_dir.display();
             StartError::Settings(format!(
                 "setting `state_dir`: {path}/watermark cannot be read: {error}; without it a \

@@ -5,14 +5,12 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::error::StartError;
 use crate::{
     config::{Config, Database},
-    domain::database_identity::Watermark,
-    os::atomic_file::replace,
     seal::secret,
 };
 
@@ -56,48 +54,6 @@ impl StateDir {
                 Err(StartError::Settings(problem(format!("cannot be locked: {error}"))))
             }
         }
-    }
-}
-
-/// The file `watermark`: what this replica last saw of its database. Clones share it.
-#[derive(Clone, Debug)]
-pub struct WatermarkFile {
-    folder: PathBuf,
-}
-
-impl WatermarkFile {
-    /// The file in this folder, whether it is there yet or not.
-    #[must_use]
-    pub fn of(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
-    }
-
-    /// What was last written; none in a new folder.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read or understood. Who removes it then loses the only evidence that a
-    /// database was restored.
-    pub fn read(&self) -> io::Result<Option<Watermark>> {
-        match fs::read(self.path()) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Replaces what was written, and waits until that is on the disk. A crash leaves the one or the
-    /// other.
-    ///
-    /// # Errors
-    ///
-    /// When the disk fails; what was written before stays.
-    pub fn write(&self, watermark: &Watermark) -> io::Result<()> {
-        replace(&self.path(), &serde_json::to_vec(watermark)?, |_| Ok(()))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.join("watermark")
     }
 }
 
@@ -170,34 +126,4 @@ pub(crate) fn open_to_all(folder: &Path) -> Option<String> {
 
 fn state_dir_problem(config: &Config, what: &str) -> String {
     format!("setting `state_dir`: {} {what}", config.state_dir.display())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-    use crate::domain::database_identity::Position;
-
-    #[test]
-    fn the_watermark_is_the_last_one_written_and_its_owners_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = WatermarkFile::of(folder.path());
-        assert_eq!(file.read().unwrap(), None);
-        for seq in [1, 2] {
-            let watermark = Watermark {
-                deployment: "d".to_owned(),
-                system: None,
-                timeline: Some("00000001".to_owned()),
-                position: Position { quarantines: 0, seq },
-            };
-            file.write(&watermark).unwrap();
-            assert_eq!(file.read().unwrap(), Some(watermark));
-        }
-        let mode = fs::metadata(file.path()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        fs::write(file.path(), "{").unwrap();
-        assert!(file.read().is_err());
-    }
 }

@@ -2,19 +2,18 @@
 //!
 //! Knows the store and the providers, but no HTTP: handlers extract, call one method, render.
 //! Every call to a provider that may change a grant runs on the task tracker, so that a caller
-//! who hangs up cancels nothing and shutdown waits for it.
+//! who hangs up cancels nothing and shutdown waits for it.mod deletion;
 mod access;
 mod audit;
 mod cache;
 mod connections;
 mod consent;
+mod deletion;
 mod error;
 mod health;
 mod limits;
-mod quarantine;
-mod recover;
+mod recovery;
 mod refresh;
-mod revoke;
 mod token;
 
 use std::{
@@ -41,11 +40,11 @@ pub use self::{
         api_key::KeyExchangeRequest,
         links::{LinkPage, LinkRequest, MadeLink},
     },
+    deletion::{Deleted, Revocation},
     error::{BrokerError, Gone},
     health::{ClientHealth, Health, HealthStatus},
-    quarantine::LastSeen,
+    recovery::watermark::LastSeen,
     refresh::in_flight::Why,
-    revoke::{Deleted, Revocation},
     token::{IssuedToken, TokenRequest},
 };
 use self::{

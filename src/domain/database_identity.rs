@@ -2,7 +2,7 @@
 //! holds refresh tokens that were spent since, and to present one of those can end a live grant.
 //!
 //! Pure: what is found comes from [`Store::identity`](crate::store::Store::identity), what was last
-//! seen from the [watermark](crate::app::state_dir::WatermarkFile) outside the database.
+//! seen from the watermark outside the database.
 
 use std::fmt;
 

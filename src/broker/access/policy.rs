@@ -2,7 +2,7 @@
 //! frozen or quarantined.
 
 use crate::{
-    broker::{Broker, BrokerError, quarantine::refuse_in_quarantine},
+    broker::{Broker, BrokerError, recovery::quarantine::refuse_in_quarantine},
     domain::{connection::Connection, consent::ConsentLink},
 };
 

@@ -6,7 +6,7 @@ use crate::{
     audit::{By, Kind},
     broker::{
         Broker, BrokerError, Caller, ConnectionView, ReceivedGrant,
-        quarantine::refuse_in_quarantine, refresh::commit::due_at,
+        recovery::quarantine::refuse_in_quarantine, refresh::commit::due_at,
     },
     domain::{caller::Verb, slug::Slug},
     seal::{Place, Sealed, secret::Digest},

@@ -5,12 +5,12 @@ use std::io;
 
 use tokio::task::spawn_blocking;
 
-use super::{
-    Broker, BrokerError,
-    refresh::commit::{settle, until_stored},
-};
 use crate::{
     audit::{By, Kind},
+    broker::{
+        Broker, BrokerError,
+        refresh::commit::{settle, until_stored},
+    },
     domain::connection::{HeldGrant, State},
     seal::{Sealed, secret::Digest},
     spool::{Entry, Kept},

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Broker, BrokerError,
-    quarantine::refuse_in_quarantine,
+    recovery::quarantine::refuse_in_quarantine,
     refresh::{commit::until_stored, in_flight::Why},
 };
 use crate::{

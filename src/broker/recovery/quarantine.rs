@@ -1,60 +1,21 @@
 //! A restored or copied database is quarantined before anything is refreshed from it.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::{sync::MutexGuard, task::spawn_blocking};
+use tokio::sync::MutexGuard;
 
-use super::{Broker, BrokerError};
+use super::watermark::LastSeen;
+
 use crate::{
-    app::state_dir::WatermarkFile,
     audit::{By, Kind},
+    broker::{Broker, BrokerError},
     domain::{
         connection::{Connection, State},
-        database_identity::{Doubt, Finding, Identity, Watermark, compare},
+        database_identity::{Doubt, Finding, Identity, compare},
     },
     store::StoreError,
 };
-
-/// What this replica last saw of the database, and the file that keeps it.
-#[derive(Debug)]
-pub struct LastSeen {
-    file: WatermarkFile,
-    watermark: Option<Watermark>,
-    /// Whether the file says the same.
-    kept: bool,
-}
-
-impl LastSeen {
-    /// Reads what the file says.
-    ///
-    /// # Errors
-    ///
-    /// As [`WatermarkFile::read`].
-    pub fn read(file: WatermarkFile) -> io::Result<Self> {
-        Ok(Self { watermark: file.read()?, file, kept: true })
-    }
-
-    /// Takes note of a database that is accepted. A file that cannot be written is tried again at the
-    /// next look.
-    async fn raise(&mut self, found: &Identity) {
-        let watermark = Watermark::of(found, self.watermark.as_ref());
-        if self.kept && self.watermark.as_ref() == Some(&watermark) {
-            return;
-        }
-        self.watermark = Some(watermark.clone());
-        let file = self.file.clone();
-        let kept = spawn_blocking(move || file.write(&watermark)).await;
-        let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
-        self.kept = kept.is_ok();
-        if let Err(error) = kept {
-            tracing::error!(
-                %error,
-                "the watermark cannot be written: a restore before the next start may go unnoticed"
-            );
-        }
-    }
-}
 
 impl Broker {
     /// Looks whether the database is the one that this replica last saw, and no older. If it is not,
