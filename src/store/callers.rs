@@ -1,8 +1,10 @@
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{
+        in_transaction, on,
+        row::{Cells, readable},
+    },
     json, now, optional_millis,
-    row::{Cells, readable},
 };
 use crate::domain::{
     caller::{Holder, Operator, Requester, Service, StoredKey},

@@ -6,11 +6,10 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells as _},
     grants::refreshing,
     identity::STILL_THE_SAME,
     millis, now,
-    row::Cells as _,
     tombstones::IS_BURIED,
 };
 use crate::{

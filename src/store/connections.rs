@@ -4,10 +4,12 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{
+        in_transaction, on,
+        row::{Cells, readable},
+    },
     json, now, optional_millis,
     revocations::LIST_DELETED,
-    row::{Cells, readable},
 };
 use crate::domain::{
     connection::{Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record},

@@ -3,10 +3,9 @@ use url::Url;
 use super::{
     Store, StoreError,
     callers::lock_holder,
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells},
     exchanges::{END_CODE_EXCHANGE, MARK_CODE_EXCHANGE},
     json, millis, now, optional_millis,
-    row::Cells,
 };
 use crate::{
     domain::{

@@ -5,9 +5,8 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells as _},
     json, now, optional_millis,
-    row::Cells as _,
     tombstones::BURY,
 };
 use crate::{

@@ -6,9 +6,8 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells},
     millis, now,
-    row::Cells,
 };
 use crate::audit::{Event, Record};
 

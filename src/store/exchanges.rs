@@ -2,9 +2,8 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells},
     millis, now,
-    row::Cells,
 };
 use crate::{
     domain::{

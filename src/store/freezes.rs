@@ -1,8 +1,10 @@
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{
+        in_transaction, on,
+        row::{Cells, readable},
+    },
     now,
-    row::{Cells, readable},
 };
 use crate::domain::{
     freeze::{Freeze, FreezeKind},

@@ -2,11 +2,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{
     Store, StoreError,
-    engine::{Engine, in_transaction, on},
+    engine::{Engine, in_transaction, on, postgres::Postgres, row::Cells as _},
     grants::refreshing,
     now,
-    postgres::Postgres,
-    row::Cells as _,
 };
 use crate::domain::{
     connection::ConnectionId,

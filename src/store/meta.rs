@@ -1,6 +1,10 @@
 use jiff::Timestamp;
 
-use super::{Store, StoreError, engine::on, now, row::Cells as _};
+use super::{
+    Store, StoreError,
+    engine::{on, row::Cells as _},
+    now,
+};
 
 impl Store {
     /// The database's clock.

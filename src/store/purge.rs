@@ -2,7 +2,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Store, StoreError, engine::on, millis, now, row::Cells as _};
+use super::{
+    Store, StoreError,
+    engine::{on, row::Cells as _},
+    millis, now,
+};
 use crate::domain::{connection::ConnectionId, consent::CONFIRM_LIFE};
 
 /// How long a link is kept past its end, for its page to say that it has ended.

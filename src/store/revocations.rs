@@ -9,9 +9,8 @@ use uuid::Uuid;
 use super::{
     Store, StoreError,
     connections::{record, select_records},
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells},
     millis, now,
-    row::Cells,
     schedule::{list, listed},
     tombstones::BURY,
 };

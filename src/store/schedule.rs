@@ -6,10 +6,9 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on},
+    engine::{in_transaction, on, row::Cells},
     grants::refreshing,
     millis, now,
-    row::Cells,
 };
 use crate::domain::{connection::ConnectionId, slug::Slug};
 

@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use tokio::sync::MutexGuard;
 
 use super::watermark::LastSeen;
-
 use crate::{
     audit::{By, Kind},
     broker::{Broker, BrokerError},

@@ -24,7 +24,8 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use super::{StoreError, engine::ACQUIRE_TIMEOUT};
+use super::ACQUIRE_TIMEOUT;
+use crate::store::StoreError;
 
 /// Begins a transaction with the limits of a step.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;

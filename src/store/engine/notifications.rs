@@ -9,7 +9,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Store, StoreError, engine::Engine, postgres::Postgres, row::Cells as _};
+use super::{Engine, postgres::Postgres, row::Cells as _};
+use crate::store::{Store, StoreError};
 
 /// How long a notification of one's own may take to arrive. Behind a pooler in transaction mode
 /// none ever does.

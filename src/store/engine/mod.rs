@@ -1,3 +1,9 @@
+pub(crate) mod error;
+pub(crate) mod notifications;
+pub(crate) mod postgres;
+pub(crate) mod row;
+pub(crate) mod schema;
+
 use std::{
     fs::OpenOptions,
     io::ErrorKind,
@@ -12,7 +18,8 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{StoreError, postgres::Postgres};
+use self::postgres::Postgres;
+use super::StoreError;
 use crate::words::words;
 
 /// How long a step waits for a connection.

@@ -6,8 +6,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use sqlx::{Row as _, postgres::PgRow, sqlite::SqliteRow};
 
-use super::StoreError;
-use crate::{domain::grant_conflict::Origin, seal::Sealed};
+use crate::{domain::grant_conflict::Origin, seal::Sealed, store::StoreError};
 
 /// A row as it was read, or nothing where it cannot be understood: one bad row must not keep all the
 /// others from being served.

@@ -3,74 +3,75 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use super::{Store, StoreError, engine::Engine};
+use super::Engine;
+use crate::store::{Store, StoreError};
 
 /// The migrations, oldest first: the words for people, the text for PostgreSQL and for SQLite.
 const MIGRATIONS: &[(&str, &str, &str)] = &[
     (
         "init",
-        include_str!("../../migrations/postgres/0001_init.sql"),
-        include_str!("../../migrations/sqlite/0001_init.sql"),
+        include_str!("../../../migrations/postgres/0001_init.sql"),
+        include_str!("../../../migrations/sqlite/0001_init.sql"),
     ),
     (
         "siblings and escrow",
-        include_str!("../../migrations/postgres/0002_siblings_and_escrow.sql"),
-        include_str!("../../migrations/sqlite/0002_siblings_and_escrow.sql"),
+        include_str!("../../../migrations/postgres/0002_siblings_and_escrow.sql"),
+        include_str!("../../../migrations/sqlite/0002_siblings_and_escrow.sql"),
     ),
     (
         "identity",
-        include_str!("../../migrations/postgres/0003_identity.sql"),
-        include_str!("../../migrations/sqlite/0003_identity.sql"),
+        include_str!("../../../migrations/postgres/0003_identity.sql"),
+        include_str!("../../../migrations/sqlite/0003_identity.sql"),
     ),
     (
         "hints",
-        include_str!("../../migrations/postgres/0004_hints.sql"),
-        include_str!("../../migrations/sqlite/0004_hints.sql"),
+        include_str!("../../../migrations/postgres/0004_hints.sql"),
+        include_str!("../../../migrations/sqlite/0004_hints.sql"),
     ),
     (
         "reports",
-        include_str!("../../migrations/postgres/0005_reports.sql"),
-        include_str!("../../migrations/sqlite/0005_reports.sql"),
+        include_str!("../../../migrations/postgres/0005_reports.sql"),
+        include_str!("../../../migrations/sqlite/0005_reports.sql"),
     ),
     (
         "token endpoint",
-        include_str!("../../migrations/postgres/0006_token_endpoint.sql"),
-        include_str!("../../migrations/sqlite/0006_token_endpoint.sql"),
+        include_str!("../../../migrations/postgres/0006_token_endpoint.sql"),
+        include_str!("../../../migrations/sqlite/0006_token_endpoint.sql"),
     ),
     (
         "events",
-        include_str!("../../migrations/postgres/0007_events.sql"),
-        include_str!("../../migrations/sqlite/0007_events.sql"),
+        include_str!("../../../migrations/postgres/0007_events.sql"),
+        include_str!("../../../migrations/sqlite/0007_events.sql"),
     ),
     (
         "break glass",
-        include_str!("../../migrations/postgres/0008_break_glass.sql"),
-        include_str!("../../migrations/sqlite/0008_break_glass.sql"),
+        include_str!("../../../migrations/postgres/0008_break_glass.sql"),
+        include_str!("../../../migrations/sqlite/0008_break_glass.sql"),
     ),
     (
         "expiry indexes",
-        include_str!("../../migrations/postgres/0009_expiry_indexes.sql"),
-        include_str!("../../migrations/sqlite/0009_expiry_indexes.sql"),
+        include_str!("../../../migrations/postgres/0009_expiry_indexes.sql"),
+        include_str!("../../../migrations/sqlite/0009_expiry_indexes.sql"),
     ),
     (
         "tombstones by time",
-        include_str!("../../migrations/postgres/0010_tombstones_by_time.sql"),
-        include_str!("../../migrations/sqlite/0010_tombstones_by_time.sql"),
+        include_str!("../../../migrations/postgres/0010_tombstones_by_time.sql"),
+        include_str!("../../../migrations/sqlite/0010_tombstones_by_time.sql"),
     ),
     (
         "consents in flight",
-        include_str!("../../migrations/postgres/0011_consents_in_flight.sql"),
-        include_str!("../../migrations/sqlite/0011_consents_in_flight.sql"),
+        include_str!("../../../migrations/postgres/0011_consents_in_flight.sql"),
+        include_str!("../../../migrations/sqlite/0011_consents_in_flight.sql"),
     ),
     (
         "requesters",
-        include_str!("../../migrations/postgres/0012_requesters.sql"),
-        include_str!("../../migrations/sqlite/0012_requesters.sql"),
+        include_str!("../../../migrations/postgres/0012_requesters.sql"),
+        include_str!("../../../migrations/sqlite/0012_requesters.sql"),
     ),
     (
         "consented",
-        include_str!("../../migrations/postgres/0013_consented.sql"),
-        include_str!("../../migrations/sqlite/0013_consented.sql"),
+        include_str!("../../../migrations/postgres/0013_consented.sql"),
+        include_str!("../../../migrations/sqlite/0013_consented.sql"),
     ),
 ];
 
@@ -123,7 +124,7 @@ impl Store {
         }
         let sql = "SELECT max(version) FROM _sqlx_migrations WHERE success";
         let found: Option<i64> =
-            super::engine::on!(self, |pool| sqlx::query(sql).fetch_one(pool).await?.try_get(0)?);
+            super::on!(self, |pool| sqlx::query(sql).fetch_one(pool).await?.try_get(0)?);
         let known = known();
         Ok(match found {
             None => SchemaStatus::Fresh,
