@@ -8,8 +8,8 @@ use super::{
         in_transaction, on,
         row::{Cells, readable},
     },
+    grants::revocations::LIST_DELETED,
     json, now, optional_millis,
-    revocations::LIST_DELETED,
 };
 use crate::domain::{
     connection::{Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record},

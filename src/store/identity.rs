@@ -3,7 +3,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::{
     Store, StoreError,
     engine::{Engine, in_transaction, on, postgres::Postgres, row::Cells as _},
-    grants::refreshing,
+    grants::commit::refreshing,
     now,
 };
 use crate::domain::{

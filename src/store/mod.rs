@@ -18,24 +18,17 @@
 //! comes even before that of a connection, and the one row of `identity` comes last.
 
 mod callers;
-mod claims;
 mod connections;
 mod consents;
 mod engine;
-mod escrow;
 mod events;
 mod exchanges;
 mod freezes;
 mod grants;
 mod identity;
 mod meta;
-mod pending;
 mod purge;
-mod revocations;
-mod schedule;
 mod sealed;
-mod tombstones;
-mod verdicts;
 
 use std::{fmt, time::Duration};
 
@@ -45,17 +38,19 @@ use secrecy::SecretString;
 use crate::clock::Clock;
 use engine::Engine;
 
-pub use claims::Lost;
+pub use self::grants::{
+    claims::Lost,
+    commit::{Commit, Failure, Source},
+    fallback::Escrowed,
+    revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
+    schedule::Due,
+};
 pub use connections::Changes;
 pub use consents::LinkInserted;
 pub use engine::EngineKind;
 pub use engine::error::StoreError;
 pub use engine::schema::SchemaStatus;
-pub use escrow::Escrowed;
-pub use grants::{Commit, Failure, Source};
 pub use purge::{PURGES, Purged};
-pub use revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking};
-pub use schedule::Due;
 pub use sealed::{SEALED_COLUMNS, SealedColumn, SealedCount, SealedValue};
 
 /// The broker's memory. Clones share their connections.

@@ -1,9 +1,9 @@
 use jiff::Timestamp;
 
-use super::{Store, StoreError, engine::in_transaction, json, now};
 use crate::{
     domain::connection::{ConnectionId, PendingGrant},
     seal::Sealed,
+    store::{Store, StoreError, engine::in_transaction, json, now},
 };
 
 impl Store {

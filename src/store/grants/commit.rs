@@ -1,15 +1,15 @@
 use jiff::Timestamp;
 
-use super::{
-    Store, StoreError, engine::in_transaction, identity::COUNT_GRANT, json, millis, now,
-    optional_millis,
-};
 use crate::{
     domain::{
         connection::{Account, Connection, ConnectionId, HeldGrant, LastError, State, Vars},
         consent::CONFIRM_LIFE,
     },
     seal::{Sealed, secret::Digest},
+    store::{
+        Store, StoreError, engine::in_transaction, identity::COUNT_GRANT, json, millis, now,
+        optional_millis,
+    },
 };
 
 /// The words of the states for which [`State::refreshes`] holds.

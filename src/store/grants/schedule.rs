@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{
-    Store, StoreError,
-    engine::{in_transaction, on, row::Cells},
-    grants::refreshing,
-    millis, now,
+use super::commit::refreshing;
+use crate::{
+    domain::{connection::ConnectionId, slug::Slug},
+    store::{
+        Store, StoreError,
+        engine::{in_transaction, on, row::Cells},
+        millis, now,
+    },
 };
-use crate::domain::{connection::ConnectionId, slug::Slug};
 
 /// Any number of names as one text, ` a  b  c `; no name holds a space.
 pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a Slug>) -> String {

@@ -1,7 +1,10 @@
 //! Refresh tokens that are never presented again.
 
-use super::{Store, StoreError, engine::on, now};
-use crate::{domain::connection::ConnectionId, seal::secret::Digest};
+use crate::{
+    domain::connection::ConnectionId,
+    seal::secret::Digest,
+    store::{Store, StoreError, engine::on, now},
+};
 
 /// Buries the refresh token `$2` of connection `$3`.
 pub(crate) const BURY: &str = concat!(

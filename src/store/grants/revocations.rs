@@ -7,12 +7,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
-    connections::{record, select_records},
-    engine::{in_transaction, on, row::Cells},
-    millis, now,
     schedule::{list, listed},
-    tombstones::BURY,
+    spent_tokens::BURY,
 };
 use crate::{
     domain::{
@@ -20,6 +16,12 @@ use crate::{
         slug::Slug,
     },
     seal::{Sealed, secret::Digest},
+    store::{
+        Store, StoreError,
+        connections::{record, select_records},
+        engine::{in_transaction, on, row::Cells},
+        millis, now,
+    },
 };
 
 /// Why a connection stays as `revoked`, or will: the word for a person's task.

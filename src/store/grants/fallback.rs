@@ -3,15 +3,15 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{
-    Store, StoreError,
-    engine::{in_transaction, on, row::Cells as _},
-    json, now, optional_millis,
-    tombstones::BURY,
-};
+use super::spent_tokens::BURY;
 use crate::{
     domain::{connection::ConnectionId, grant_conflict::Origin},
     seal::{Sealed, secret::Digest},
+    store::{
+        Store, StoreError,
+        engine::{in_transaction, on, row::Cells as _},
+        json, now, optional_millis,
+    },
 };
 
 /// A grant in escrow.

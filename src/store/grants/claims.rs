@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{
-    Store, StoreError,
-    engine::{in_transaction, on, row::Cells as _},
-    grants::refreshing,
-    identity::STILL_THE_SAME,
-    millis, now,
-    tombstones::IS_BURIED,
-};
+use super::{commit::refreshing, spent_tokens::IS_BURIED};
 use crate::{
     domain::connection::{ConnectionId, Record},
     seal::secret::Digest,
+    store::{
+        Store, StoreError,
+        engine::{in_transaction, on, row::Cells as _},
+        identity::STILL_THE_SAME,
+        millis, now,
+    },
 };
 
 /// Why a connection was not claimed.

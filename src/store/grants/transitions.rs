@@ -5,15 +5,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    Store, StoreError,
-    engine::{in_transaction, on},
-    grants::refreshing,
-    millis, now, optional_millis,
+    commit::refreshing,
     schedule::{list, listed},
 };
-use crate::domain::{
-    connection::{ConnectionId, LastError, Record, State},
-    slug::Slug,
+use crate::{
+    domain::{
+        connection::{ConnectionId, LastError, Record, State},
+        slug::Slug,
+    },
+    store::{
+        Store, StoreError,
+        engine::{in_transaction, on},
+        millis, now, optional_millis,
+    },
 };
 
 /// Lets go of the claim of connection `$2`, if one has run out, where its grant is still of generation
