@@ -19,10 +19,9 @@
 
 mod callers;
 mod connections;
-mod consents;
+mod consent;
 mod engine;
 mod events;
-mod exchanges;
 mod freezes;
 mod grants;
 mod identity;
@@ -38,15 +37,17 @@ use secrecy::SecretString;
 use crate::clock::Clock;
 use engine::Engine;
 
-pub use self::grants::{
-    claims::Lost,
-    commit::{Commit, Failure, Source},
-    fallback::Escrowed,
-    revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
-    schedule::Due,
+pub use self::{
+    consent::consents::LinkInserted,
+    grants::{
+        claims::Lost,
+        commit::{Commit, Failure, Source},
+        fallback::Escrowed,
+        revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
+        schedule::Due,
+    },
 };
 pub use connections::Changes;
-pub use consents::LinkInserted;
 pub use engine::EngineKind;
 pub use engine::error::StoreError;
 pub use engine::schema::SchemaStatus;

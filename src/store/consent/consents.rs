@@ -1,12 +1,6 @@
 use url::Url;
 
-use super::{
-    Store, StoreError,
-    callers::lock_holder,
-    engine::{in_transaction, on, row::Cells},
-    exchanges::{END_CODE_EXCHANGE, MARK_CODE_EXCHANGE},
-    json, millis, now, optional_millis,
-};
+use super::exchanges::{END_CODE_EXCHANGE, MARK_CODE_EXCHANGE};
 use crate::{
     domain::{
         caller::Requester,
@@ -15,6 +9,12 @@ use crate::{
         slug::Slug,
     },
     seal::{Sealed, secret::Digest},
+    store::{
+        Store, StoreError,
+        callers::lock_holder,
+        engine::{in_transaction, on, row::Cells},
+        json, millis, now, optional_millis,
+    },
 };
 
 /// What became of a new consent link.

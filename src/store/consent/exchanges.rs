@@ -1,10 +1,5 @@
 use uuid::Uuid;
 
-use super::{
-    Store, StoreError,
-    engine::{in_transaction, on, row::Cells},
-    millis, now,
-};
 use crate::{
     domain::{
         connection::ConnectionId,
@@ -12,6 +7,11 @@ use crate::{
         slug::Slug,
     },
     seal::secret::Digest,
+    store::{
+        Store, StoreError,
+        engine::{in_transaction, on, row::Cells},
+        millis, now,
+    },
 };
 
 /// Says for [`EXCHANGE_LIFE`], `$4` milliseconds, that a grant for connection `$3` may come of what has
