@@ -16,18 +16,16 @@
 //! the row in `connections` first; that row is the lock. A claim touches `grants` alone. What touches a
 //! link without its connection takes the link before its attempts. The row of a service or operator
 //! comes even before that of a connection, and the one row of `identity` comes last.
-
-mod callers;
+mod access;
 mod connections;
 mod consent;
 mod engine;
 mod events;
-mod freezes;
 mod grants;
 mod identity;
 mod meta;
-mod purge;
-mod sealed;
+mod reencryption;
+mod retention;
 
 use std::{fmt, time::Duration};
 
@@ -46,13 +44,13 @@ pub use self::{
         revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
         schedule::Due,
     },
+    reencryption::{SEALED_COLUMNS, SealedColumn, SealedCount, SealedValue},
+    retention::{PURGES, Purged},
 };
 pub use connections::Changes;
 pub use engine::EngineKind;
 pub use engine::error::StoreError;
 pub use engine::schema::SchemaStatus;
-pub use purge::{PURGES, Purged};
-pub use sealed::{SEALED_COLUMNS, SealedColumn, SealedCount, SealedValue};
 
 /// The broker's memory. Clones share their connections.
 #[derive(Clone)]

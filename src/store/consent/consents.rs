@@ -11,7 +11,7 @@ use crate::{
     seal::{Sealed, secret::Digest},
     store::{
         Store, StoreError,
-        callers::lock_holder,
+        access::callers::lock_holder,
         engine::{in_transaction, on, row::Cells},
         json, millis, now, optional_millis,
     },

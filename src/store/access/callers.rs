@@ -1,14 +1,16 @@
-use super::{
-    Store, StoreError,
-    engine::{
-        in_transaction, on,
-        row::{Cells, readable},
+use crate::{
+    domain::{
+        caller::{Holder, Operator, Requester, Service, StoredKey},
+        slug::Slug,
     },
-    json, now, optional_millis,
-};
-use crate::domain::{
-    caller::{Holder, Operator, Requester, Service, StoredKey},
-    slug::Slug,
+    store::{
+        Store, StoreError,
+        engine::{
+            in_transaction, on,
+            row::{Cells, readable},
+        },
+        json, now, optional_millis,
+    },
 };
 
 const INSERT_KEY: &str = "INSERT INTO keys (id, holder, owner, digest, created_at, expires_at)

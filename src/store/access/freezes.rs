@@ -1,14 +1,16 @@
-use super::{
-    Store, StoreError,
-    engine::{
-        in_transaction, on,
-        row::{Cells, readable},
+use crate::{
+    domain::{
+        freeze::{Freeze, FreezeKind},
+        slug::Slug,
     },
-    now,
-};
-use crate::domain::{
-    freeze::{Freeze, FreezeKind},
-    slug::Slug,
+    store::{
+        Store, StoreError,
+        engine::{
+            in_transaction, on,
+            row::{Cells, readable},
+        },
+        now,
+    },
 };
 
 impl Store {
