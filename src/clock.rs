@@ -27,7 +27,7 @@ const SINCE_BOOT: ClockId = ClockId::Monotonic;
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     /// How far all readings run ahead of the machine's, in milliseconds.
-    ahead_ms: Arc<AtomicI64>,
+    offset_ms: Arc<AtomicI64>,
     machine: Arc<Machine>,
 }
 
@@ -43,9 +43,9 @@ struct Machine {
 /// A moment by the clock that counts suspend and that nobody sets: milliseconds since the machine
 /// started. Means nothing on another machine or after a restart.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct SinceBoot(i64);
+pub struct BootInstant(i64);
 
-impl SinceBoot {
+impl BootInstant {
     /// How long after `earlier` this is; zero if it is before.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -58,14 +58,14 @@ impl SinceBoot {
         self.0
     }
 
-    /// What [`SinceBoot::as_millis`] gave.
+    /// What [`BootInstant::as_millis`] gave.
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
 }
 
-impl Add<Duration> for SinceBoot {
+impl Add<Duration> for BootInstant {
     type Output = Self;
 
     fn add(self, duration: Duration) -> Self {
@@ -77,7 +77,7 @@ impl Add<Duration> for SinceBoot {
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     /// [`Clock::since_boot`].
-    pub since_boot: SinceBoot,
+    pub since_boot: BootInstant,
     /// [`Clock::wall`].
     pub wall: Timestamp,
     /// [`Clock::now`].
@@ -101,9 +101,9 @@ impl Clock {
 
     /// The time that has passed since the machine started, suspend included.
     #[must_use]
-    pub fn since_boot(&self) -> SinceBoot {
+    pub fn since_boot(&self) -> BootInstant {
         let read = clock_gettime(SINCE_BOOT);
-        SinceBoot(read.tv_sec * 1_000 + read.tv_nsec / 1_000_000 + self.ahead_ms())
+        BootInstant(read.tv_sec * 1_000 + read.tv_nsec / 1_000_000 + self.offset_ms())
     }
 
     /// What this machine believes the time to be, right or wrong.
@@ -111,7 +111,7 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn wall(&self) -> Timestamp {
         let stepped = self.machine.stepped_ms.load(Ordering::Relaxed);
-        timestamp(Timestamp::now().as_millisecond() + self.ahead_ms() + stepped)
+        timestamp(Timestamp::now().as_millisecond() + self.offset_ms() + stepped)
     }
 
     /// All readings.
@@ -131,7 +131,7 @@ impl Clock {
 
     /// The database showed this time at some moment between `asked` and now. What was known is
     /// corrected only as far as that proves it wrong: a slow answer moves nothing.
-    pub(crate) fn hear_database(&self, asked: SinceBoot, shown: Timestamp) {
+    pub(crate) fn observe_database_time(&self, asked: BootInstant, shown: Timestamp) {
         let (answered, shown) = (self.since_boot(), shown.as_millisecond());
         let by_wall = || AtomicI64::new(self.wall().as_millisecond() - answered.0);
         let at_boot = self.machine.database_at_boot.get_or_init(by_wall);
@@ -143,13 +143,13 @@ impl Clock {
     /// compares times on the database's clock, so that a test that moves this clock moves leases
     /// and deadlines with it.
     #[must_use]
-    pub fn ahead_ms(&self) -> i64 {
-        self.ahead_ms.load(Ordering::Relaxed)
+    pub fn offset_ms(&self) -> i64 {
+        self.offset_ms.load(Ordering::Relaxed)
     }
 
     /// Lets time pass, for this clock, all its clones and the database.
     pub fn advance(&self, by: Duration) {
-        self.ahead_ms.fetch_add(millis(by), Ordering::Relaxed);
+        self.offset_ms.fetch_add(millis(by), Ordering::Relaxed);
     }
 
     /// Sets the wall clock, as an operator or NTP does, for this clock and its clones. No time
@@ -163,7 +163,7 @@ impl Clock {
     /// yet. Time passes for both.
     #[must_use]
     pub fn of_another_process(&self) -> Self {
-        Self { ahead_ms: Arc::clone(&self.ahead_ms), machine: Arc::default() }
+        Self { offset_ms: Arc::clone(&self.offset_ms), machine: Arc::default() }
     }
 }
 
@@ -171,7 +171,7 @@ impl Clock {
 #[derive(Clone, Debug)]
 pub struct Stopwatch {
     clock: Clock,
-    started: SinceBoot,
+    started: BootInstant,
 }
 
 impl Stopwatch {
@@ -204,7 +204,7 @@ mod tests {
         assert!(clock.now().duration_since(wall) < SignedDuration::from_secs(5));
 
         let database = wall + HOUR;
-        clock.hear_database(clock.since_boot(), database);
+        clock.observe_database_time(clock.since_boot(), database);
         let (before, now) = (clock.since_boot(), clock.now());
         assert!(now.duration_since(database).abs() < SignedDuration::from_secs(5), "{now}");
         clock.step_wall(SignedDuration::from_hours(-24));
@@ -217,13 +217,13 @@ mod tests {
     #[test]
     fn a_slow_answer_of_the_database_moves_nothing() {
         let clock = Clock::system();
-        clock.hear_database(clock.since_boot(), clock.wall());
+        clock.observe_database_time(clock.since_boot(), clock.wall());
         let (asked, shown) = (clock.since_boot(), clock.now());
         let at_boot = clock.now().as_millisecond() - clock.since_boot().0;
         clock.advance(Duration::from_secs(8));
-        clock.hear_database(asked, shown + Duration::from_secs(3));
+        clock.observe_database_time(asked, shown + Duration::from_secs(3));
         assert!((clock.now().as_millisecond() - clock.since_boot().0 - at_boot).abs() <= 1);
-        clock.hear_database(asked, shown - Duration::from_secs(3));
+        clock.observe_database_time(asked, shown - Duration::from_secs(3));
         let back = clock.now().as_millisecond() - clock.since_boot().0 - at_boot;
         assert!((-3_001..=-2_900).contains(&back), "no further than it must: {back}");
     }

@@ -50,7 +50,7 @@
 //! ([`provider::read_grant`]), puts the grant on disk ([`spool`]), stores it by compare-and-set on
 //! the generation ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it
 //! to memory. Where another grant was stored first, [`rotation::keep`] decides between the two, and
-//! the other one waits in [escrow](store::Escrowed). Before all that stands the provider's gate: its
+//! the other one waits in [escrow](store::FallbackGrant). Before all that stands the provider's gate: its
 //! pace, and the breakers of [`throttle`]. What a crash leaves behind is taken up at the next start
 //! ([`Broker::recover`](broker::Broker::recover)).
 //! [`background::run`] comes through the same door with what is due.

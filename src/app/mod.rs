@@ -27,7 +27,7 @@ use crate::{
         self,
         server::{self, Limits},
     },
-    provider::{Outbound, Roots},
+    provider::{Outbound, TrustAnchors},
     spool::Spool,
     store::{SchemaStatus, Store, StoreError},
 };
@@ -187,7 +187,7 @@ impl App {
         check_deployment(&config, &store).await?;
         let outbound = Outbound::new(clock.clone(), failpoints.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
-        if outbound.roots() == Roots::BuiltIn {
+        if outbound.roots() == TrustAnchors::BuiltIn {
             tracing::info!("this machine has no list of certificates: the built-in one is used");
         }
         if let Database::Embedded(path) = &config.database {

@@ -21,7 +21,7 @@ pub async fn ship<E: From<io::Error>>(
     take: impl AsyncFnOnce(&[Record]) -> Result<(), E>,
 ) -> Result<usize, E> {
     let _turn = trail.shipping.lock().await;
-    trail.settle().await;
+    trail.flush().await;
     let reading = Arc::clone(trail);
     let (batch, before, written) = blocking(move || {
         let (before, written) = (reading.folder.cursor(), reading.written());

@@ -143,7 +143,7 @@ impl Trail {
     }
 
     /// Waits until what was handed in before is written, as far as it can be.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn flush(&self) {
         let (waits, settled) = oneshot::channel();
         if self.entries.try_send(Message::Settle(waits)).is_ok() {
             let _ = timeout(PATIENCE, settled).await;

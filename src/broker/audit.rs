@@ -14,7 +14,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::{Broker, BrokerError};
 use crate::{
     audit::{self, BATCH, By, Event, FileHealth, Kind, Record},
-    clock::SinceBoot,
+    clock::BootInstant,
     domain::connection::Connection,
     seal::secret::Digest,
     store::StoreError,
@@ -22,34 +22,34 @@ use crate::{
 
 /// How many refusals of people we know nothing of are recorded in a minute; more are counted only.
 /// Anybody can cause them.
-const STRANGERS: u32 = 60;
+const MAX_ANONYMOUS_REFUSALS: u32 = 60;
 
 /// How many refusals are recorded in a minute of one connection: whoever has ever seen a link or a
 /// callback of it can cause them.
-const OF_A_CONNECTION: u32 = 10;
+const MAX_REFUSALS_OF_CONNECTION: u32 = 10;
 
 /// How long the end waits for the database to take the last records. The next start ships the rest.
 const LAST_SHIPPING: Duration = Duration::from_secs(5);
 
 /// Counts by the minute what people can cause as often as they like.
 #[derive(Debug)]
-pub(crate) struct Flood<K>(Mutex<Minute<K>>);
+pub(crate) struct PerMinuteLimiter<K>(Mutex<Minute<K>>);
 
 #[derive(Debug)]
 struct Minute<K> {
-    began: SinceBoot,
+    began: BootInstant,
     admitted: HashMap<K, u32>,
     left_out: u32,
 }
 
-impl<K: Eq + Hash> Flood<K> {
-    pub(crate) fn new(now: SinceBoot) -> Self {
+impl<K: Eq + Hash> PerMinuteLimiter<K> {
+    pub(crate) fn new(now: BootInstant) -> Self {
         Self(Mutex::new(Minute { began: now, admitted: HashMap::new(), left_out: 0 }))
     }
 
     /// Whether there is room for one more in this minute, of `most`; and, when a minute is over, for
     /// how many there was none.
-    pub(crate) fn admits(&self, now: SinceBoot, what: K, most: u32) -> (bool, u32) {
+    pub(crate) fn admits(&self, now: BootInstant, what: K, most: u32) -> (bool, u32) {
         let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left_out = 0;
         if now.since(minute.began) >= Duration::from_mins(1) {
@@ -102,15 +102,15 @@ impl Broker {
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket.
-    pub(crate) fn note_stranger(&self, by: &By, why: &str) {
-        self.note_visitor(by, None, why);
+    pub(crate) fn record_anonymous_refusal(&self, by: &By, why: &str) {
+        self.record_refusal(by, None, why);
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket, and perhaps the
     /// connection that they have seen a link or a callback of.
-    pub(crate) fn note_visitor(&self, by: &By, connection: Option<&Connection>, why: &str) {
+    pub(crate) fn record_refusal(&self, by: &By, connection: Option<&Connection>, why: &str) {
         let of = connection.map(|connection| connection.id);
-        let most = if of.is_some() { OF_A_CONNECTION } else { STRANGERS };
+        let most = if of.is_some() { MAX_REFUSALS_OF_CONNECTION } else { MAX_ANONYMOUS_REFUSALS };
         let (admitted, left_out) = self.refused.admits(self.clock.since_boot(), of, most);
         if left_out > 0 {
             tracing::warn!(left_out, "more refusals in a minute than are recorded");
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn what_anybody_can_cause_is_recorded_sixty_times_a_minute() {
         let clock = Clock::system();
-        let flood = Flood::new(clock.since_boot());
-        let admits = |what| flood.admits(clock.since_boot(), what, STRANGERS);
+        let flood = PerMinuteLimiter::new(clock.since_boot());
+        let admits = |what| flood.admits(clock.since_boot(), what, MAX_ANONYMOUS_REFUSALS);
         assert_eq!((0..100).filter(|_| admits('a').0).count(), 60);
         assert_eq!(admits('b'), (true, 0), "each for itself");
         clock.advance(Duration::from_mins(1));

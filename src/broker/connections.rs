@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use super::{Broker, BrokerError, Caller, Why, cache::Live};
+use super::{Broker, BrokerError, Caller, RefreshReason, cache::CachedConnection};
 use crate::{
     audit::{By, Kind},
     domain::{
@@ -120,15 +120,15 @@ impl Broker {
             last_error: None,
         };
         if let Some(taken) = self.store.record(new.name.as_str()).await? {
-            self.refuse_deleted(&taken.connection)?;
+            self.ensure_not_deleted(&taken.connection)?;
         }
         self.store.create(&connection).await?;
-        self.reload(connection.id).await?;
+        self.refresh_cache(connection.id).await?;
         tracing::info!(connection = %new.name, "connection made");
         self.note_of(Kind::ConnectionMade, by, &connection, "");
         if direct {
             // A failure is recorded with the connection, and the refresher tries again.
-            let _ = self.refresh(&connection, 0, Why::Created).await;
+            let _ = self.refresh(&connection, 0, RefreshReason::Created).await;
         }
         self.view(&new.name).await
     }
@@ -174,7 +174,7 @@ impl Broker {
         Ok(self.view_of(&*self.live(name.as_str()).await?))
     }
 
-    fn view_of(&self, live: &Live) -> ConnectionView {
+    fn view_of(&self, live: &CachedConnection) -> ConnectionView {
         let connection = &live.connection;
         let grant = live.grant.as_ref();
         let client = self.clients.get(&connection.client);
@@ -227,7 +227,7 @@ impl Broker {
             _ => {}
         }
         self.note_of(Kind::RefreshAsked, by, connection, "");
-        self.refresh(connection, live.generation, Why::Operator).await?;
+        self.refresh(connection, live.generation, RefreshReason::Operator).await?;
         self.view(&connection.name).await
     }
 

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::{
     Broker, BrokerError,
-    recovery::quarantine::refuse_in_quarantine,
-    refresh::{commit::until_stored, in_flight::Why},
+    recovery::quarantine::ensure_not_quarantined,
+    refresh::{commit::retry_forever, in_flight::RefreshReason},
 };
 use crate::{
     audit::{By, Kind},
@@ -27,7 +27,7 @@ use crate::{
         OpenError, Place, Sealed,
         secret::{self, Digest},
     },
-    store::{Finished, Revocable, Revoking},
+    store::{DeletionStep, Revocable, Revoking},
     words::words,
 };
 
@@ -91,8 +91,8 @@ impl Broker {
             }
             _ if self.store.delete_ungranted(id).await? => Revocation::None,
             _ if self.revokes(connection) => {
-                refuse_in_quarantine(connection)?;
-                self.store.start_revoking(id).await?;
+                ensure_not_quarantined(connection)?;
+                self.store.begin_deletion(id).await?;
                 Revocation::Revoking
             }
             _ if connection.grant_type == GrantType::ClientCredentials => {
@@ -102,7 +102,7 @@ impl Broker {
             _ => {
                 let held = record.grant.as_ref().map(|grant| self.open_refresh(id, grant));
                 let held = held.and_then(Result::ok).flatten().as_ref().map(Digest::of);
-                self.store.leave_to_person(id, held.as_ref()).await?;
+                self.store.require_manual_removal(id, held.as_ref()).await?;
                 Revocation::Manual
             }
         };
@@ -140,9 +140,9 @@ impl Broker {
             }
             Revocation::Manual => {
                 self.shred_spool(*id).await;
-                self.reload(*id).await?;
+                self.refresh_cache(*id).await?;
             }
-            Revocation::Revoking => drop(self.reload(*id).await?),
+            Revocation::Revoking => drop(self.refresh_cache(*id).await?),
         }
         tracing::info!(connection = %name, %revocation, "connection deleted");
         Ok(())
@@ -173,7 +173,7 @@ impl Broker {
     }
 
     /// A name is free again when its deleted connection is forgotten.
-    pub(crate) fn refuse_deleted(&self, connection: &Connection) -> Result<(), BrokerError> {
+    pub(crate) fn ensure_not_deleted(&self, connection: &Connection) -> Result<(), BrokerError> {
         let name = &connection.name;
         match connection.state {
             State::Revoking => Err(BrokerError::Conflict(format!(
@@ -252,7 +252,7 @@ impl Broker {
     /// to do at once.
     async fn revoke_next(&self, id: ConnectionId, client: &Client) -> Result<bool, BrokerError> {
         // Whoever deletes a connection is not kept waiting for what failed before: only the pace counts.
-        let turn = self.gate(client).enter(&client.name, Why::Operator);
+        let turn = self.gate(client).enter(&client.name, RefreshReason::Operator);
         let Some(turn) = self.closing.run_until_cancelled(turn).await else { return Ok(false) };
         turn?;
         let attempt = format!("{}.{}", self.replica, Uuid::now_v7());
@@ -285,8 +285,8 @@ impl Broker {
             }
         };
         let (buried, refused) = (buried.as_ref(), refused.as_ref());
-        let shred = || self.store.shred(id, &attempt, held.holding, buried, refused);
-        Ok(until_stored(shred).await)
+        let shred = || self.store.erase_token(id, &attempt, held.holding, buried, refused);
+        Ok(retry_forever(shred).await)
     }
 
     /// Asks the provider to revoke one grant by the token that its profile names, or by the other one
@@ -365,36 +365,36 @@ impl Broker {
         );
         let now = self.clock.now();
         let (error, until) = (last_error(error, now), now + pause.max(asked));
-        self.store.postpone_revocation(connection.id, attempt, &error, until).await?;
-        self.reload(connection.id).await?;
+        self.store.defer_revocation(connection.id, attempt, &error, until).await?;
+        self.refresh_cache(connection.id).await?;
         Ok(())
     }
 
     /// Nothing is left to be revoked. True when something has come meanwhile.
     async fn finish(&self, connection: &Connection, attempt: &str) -> Result<bool, BrokerError> {
         let Connection { id, name, .. } = connection;
-        match self.store.finish_revoking(*id, attempt).await? {
-            Finished::Forgotten => {
+        match self.store.finish_deletion(*id, attempt).await? {
+            DeletionStep::Forgotten => {
                 self.memory.forget(name.as_str(), *id);
                 self.shred_spool(*id).await;
                 tracing::info!(connection = %name, "its tokens are revoked; it is forgotten");
                 self.note_of(Kind::TokensRevoked, &By::broker(), connection, "revoked");
                 Ok(false)
             }
-            Finished::LeftToPerson => {
+            DeletionStep::LeftToPerson => {
                 self.note_of(Kind::TokensRevoked, &By::broker(), connection, "left to a person");
                 self.shred_spool(*id).await;
-                self.reload(*id).await?;
+                self.refresh_cache(*id).await?;
                 Ok(false)
             }
-            Finished::NotYet => Ok(true),
+            DeletionStep::NotYet => Ok(true),
         }
     }
 
     /// Removes what lies of a connection in this replica's spool, and what was put aside.
     async fn shred_spool(&self, id: ConnectionId) {
         let spool = self.spool.clone();
-        let shredded = spawn_blocking(move || spool.shred(id)).await;
+        let shredded = spawn_blocking(move || spool.erase(id)).await;
         if !matches!(shredded, Ok(Ok(()))) {
             tracing::error!(connection.id = %id, "the spool may still hold sealed tokens of it");
         }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Broker, cache::Live, limits::gate::Gate};
+use super::{Broker, cache::CachedConnection, limits::gate::Gate};
 use crate::{
     audit::FileHealth,
     clock::Moment,
@@ -24,7 +24,7 @@ words! {
     HealthStatus {
         /// Everything works.
         Ok = "ok",
-        /// Live tokens are served, and a person should look.
+        /// CachedConnection tokens are served, and a person should look.
         Degraded = "degraded",
         /// Tokens cannot be served.
         Down = "down",
@@ -240,7 +240,7 @@ impl Broker {
 
 /// When the connection should have been refreshed at the latest: when that is planned, or when its
 /// token ended, if that was earlier. None for one that is not refreshed.
-fn due_since(live: &Live) -> Option<Timestamp> {
+fn due_since(live: &CachedConnection) -> Option<Timestamp> {
     let connection = &live.connection;
     let planned = connection.refresh_at.filter(|_| connection.state.refreshes())?;
     if is_on_demand(live) {
@@ -252,21 +252,21 @@ fn due_since(live: &Live) -> Option<Timestamp> {
 }
 
 /// Whether a reader who asks now has to wait for a refresh, or is turned away.
-fn lacks_token(live: &Live, at: Moment) -> bool {
+fn lacks_token(live: &CachedConnection, at: Moment) -> bool {
     let connection = &live.connection;
     let lives = live.grant.as_ref().is_some_and(|grant| !grant.remaining(at).is_zero());
     connection.state.serves() && !lives && !is_on_demand(live)
 }
 
 /// Whether it is refreshed for its readers alone: between two of them its token may well have ended.
-fn is_on_demand(live: &Live) -> bool {
+fn is_on_demand(live: &CachedConnection) -> bool {
     let short = live.grant.as_ref().is_some_and(|grant| grant.life() < MIN_SCHEDULED_LIFE);
     short && live.connection.state == State::Active
 }
 
 /// Whether the last refresh failed for a reason that somebody has to mend on our side; the
 /// connection keeps its state then.
-fn is_misconfigured(live: &Live) -> bool {
+fn is_misconfigured(live: &CachedConnection) -> bool {
     let error = live.connection.last_error.as_ref();
     error.is_some_and(LastError::is_misconfigured)
 }

@@ -44,12 +44,12 @@ pub use self::{
     error::{BrokerError, Gone},
     health::{ClientHealth, Health, HealthStatus},
     recovery::watermark::LastSeen,
-    refresh::in_flight::Why,
+    refresh::in_flight::RefreshReason,
     token::{IssuedToken, TokenRequest},
 };
 use self::{
-    cache::{End, Memory},
-    limits::{gate::Gate, public::Visitors},
+    cache::{Cache, End},
+    limits::{gate::Gate, public::PublicLimiter},
     refresh::in_flight::Boarding,
 };
 use crate::{
@@ -58,7 +58,7 @@ use crate::{
     domain::{
         connection::{ConnectionId, HeldGrant},
         consent::LinkId,
-        grant_conflict::Origin,
+        grant_conflict::GrantLineage,
         slug::Slug,
     },
     failpoint::Failpoints,
@@ -112,16 +112,16 @@ pub struct Broker {
     trail: Arc<Trail>,
     keep_events: Duration,
     /// The refusals of visitors that were recorded lately: of strangers, and of each connection.
-    refused: audit::Flood<Option<ConnectionId>>,
+    refused: audit::PerMinuteLimiter<Option<ConnectionId>>,
     /// How often a link's button was pressed lately.
-    presses: audit::Flood<LinkId>,
+    presses: audit::PerMinuteLimiter<LinkId>,
     /// Records could not be shipped the last time.
     held_up: AtomicBool,
     clock: Clock,
     clients: BTreeMap<Slug, Arc<Client>>,
     public_url: Url,
     return_to: BTreeMap<Slug, Url>,
-    memory: Memory,
+    memory: Cache,
     loading_keys: tokio::sync::Mutex<()>,
     loading_freezes: tokio::sync::Mutex<()>,
     /// By provider.
@@ -129,7 +129,7 @@ pub struct Broker {
     failpoints: Failpoints,
     /// Nothing is claimed any more.
     closing: CancellationToken,
-    visitors: Visitors,
+    visitors: PublicLimiter,
     /// The refreshes that run.
     flights: DashMap<ConnectionId, Boarding>,
     /// The deleted connections whose revocation is under way here.
@@ -178,20 +178,20 @@ impl Broker {
             watermark: tokio::sync::Mutex::new(watermark),
             trail: Arc::new(trail),
             keep_events,
-            refused: audit::Flood::new(clock.since_boot()),
-            presses: audit::Flood::new(clock.since_boot()),
+            refused: audit::PerMinuteLimiter::new(clock.since_boot()),
+            presses: audit::PerMinuteLimiter::new(clock.since_boot()),
             held_up: AtomicBool::new(false),
             clock,
             clients,
             public_url,
             return_to,
-            memory: Memory::default(),
+            memory: Cache::default(),
             loading_keys: tokio::sync::Mutex::default(),
             loading_freezes: tokio::sync::Mutex::default(),
             gates,
             failpoints,
             closing: CancellationToken::new(),
-            visitors: Visitors::default(),
+            visitors: PublicLimiter::default(),
             flights: DashMap::new(),
             revoking: DashMap::new(),
             changes_mark: AtomicI64::new(0),
@@ -211,7 +211,7 @@ impl Broker {
     pub async fn sync(&self) -> Result<(), StoreError> {
         // First, so that nothing else that fails keeps a freeze from being seen.
         self.load_freezes().await?;
-        self.keyring.follow();
+        self.keyring.reload_if_changed();
         self.check_database().await?;
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -219,7 +219,7 @@ impl Broker {
         self.compare_clocks();
         let mut lacking = None;
         for record in changes.records {
-            lacking = self.adopt(record).await.or(lacking);
+            lacking = self.cache_record(record).await.or(lacking);
         }
         for (id, name) in changes.deleted {
             self.memory.forget(name.as_str(), id);
@@ -311,5 +311,5 @@ struct ReceivedGrant<'a> {
     scopes: Vec<String>,
     received_at: Timestamp,
     expires_at: Timestamp,
-    origin: Option<Origin>,
+    origin: Option<GrantLineage>,
 }

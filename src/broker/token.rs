@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::{
     Broker, BrokerError, Caller,
-    cache::{Live, OpenGrant},
-    refresh::in_flight::Why,
+    cache::{CachedConnection, CachedGrant},
+    refresh::in_flight::RefreshReason,
 };
 use crate::{
     audit::{By, Kind},
@@ -46,7 +46,7 @@ pub struct TokenRequest {
 /// A live token with all that is needed to use it.
 #[derive(Debug)]
 pub struct IssuedToken {
-    live: Arc<Live>,
+    live: Arc<CachedConnection>,
     /// The provider's name.
     pub provider: String,
     /// How long the token lives from now, in whole seconds.
@@ -56,7 +56,7 @@ pub struct IssuedToken {
 }
 
 impl IssuedToken {
-    fn grant(&self) -> &OpenGrant {
+    fn grant(&self) -> &CachedGrant {
         self.live.grant.as_ref().expect("an issued token is made from a connection with a grant")
     }
 
@@ -152,7 +152,7 @@ impl Broker {
         if alive && live.grant.as_ref().is_some_and(|grant| grant.left(at) >= asked) {
             if on_demand(&live, at) && refresh_is_allowed(&live, at.now).is_ok() {
                 // The caller has a live token and does not wait for the next.
-                drop(self.refresh(&live.connection, live.generation, Why::Read));
+                drop(self.refresh(&live.connection, live.generation, RefreshReason::Read));
             }
             return self.issue(live, asked);
         }
@@ -163,7 +163,7 @@ impl Broker {
         };
         let failed = match refresh_is_allowed(&live, at.now) {
             Ok(()) => {
-                let flight = self.refresh(&live.connection, live.generation, Why::Read);
+                let flight = self.refresh(&live.connection, live.generation, RefreshReason::Read);
                 timeout(wait, flight).await.unwrap_or_else(|_| {
                     Err(BrokerError::Unavailable {
                         reason: "the refresh is still running".to_owned(),
@@ -205,7 +205,7 @@ impl Broker {
             && refresh_is_allowed(&live, self.clock.now()).is_ok()
             && self.report_counts(&live, grant).await
         {
-            let flight = self.refresh(&live.connection, live.generation, Why::Rejected);
+            let flight = self.refresh(&live.connection, live.generation, RefreshReason::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
             let _ = timeout(at_most, flight).await;
         }
@@ -237,7 +237,7 @@ impl Broker {
     /// Whether a report forces a refresh: once a minute at most, or once per half life of a token
     /// that lives for less than two; and when a new token does not help again and again, the
     /// connection becomes suspect instead.
-    async fn report_counts(&self, live: &Live, grant: &OpenGrant) -> bool {
+    async fn report_counts(&self, live: &CachedConnection, grant: &CachedGrant) -> bool {
         let id = live.connection.id;
         let floor = Duration::from_mins(1).min(grant.life() / 2);
         let counted =
@@ -253,16 +253,20 @@ impl Broker {
              reports for now; look at the account and at the service that reports them"
         );
         if self.store.suspect_reports(id).await.is_ok() {
-            let _ = self.reload(id).await;
+            let _ = self.refresh_cache(id).await;
         }
         false
     }
 
-    async fn live_for(&self, service: &Service, name: &str) -> Result<Arc<Live>, BrokerError> {
+    async fn live_for(
+        &self,
+        service: &Service,
+        name: &str,
+    ) -> Result<Arc<CachedConnection>, BrokerError> {
         if !service.may(Verb::Token, name) {
             return Err(BrokerError::no_connection(name));
         }
-        self.refuse_frozen_service(&service.name)?;
+        self.ensure_service_not_frozen(&service.name)?;
         let live = match self.live(name).await {
             Err(BrokerError::NotFound(_)) if self.was_deleted(name).await? => {
                 return Err(BrokerError::Revoked);
@@ -272,7 +276,7 @@ impl Broker {
         if live.connection.state.is_deleted() {
             return Err(BrokerError::Revoked);
         }
-        self.refuse_frozen(&live.connection.name, &live.connection.client)?;
+        self.ensure_not_frozen(&live.connection.name, &live.connection.client)?;
         match live.connection.state {
             state if state.serves() => Ok(live),
             State::PendingConfirm => Err(BrokerError::PendingConfirm),
@@ -291,7 +295,11 @@ impl Broker {
         self.memory.age(self.clock.since_boot()) > MAX_UNCONFIRMED
     }
 
-    fn issue(&self, live: Arc<Live>, asked: Duration) -> Result<IssuedToken, BrokerError> {
+    fn issue(
+        &self,
+        live: Arc<CachedConnection>,
+        asked: Duration,
+    ) -> Result<IssuedToken, BrokerError> {
         let at = self.clock.moment();
         let grant = live.grant.as_ref().ok_or(BrokerError::NotConnected)?;
         let provider = self.client(&live.connection.client)?.profile.name.to_string();
@@ -308,7 +316,7 @@ impl Broker {
 }
 
 /// Whether a reader may start or join a refresh: neither the state nor a backoff forbids it.
-fn refresh_is_allowed(live: &Live, now: Timestamp) -> Result<(), BrokerError> {
+fn refresh_is_allowed(live: &CachedConnection, now: Timestamp) -> Result<(), BrokerError> {
     let connection = &live.connection;
     match connection.state {
         State::Active if connection.last_error.is_none() => Ok(()),
@@ -346,13 +354,13 @@ fn waiting_for_backoff(
 }
 
 /// Whether there is a token that can still be used.
-fn is_alive(live: &Live, at: Moment) -> bool {
+fn is_alive(live: &CachedConnection, at: Moment) -> bool {
     live.grant.as_ref().is_some_and(|grant| !grant.remaining(at).is_zero())
 }
 
 /// A token that is too short-lived to be scheduled is refreshed by its readers, once per half
 /// life, which counts from when it was asked for.
-fn on_demand(live: &Live, at: Moment) -> bool {
+fn on_demand(live: &CachedConnection, at: Moment) -> bool {
     live.grant.as_ref().is_some_and(|grant| {
         grant.life() < MIN_SCHEDULED_LIFE && grant.left(at) <= grant.life() / 2
     })

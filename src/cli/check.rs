@@ -4,7 +4,7 @@ use std::path::Path;
 
 use reqwest::Method;
 
-use super::{Failure, environment, say};
+use super::{CliError, environment, say};
 use crate::{
     app::{connect_store, read_keyring, state_dir::open_to_all},
     clock::Clock,
@@ -27,7 +27,7 @@ fn line(what: &str, found: Result<String, String>) -> Line {
     Line { what: what.to_owned(), found }
 }
 
-pub(crate) async fn check(file: Option<&Path>) -> Result<(), Failure> {
+pub(crate) async fn check(file: Option<&Path>) -> Result<(), CliError> {
     let config = Config::load(file, environment())?;
     let mut failures = 0;
     let mut report = |lines: Vec<Line>| {
@@ -49,8 +49,8 @@ pub(crate) async fn check(file: Option<&Path>) -> Result<(), Failure> {
     report(providers(&config).await)?;
     match failures {
         0 => Ok(()),
-        1 => Err(Failure::unavailable("1 check failed")),
-        failures => Err(Failure::unavailable(format!("{failures} checks failed"))),
+        1 => Err(CliError::unavailable("1 check failed")),
+        failures => Err(CliError::unavailable(format!("{failures} checks failed"))),
     }
 }
 

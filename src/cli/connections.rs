@@ -6,25 +6,25 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use super::{
-    Failure,
+    CliError,
     args::{Connect, List, Token},
-    running::Running,
+    running::ApiClient,
     say,
     table::{say_json, table, text},
 };
 use crate::config::read_secret;
 
-pub(crate) async fn token(args: &Token) -> Result<(), Failure> {
+pub(crate) async fn token(args: &Token) -> Result<(), CliError> {
     let query: Vec<_> =
         args.min_ttl.iter().map(|seconds| ("min_ttl", seconds.to_string())).collect();
     let path = ["v1", "connections", args.connection.as_str(), "token"];
-    let answer = Running::of(&args.remote)?.get(&path, &query).await?;
+    let answer = ApiClient::of(&args.remote)?.get(&path, &query).await?;
     let token = answer.text("access_token")?;
     if args.json { say_json(&answer.json) } else { say(token) }
 }
 
-pub(crate) async fn connect(args: &Connect) -> Result<(), Failure> {
-    let broker = Running::of(&args.remote)?;
+pub(crate) async fn connect(args: &Connect) -> Result<(), CliError> {
+    let broker = ApiClient::of(&args.remote)?;
     let connection = args.connection.as_ref().unwrap_or(&args.client);
     let mut body = json!({ "client": args.client });
     if !args.scopes.is_empty() {
@@ -52,13 +52,13 @@ pub(crate) async fn connect(args: &Connect) -> Result<(), Failure> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the API key goes to the broker that exchanges it")]
-fn api_key_exchange(file: &Path, login: &str, host: &str) -> Result<Value, Failure> {
-    let key = read_secret(file).map_err(|error| Failure::usage(format!("API key: {error}")))?;
+fn api_key_exchange(file: &Path, login: &str, host: &str) -> Result<Value, CliError> {
+    let key = read_secret(file).map_err(|error| CliError::usage(format!("API key: {error}")))?;
     Ok(json!({ "account_host": host, "login": login, "api_key": key.expose_secret() }))
 }
 
-pub(crate) async fn connections(args: &List) -> Result<(), Failure> {
-    let answer = Running::of(&args.remote)?.get(&["v1", "connections"], &[]).await?;
+pub(crate) async fn connections(args: &List) -> Result<(), CliError> {
+    let answer = ApiClient::of(&args.remote)?.get(&["v1", "connections"], &[]).await?;
     let connections = answer.list("connections")?;
     if args.json {
         return say_json(&answer.json);

@@ -6,15 +6,15 @@ use reqwest::{Method, StatusCode};
 use url::Url;
 
 use super::{
-    Failure,
+    CliError,
     args::Healthcheck,
     environment,
-    running::{Running, stranger},
+    running::{ApiClient, stranger},
     say,
 };
 use crate::config::Config;
 
-pub(crate) async fn healthcheck(config: Option<&Path>, args: &Healthcheck) -> Result<(), Failure> {
+pub(crate) async fn healthcheck(config: Option<&Path>, args: &Healthcheck) -> Result<(), CliError> {
     let url = if let Some(url) = &args.url {
         url.clone()
     } else {
@@ -23,13 +23,13 @@ pub(crate) async fn healthcheck(config: Option<&Path>, args: &Healthcheck) -> Re
         if listen.ip().is_unspecified() {
             listen.set_ip(Ipv4Addr::LOCALHOST.into());
         }
-        Url::parse(&format!("http://{listen}")).map_err(Failure::internal)?
+        Url::parse(&format!("http://{listen}")).map_err(CliError::internal)?
     };
-    let asked = Running::at(&url)?.send(Method::GET, &["health", "ready"], &[], None).await?;
+    let asked = ApiClient::at(&url)?.send(Method::GET, &["health", "ready"], &[], None).await?;
     match asked.0 {
         StatusCode::NO_CONTENT => say("ready"),
         StatusCode::SERVICE_UNAVAILABLE => {
-            Err(Failure::unavailable(format!("the broker at {url} is not ready; see {url}health")))
+            Err(CliError::unavailable(format!("the broker at {url} is not ready; see {url}health")))
         }
         _ => Err(stranger(&url)),
     }

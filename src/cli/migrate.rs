@@ -1,6 +1,6 @@
 //! `migrate`: the schema, ahead of a start.
 
-use super::{Failure, say};
+use super::{CliError, say};
 use crate::{
     app::{StartError, connect_store, state_dir::make_state_dir},
     clock::Clock,
@@ -8,7 +8,7 @@ use crate::{
     store::SchemaStatus,
 };
 
-pub(crate) async fn migrate(config: &Config) -> Result<(), Failure> {
+pub(crate) async fn migrate(config: &Config) -> Result<(), CliError> {
     make_state_dir(config)?;
     let store = connect_store(config, Clock::system()).await?;
     let current = store.schema_status().await.map_err(StartError::from)? == SchemaStatus::Current;

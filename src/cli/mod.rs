@@ -41,12 +41,12 @@ use crate::{
 /// What a command ends with: a line for a person and an exit code for a script, in the numbers of
 /// BSD's sysexits.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct CliError {
     message: String,
     code: u8,
 }
 
-impl Failure {
+impl CliError {
     /// Bad usage or configuration: 64.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
         Self { message: message.to_string(), code: 64 }
@@ -63,13 +63,13 @@ impl Failure {
     }
 }
 
-impl From<ConfigError> for Failure {
+impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         Self::usage(error)
     }
 }
 
-impl From<StartError> for Failure {
+impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Settings(_) => Self::usage(error),
@@ -78,7 +78,7 @@ impl From<StartError> for Failure {
     }
 }
 
-impl From<BrokerError> for Failure {
+impl From<BrokerError> for CliError {
     fn from(error: BrokerError) -> Self {
         match error {
             BrokerError::Internal => Self::internal(error),
@@ -88,7 +88,7 @@ impl From<BrokerError> for Failure {
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for CliError {
     fn from(error: io::Error) -> Self {
         Self::internal(error)
     }
@@ -98,7 +98,7 @@ impl From<io::Error> for Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     if let Err(error) = hardening::forbid() {
-        return finish(Err(Failure::internal(format!("core dumps cannot be forbidden: {error}"))));
+        return finish(Err(CliError::internal(format!("core dumps cannot be forbidden: {error}"))));
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -109,7 +109,7 @@ pub fn main() -> ExitCode {
 
 /// Says what went wrong, if something did. It may repeat what others said: their line ends and
 /// escape codes are shown, not obeyed.
-fn finish(outcome: Result<(), Failure>) -> ExitCode {
+fn finish(outcome: Result<(), CliError>) -> ExitCode {
     let Err(failure) = outcome else { return ExitCode::SUCCESS };
     let shown = |c: char| match c {
         c if c.is_control() => c.escape_default().collect(),
@@ -120,7 +120,7 @@ fn finish(outcome: Result<(), Failure>) -> ExitCode {
     ExitCode::from(failure.code)
 }
 
-fn run(args: Args) -> Result<(), Failure> {
+fn run(args: Args) -> Result<(), CliError> {
     let config = args.config.as_deref();
     let runtime = Runtime::new()?;
     match args.command {
@@ -139,7 +139,7 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Migrate => runtime.block_on(migrate::migrate(&load(config)?)),
         Command::Release(release) => runtime.block_on(release::release(&load(config)?, &release)),
         Command::Openapi => {
-            say(&serde_json::to_string_pretty(&http::openapi()).map_err(Failure::internal)?)
+            say(&serde_json::to_string_pretty(&http::openapi()).map_err(CliError::internal)?)
         }
         Command::Healthcheck(healthcheck) => {
             runtime.block_on(healthcheck::healthcheck(config, &healthcheck))
@@ -148,9 +148,9 @@ fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// Reads the configuration and starts logging as it says.
-fn load(file: Option<&Path>) -> Result<Config, Failure> {
+fn load(file: Option<&Path>) -> Result<Config, CliError> {
     let config = Config::load(file, environment())?;
-    logging::start(&config.log).map_err(Failure::usage)?;
+    logging::start(&config.log).map_err(CliError::usage)?;
     Ok(config)
 }
 
@@ -163,12 +163,12 @@ fn environment() -> HashMap<String, String> {
 
 /// Opens the database and changes nothing about it; it has to be the one that this program knows. Of
 /// one that is not there yet it says that there is `nothing` of what was asked for.
-async fn open_as_it_is(config: &Config, clock: Clock, nothing: &str) -> Result<Store, Failure> {
+async fn open_as_it_is(config: &Config, clock: Clock, nothing: &str) -> Result<Store, CliError> {
     if let Database::Embedded(path) = &config.database
         && !path.exists()
     {
         let path = path.display();
-        return Err(Failure::usage(format!("{nothing}: there is no database {path}")));
+        return Err(CliError::usage(format!("{nothing}: there is no database {path}")));
     }
     let store = connect_store(config, clock).await?;
     let problem = match store.schema_status().await.map_err(StartError::from)? {
@@ -183,11 +183,11 @@ async fn open_as_it_is(config: &Config, clock: Clock, nothing: &str) -> Result<S
         }
     };
     store.close().await;
-    Err(Failure::usage(problem))
+    Err(CliError::usage(problem))
 }
 
 /// Prints a line of the result. A reader that went away is no failure of ours.
-pub(crate) fn say(line: &str) -> Result<(), Failure> {
+pub(crate) fn say(line: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),

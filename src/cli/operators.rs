@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 
 use super::{
-    Failure,
+    CliError,
     args::{OperatorAction, Operators},
     open_as_it_is, say,
     table::table,
@@ -21,7 +21,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
-pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), Failure> {
+pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), CliError> {
     let clock = Clock::system();
     let store = match &args.action {
         OperatorAction::List => {
@@ -42,11 +42,11 @@ pub(crate) async fn operators(config: &Config, args: &Operators) -> Result<(), F
 }
 
 #[expect(clippy::disallowed_methods, reason = "a new key is shown once, to its maker")]
-async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failure> {
+async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), CliError> {
     let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
     let operator = Operator { name: name.clone(), created_at: now };
     store.create_operator(&operator, &stored).await.map_err(|error| match error {
-        StoreError::NameTaken(name) => Failure::usage(format!("operator `{name}` exists already")),
+        StoreError::NameTaken(name) => CliError::usage(format!("operator `{name}` exists already")),
         error => StartError::from(error).into(),
     })?;
     let detail = format!("{} {}, key {}", stored.holder, stored.owner, stored.id);
@@ -56,22 +56,22 @@ async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failur
     note(store, Kind::OperatorMade, &detail, now).await.and(said)
 }
 
-async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), Failure> {
+async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), CliError> {
     if !store.delete_operator(name).await.map_err(StartError::from)? {
-        return Err(Failure::usage(format!("there is no operator `{name}`")));
+        return Err(CliError::usage(format!("there is no operator `{name}`")));
     }
     let said =
         say(&format!("deleted: {name}; a running broker refuses the key within a few seconds"));
     note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await.and(said)
 }
 
-async fn list(store: &Store) -> Result<(), Failure> {
+async fn list(store: &Store) -> Result<(), CliError> {
     let operators = store.operators().await.map_err(StartError::from)?;
     let rows = operators.iter().map(|who| [who.name.to_string(), format!("{:.0}", who.created_at)]);
     table(["OPERATOR", "MADE"], rows)
 }
 
-async fn note(store: &Store, kind: Kind, detail: &str, now: Timestamp) -> Result<(), Failure> {
+async fn note(store: &Store, kind: Kind, detail: &str, now: Timestamp) -> Result<(), CliError> {
     let record = Record::new(kind, &By::command_line(), now).with_detail(detail);
     store.insert_events(&[record]).await.map_err(StartError::from)?;
     Ok(())

@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use super::{Failure, args::Release, open_as_it_is, say, table::table};
+use super::{CliError, args::Release, open_as_it_is, say, table::table};
 use crate::{
     app::{
         DEPLOYMENT, StartError, check_deployment, compare_deployment, open_store,
@@ -21,7 +21,7 @@ use crate::{
     store::Store,
 };
 
-pub(crate) async fn release(config: &Config, args: &Release) -> Result<(), Failure> {
+pub(crate) async fn release(config: &Config, args: &Release) -> Result<(), CliError> {
     let clock = Clock::system();
     let store = if args.plan {
         open_as_it_is(config, clock.clone(), "there is nothing to release").await?
@@ -39,7 +39,7 @@ async fn release_in(
     config: &Config,
     args: &Release,
     now: Timestamp,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     if args.adopt {
         return adopt(store, config).await;
     }
@@ -71,15 +71,15 @@ async fn release_in(
 }
 
 /// Makes the database that of our deployment; nothing is refreshed from it before a release.
-async fn adopt(store: &Store, config: &Config) -> Result<(), Failure> {
+async fn adopt(store: &Store, config: &Config) -> Result<(), CliError> {
     let Some(ours) = &config.deployment else {
-        return Err(Failure::usage("set `deployment` to the name that this copy shall have"));
+        return Err(CliError::usage("set `deployment` to the name that this copy shall have"));
     };
     let found = store.identity().await.map_err(StartError::from)?;
     let quarantines = found.position.quarantines + 1;
     let stopped = store.quarantine(&found, quarantines, "database_adopted").await;
     let Some(stopped) = stopped.map_err(StartError::from)? else {
-        return Err(Failure::usage("somebody quarantined it at this moment; try again"));
+        return Err(CliError::usage("somebody quarantined it at this moment; try again"));
     };
     store.put_meta(DEPLOYMENT, ours.as_str()).await.map_err(StartError::from)?;
     say(&format!(
@@ -89,23 +89,23 @@ async fn adopt(store: &Store, config: &Config) -> Result<(), Failure> {
 }
 
 /// The quarantined connections, or the one of that name.
-fn choose(records: Vec<Record>, name: Option<&Slug>) -> Result<Vec<Record>, Failure> {
+fn choose(records: Vec<Record>, name: Option<&Slug>) -> Result<Vec<Record>, CliError> {
     let is_quarantined = |record: &Record| record.connection.state == State::Quarantined;
     let Some(name) = name else {
         return Ok(records.into_iter().filter(is_quarantined).collect());
     };
     let named = records.into_iter().find(|record| record.connection.name == *name);
-    let named = named.ok_or_else(|| Failure::usage(format!("there is no connection `{name}`")))?;
+    let named = named.ok_or_else(|| CliError::usage(format!("there is no connection `{name}`")))?;
     if !is_quarantined(&named) {
         let state = named.connection.state;
-        return Err(Failure::usage(format!(
+        return Err(CliError::usage(format!(
             "connection `{name}` is {state}, not quarantined: there is nothing to release"
         )));
     }
     Ok(vec![named])
 }
 
-fn list(config: &Config, records: &[Record], now: Timestamp) -> Result<(), Failure> {
+fn list(config: &Config, records: &[Record], now: Timestamp) -> Result<(), CliError> {
     let rows = records.iter().map(|record| {
         let client = config.clients.get(&record.connection.client);
         let provider = client.map(|client| client.profile.name.to_string());

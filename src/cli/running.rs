@@ -7,14 +7,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use url::Url;
 
-use super::{Failure, args::Remote};
+use super::{CliError, args::Remote};
 use crate::config::read_secret;
 
 /// Longer than the longest wait for a refresh.
 const TIMEOUT: Duration = Duration::from_secs(80);
 
 /// A running broker.
-pub(super) struct Running {
+pub(super) struct ApiClient {
     url: Url,
     key: Option<Key>,
     http: Client,
@@ -34,30 +34,31 @@ pub(super) struct Answer {
 
 impl Answer {
     /// A text that a broker's answer always has.
-    pub(super) fn text(&self, key: &str) -> Result<&str, Failure> {
+    pub(super) fn text(&self, key: &str) -> Result<&str, CliError> {
         self.json[key].as_str().ok_or_else(|| stranger(&self.url))
     }
 
     /// A list that a broker's answer always has.
-    pub(super) fn list(&self, key: &str) -> Result<&[Value], Failure> {
+    pub(super) fn list(&self, key: &str) -> Result<&[Value], CliError> {
         self.json[key].as_array().map(Vec::as_slice).ok_or_else(|| stranger(&self.url))
     }
 }
 
-impl Running {
+impl ApiClient {
     /// The broker at an address, asked without a key.
-    pub(super) fn at(url: &Url) -> Result<Self, Failure> {
+    pub(super) fn at(url: &Url) -> Result<Self, CliError> {
         Ok(Self { url: url.clone(), key: None, http: http_client()? })
     }
 
     /// The broker and the key that the command line names.
-    pub(super) fn of(remote: &Remote) -> Result<Self, Failure> {
+    pub(super) fn of(remote: &Remote) -> Result<Self, CliError> {
         let file = remote.key_file.clone().ok_or_else(|| {
-            Failure::usage("name a file that holds a key: --key-file or TOKEN_BROKER_KEY_FILE")
+            CliError::usage("name a file that holds a key: --key-file or TOKEN_BROKER_KEY_FILE")
         })?;
-        let secret = read_secret(&file).map_err(|error| Failure::usage(format!("key: {error}")))?;
+        let secret =
+            read_secret(&file).map_err(|error| CliError::usage(format!("key: {error}")))?;
         if !is_one_word(&secret) {
-            return Err(Failure::usage(format!("key: {} is not one key alone", file.display())));
+            return Err(CliError::usage(format!("key: {} is not one key alone", file.display())));
         }
         Ok(Self { key: Some(Key { file, secret }), ..Self::at(&remote.url)? })
     }
@@ -66,15 +67,15 @@ impl Running {
         &self,
         path: &[&str],
         query: &[(&str, String)],
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, CliError> {
         self.ask(Method::GET, path, query, None).await
     }
 
-    pub(super) async fn post(&self, path: &[&str], body: &Value) -> Result<Answer, Failure> {
+    pub(super) async fn post(&self, path: &[&str], body: &Value) -> Result<Answer, CliError> {
         self.ask(Method::POST, path, &[], Some(body)).await
     }
 
-    pub(super) async fn delete(&self, path: &[&str]) -> Result<(), Failure> {
+    pub(super) async fn delete(&self, path: &[&str]) -> Result<(), CliError> {
         self.ask(Method::DELETE, path, &[], None).await.map(drop)
     }
 
@@ -84,7 +85,7 @@ impl Running {
         path: &[&str],
         query: &[(&str, String)],
         body: Option<&Value>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, CliError> {
         let (status, body) = self.send(method, path, query, body).await?;
         let json: Option<Value> = match body.as_slice() {
             [] => Some(Value::Null),
@@ -105,7 +106,7 @@ impl Running {
         path: &[&str],
         query: &[(&str, String)],
         body: Option<&Value>,
-    ) -> Result<(StatusCode, Vec<u8>), Failure> {
+    ) -> Result<(StatusCode, Vec<u8>), CliError> {
         let mut url = self.url.clone();
         url.path_segments_mut().map_err(|()| stranger(&self.url))?.pop_if_empty().extend(path);
         if !query.is_empty() {
@@ -121,9 +122,9 @@ impl Running {
         let failed = |error: reqwest::Error| {
             if error.is_connect() {
                 let what = format!("nothing answers at {}; is the broker running there?", self.url);
-                Failure::unavailable(what)
+                CliError::unavailable(what)
             } else if error.is_timeout() {
-                Failure::unavailable(format!("{} did not answer in time", self.url))
+                CliError::unavailable(format!("{} did not answer in time", self.url))
             } else {
                 stranger(&self.url)
             }
@@ -135,7 +136,7 @@ impl Running {
     }
 
     /// What a refusal means to a person at the command line.
-    fn refusal(&self, status: StatusCode, problem: &Value) -> Failure {
+    fn refusal(&self, status: StatusCode, problem: &Value) -> CliError {
         let (Some(code), Some(detail)) = (problem["code"].as_str(), problem["detail"].as_str())
         else {
             return stranger(&self.url);
@@ -143,7 +144,7 @@ impl Running {
         match (code, &self.key) {
             ("unauthorized", Some(key)) => {
                 let file = key.file.display();
-                return Failure::usage(format!(
+                return CliError::usage(format!(
                     "the broker at {} knows no such key as the one in {file}",
                     self.url
                 ));
@@ -159,20 +160,20 @@ impl Running {
                 | "provider_misconfigured"
                 | "provider_unavailable",
                 _,
-            ) => return Failure::unavailable(detail),
+            ) => return CliError::unavailable(detail),
             _ => {}
         }
         match status {
-            StatusCode::SERVICE_UNAVAILABLE => Failure::unavailable(detail),
-            status if status.is_server_error() => Failure::internal(detail),
-            _ => Failure::usage(detail),
+            StatusCode::SERVICE_UNAVAILABLE => CliError::unavailable(detail),
+            status if status.is_server_error() => CliError::internal(detail),
+            _ => CliError::usage(detail),
         }
     }
 }
 
 /// What answers is not, or not only, a token-broker.
-pub(super) fn stranger(url: &Url) -> Failure {
-    Failure::unavailable(format!(
+pub(super) fn stranger(url: &Url) -> CliError {
+    CliError::unavailable(format!(
         "what answers at {url} is not the internal listener of a token-broker; see --url"
     ))
 }
@@ -183,11 +184,11 @@ fn is_one_word(key: &SecretString) -> bool {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a broker is no provider: loopback, plain http")]
-fn http_client() -> Result<Client, Failure> {
+fn http_client() -> Result<Client, CliError> {
     Client::builder()
         .no_proxy()
         .redirect(Policy::none())
         .timeout(TIMEOUT)
         .build()
-        .map_err(Failure::internal)
+        .map_err(CliError::internal)
 }

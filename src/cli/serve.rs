@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Failure, say};
+use super::{CliError, say};
 use crate::{
     app::{App, Listeners},
     clock::Clock,
@@ -11,7 +11,7 @@ use crate::{
     simulator::Simulators,
 };
 
-pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
+pub(crate) async fn serve(config: Config) -> Result<(), CliError> {
     // Before anything else: what waits for us to serve may end us as soon as it hears so.
     let signalled = until_signal();
     let listeners = Listeners::bind(config.public_listen, config.internal_listen).await?;
@@ -30,9 +30,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), Failure> {
 /// Serves until the signal, then drains. Further signals change nothing: what is under way
 /// may be a token that exists nowhere else yet.
 async fn run_until(
-    signalled: impl Future<Output = Result<(), Failure>>,
+    signalled: impl Future<Output = Result<(), CliError>>,
     app: App,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let shutdown = app.shutdown();
     let run = app.run();
     tokio::pin!(run);
@@ -44,11 +44,11 @@ async fn run_until(
         }
         ended = &mut run => ended,
     }
-    .map_err(Failure::internal)
+    .map_err(CliError::internal)
 }
 
 /// Waits for SIGINT or SIGTERM, and hears those that come between the call and the waiting.
-pub(super) fn until_signal() -> impl Future<Output = Result<(), Failure>> {
+pub(super) fn until_signal() -> impl Future<Output = Result<(), CliError>> {
     let signals = signal(SignalKind::interrupt())
         .and_then(|interrupt| Ok((interrupt, signal(SignalKind::terminate())?)));
     async move {
@@ -62,13 +62,13 @@ pub(super) fn until_signal() -> impl Future<Output = Result<(), Failure>> {
 }
 
 /// Runs the simulated providers alone, registered for a broker at the configured `public_url`.
-pub(crate) async fn simulate(config: Config) -> Result<(), Failure> {
+pub(crate) async fn simulate(config: Config) -> Result<(), CliError> {
     let signalled = until_signal();
     let mut settings = config.simulators;
     settings.register_callbacks(config.public_url.as_str());
     let simulators = Simulators::start(settings, Clock::system())
         .await
-        .map_err(|error| Failure::unavailable(format!("simulators: {error}")))?;
+        .map_err(|error| CliError::unavailable(format!("simulators: {error}")))?;
     say("# Simulated providers are running until Ctrl-C. Settings for `token-broker serve`:\n")?;
     say(simulators.configuration().to_string().trim_end())?;
     signalled.await?;

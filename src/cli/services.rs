@@ -3,17 +3,17 @@
 use serde_json::{Value, json};
 
 use super::{
-    Failure,
+    CliError,
     args::{ServiceAction, Services},
-    running::Running,
+    running::ApiClient,
     say,
     table::{say_json, table, text},
 };
 
-pub(crate) async fn services(args: &Services) -> Result<(), Failure> {
+pub(crate) async fn services(args: &Services) -> Result<(), CliError> {
     match &args.action {
         ServiceAction::List(list) => {
-            let broker = Running::of(&list.remote)?;
+            let broker = ApiClient::of(&list.remote)?;
             let answer = broker.get(&["v1", "services"], &[]).await?;
             let services = answer.list("services")?;
             if list.json {
@@ -44,24 +44,24 @@ pub(crate) async fn services(args: &Services) -> Result<(), Failure> {
             if let Some(end) = expires_at {
                 body["expires_at"] = json!(end);
             }
-            let broker = Running::of(remote)?;
+            let broker = ApiClient::of(remote)?;
             let answer = broker.post(&["v1", "services"], &body).await?;
             say(answer.text("key")?)
         }
         ServiceAction::AddKey { name, remote } => {
             let path = ["v1", "services", name.as_str(), "keys"];
-            let broker = Running::of(remote)?;
+            let broker = ApiClient::of(remote)?;
             let answer = broker.post(&path, &json!({})).await?;
             say(answer.text("key")?)
         }
         ServiceAction::DeleteKey { name, key, remote } => {
             let path = ["v1", "services", name.as_str(), "keys", key.as_str()];
-            Running::of(remote)?.delete(&path).await?;
+            ApiClient::of(remote)?.delete(&path).await?;
             say(&format!("key {key} of service {name} has ended"))
         }
         ServiceAction::Delete { name, remote } => {
             let path = ["v1", "services", name.as_str()];
-            Running::of(remote)?.delete(&path).await?;
+            ApiClient::of(remote)?.delete(&path).await?;
             say(&format!("service {name} is deleted"))
         }
     }

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Failure, say};
+use super::{CliError, say};
 
-pub(super) fn say_json(value: &Value) -> Result<(), Failure> {
-    say(&serde_json::to_string_pretty(value).map_err(Failure::internal)?)
+pub(super) fn say_json(value: &Value) -> Result<(), CliError> {
+    say(&serde_json::to_string_pretty(value).map_err(CliError::internal)?)
 }
 
 /// A text of an answer for a cell of a table.
@@ -17,7 +17,7 @@ pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 pub(super) fn table<const N: usize>(
     headings: [&str; N],
     rows: impl Iterator<Item = [String; N]>,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let rows: Vec<_> = std::iter::once(headings.map(str::to_owned)).chain(rows).collect();
     let mut widths = [0; N];
     for row in &rows {

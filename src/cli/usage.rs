@@ -7,13 +7,13 @@ use clap::{
     error::{ContextKind, ErrorKind},
 };
 
-use super::Failure;
+use super::CliError;
 
 /// Prints help where it was asked for; everything else is a failure.
-pub(super) fn answer(error: &Error) -> Result<(), Failure> {
+pub(super) fn answer(error: &Error) -> Result<(), CliError> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(error.print()?),
-        _ => Err(Failure::usage(line(error))),
+        _ => Err(CliError::usage(line(error))),
     }
 }
 

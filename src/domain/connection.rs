@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{grant_conflict::Origin, slug::Slug};
+use super::{grant_conflict::GrantLineage, slug::Slug};
 use crate::{seal::Sealed, words::words};
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
@@ -142,7 +142,7 @@ impl Account {
 /// What went wrong last, in words that carry no provider text.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct LastError {
-    /// A stable, machine-readable code.
+    /// A stable, machine-ok_or_log code.
     pub code: String,
     /// One sentence for a person.
     pub message: String,
@@ -214,7 +214,7 @@ pub struct HeldGrant {
     /// When the access token ends.
     pub expires_at: Timestamp,
     /// The refresh that brought it; none for a consent.
-    pub origin: Option<Origin>,
+    pub origin: Option<GrantLineage>,
 }
 
 /// A grant whose account is not confirmed yet. It never serves, and never touches a live grant.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// How far a database has come. It only grows; a restore takes it back.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub struct Position {
+pub struct Epoch {
     /// How often the database was quarantined. Compared first: what was seen before the last
     /// quarantine was dealt with by it, however many grants are missing.
     pub quarantines: i64,
@@ -30,7 +30,7 @@ pub struct Identity {
     /// The timeline of the cluster's write-ahead log; a standby that is promoted begins another.
     pub timeline: Option<String>,
     /// How far it has come.
-    pub position: Position,
+    pub position: Epoch,
 }
 
 /// What a replica last saw of its database, kept outside it: never ahead of the database, and a
@@ -45,7 +45,7 @@ pub struct Watermark {
     pub timeline: Option<String>,
     /// As [`Identity::position`].
     #[serde(flatten)]
-    pub position: Position,
+    pub position: Epoch,
 }
 
 impl Watermark {
@@ -67,7 +67,7 @@ impl Watermark {
 
 /// How a database compares with what was last seen of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Finding {
+pub enum Comparison {
     /// Nothing was seen before: a new replica.
     First,
     /// As it was, or further on.
@@ -77,12 +77,12 @@ pub enum Finding {
     /// Another replica found a doubt meanwhile, and has quarantined what there was.
     Noticed,
     /// Not to be trusted with a refresh.
-    Doubtful(Doubt),
+    Mismatched(Mismatch),
 }
 
 /// Why the refresh tokens of a database are not presented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Doubt {
+pub enum Mismatch {
     /// It is another database than the one that was served.
     Clone,
     /// It lies on another cluster: a dump was restored there, or the database has moved.
@@ -94,7 +94,7 @@ pub enum Doubt {
     },
 }
 
-impl Doubt {
+impl Mismatch {
     /// The word for it where a connection says why it is quarantined.
     #[must_use]
     pub fn reason(self) -> &'static str {
@@ -106,7 +106,7 @@ impl Doubt {
     }
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Clone => f.write_str("this is another database than the one last served here"),
@@ -131,34 +131,34 @@ impl fmt::Display for Doubt {
 
 /// Compares what is found with what was last seen.
 #[must_use]
-pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Finding {
+pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
     // The database's own memory of its cluster tells a copy even to a replica that has never seen
     // it before.
     let moved = differ(found.home.as_ref(), found.system.as_ref());
     let Some(seen) = last_seen else {
-        return if moved { Finding::Doubtful(Doubt::Moved) } else { Finding::First };
+        return if moved { Comparison::Mismatched(Mismatch::Moved) } else { Comparison::First };
     };
     if seen.deployment != found.deployment {
-        return Finding::Doubtful(Doubt::Clone);
+        return Comparison::Mismatched(Mismatch::Clone);
     }
     if found.position < seen.position {
         let countable = found.position.quarantines == seen.position.quarantines;
         let missing = countable.then(|| seen.position.seq.abs_diff(found.position.seq));
-        return Finding::Doubtful(Doubt::Restored { missing });
+        return Comparison::Mismatched(Mismatch::Restored { missing });
     }
     if moved {
-        return Finding::Doubtful(Doubt::Moved);
+        return Comparison::Mismatched(Mismatch::Moved);
     }
     if found.position.quarantines > seen.position.quarantines {
-        return Finding::Noticed;
+        return Comparison::Noticed;
     }
     if differ(seen.system.as_ref(), found.system.as_ref()) {
-        return Finding::Doubtful(Doubt::Moved);
+        return Comparison::Mismatched(Mismatch::Moved);
     }
     if differ(seen.timeline.as_ref(), found.timeline.as_ref()) {
-        return Finding::Failover;
+        return Comparison::Failover;
     }
-    Finding::Same
+    Comparison::Same
 }
 
 /// Whether two values are both known and not the same.
@@ -176,22 +176,22 @@ mod tests {
             home: None,
             system: system.map(str::to_owned),
             timeline: timeline.map(str::to_owned),
-            position: Position { quarantines, seq },
+            position: Epoch { quarantines, seq },
         }
     }
 
     #[test]
     fn only_what_is_known_and_differs_raises_a_doubt() {
         let seen = Watermark::of(&found(Some("s"), Some("1"), 1, 100), None);
-        let restored = |missing| Finding::Doubtful(Doubt::Restored { missing });
-        let moved = Finding::Doubtful(Doubt::Moved);
+        let restored = |missing| Comparison::Mismatched(Mismatch::Restored { missing });
+        let moved = Comparison::Mismatched(Mismatch::Moved);
         for (system, timeline, quarantines, seq, expected) in [
-            (Some("s"), Some("1"), 1, 100, Finding::Same),
-            (Some("s"), Some("1"), 1, 105, Finding::Same),
-            (None, None, 1, 100, Finding::Same),
-            (None, Some("1"), 1, 100, Finding::Same),
-            (Some("s"), Some("2"), 1, 100, Finding::Failover),
-            (None, Some("2"), 1, 101, Finding::Failover),
+            (Some("s"), Some("1"), 1, 100, Comparison::Same),
+            (Some("s"), Some("1"), 1, 105, Comparison::Same),
+            (None, None, 1, 100, Comparison::Same),
+            (None, Some("1"), 1, 100, Comparison::Same),
+            (Some("s"), Some("2"), 1, 100, Comparison::Failover),
+            (None, Some("2"), 1, 101, Comparison::Failover),
             (Some("s"), Some("1"), 1, 99, restored(Some(1))),
             (Some("s"), Some("2"), 1, 90, restored(Some(10))),
             (None, None, 1, 0, restored(Some(100))),
@@ -201,8 +201,8 @@ mod tests {
             (Some("other"), Some("1"), 1, 100, moved),
             (Some("other"), None, 1, 100, moved),
             // Others have quarantined it since, wherever it lies and whatever it lacks.
-            (Some("s"), Some("1"), 2, 3, Finding::Noticed),
-            (Some("other"), Some("2"), 2, 3, Finding::Noticed),
+            (Some("s"), Some("1"), 2, 3, Comparison::Noticed),
+            (Some("other"), Some("2"), 2, 3, Comparison::Noticed),
         ] {
             let found = found(system, timeline, quarantines, seq);
             assert_eq!(compare(Some(&seen), &found), expected, "{found:?}");
@@ -214,20 +214,20 @@ mod tests {
         let seen = Watermark::of(&found(Some("s"), Some("1"), 0, 100), None);
         for seq in [0, 100, 1_000] {
             let other = Identity { deployment: "e".to_owned(), ..found(Some("s"), None, 0, seq) };
-            assert_eq!(compare(Some(&seen), &other), Finding::Doubtful(Doubt::Clone));
+            assert_eq!(compare(Some(&seen), &other), Comparison::Mismatched(Mismatch::Clone));
         }
     }
 
     #[test]
     fn a_new_replica_knows_only_what_the_database_remembers_of_itself() {
-        assert_eq!(compare(None, &found(Some("s"), Some("1"), 0, 7)), Finding::First);
+        assert_eq!(compare(None, &found(Some("s"), Some("1"), 0, 7)), Comparison::First);
         let at_home = |home: &str, system| Identity {
             home: Some(home.to_owned()),
             ..found(system, None, 0, 7)
         };
-        assert_eq!(compare(None, &at_home("s", Some("s"))), Finding::First);
-        assert_eq!(compare(None, &at_home("s", None)), Finding::First);
-        let moved = Finding::Doubtful(Doubt::Moved);
+        assert_eq!(compare(None, &at_home("s", Some("s"))), Comparison::First);
+        assert_eq!(compare(None, &at_home("s", None)), Comparison::First);
+        let moved = Comparison::Mismatched(Mismatch::Moved);
         assert_eq!(compare(None, &at_home("s", Some("t"))), moved);
         // Another replica's quarantine is no excuse for a further move.
         let seen = Watermark::of(&found(Some("s"), None, 0, 7), None);

@@ -10,7 +10,7 @@ use crate::seal::secret::Digest;
 
 /// The refresh that brought a grant.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Origin {
+pub struct GrantLineage {
     /// The digest of the refresh token that was presented; none where a client asked for itself.
     pub parent: Option<Digest>,
     /// When it was claimed, on the database's clock: the order of two refreshes on any replicas.
@@ -19,16 +19,16 @@ pub struct Origin {
 
 /// A grant as far as the decision needs it.
 #[derive(Clone, Debug)]
-pub struct Contender<'a> {
+pub struct Candidate<'a> {
     /// Its refresh token, by digest.
     pub refresh: Option<Digest>,
     /// The refresh that brought it; none for a consent.
-    pub origin: Option<&'a Origin>,
+    pub origin: Option<&'a GrantLineage>,
 }
 
 /// Which of two grants a connection keeps.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Keep {
+pub enum Winner {
     /// Both are the same grant: there is nothing to decide.
     Either,
     /// The one that is stored.
@@ -43,9 +43,9 @@ pub enum Keep {
 /// is the one that was asked for last. Against anything else, a new consent for one, what is stored
 /// stays.
 #[must_use]
-pub fn keep(held: &Contender<'_>, late: &Contender<'_>) -> Keep {
+pub fn keep(held: &Candidate<'_>, late: &Candidate<'_>) -> Winner {
     if late.refresh.is_some() && held.refresh == late.refresh {
-        return Keep::Either;
+        return Winner::Either;
     }
     match (held.origin, late.origin) {
         (Some(held), Some(late))
@@ -53,9 +53,9 @@ pub fn keep(held: &Contender<'_>, late: &Contender<'_>) -> Keep {
                 && held.parent == late.parent
                 && held.asked_at < late.asked_at =>
         {
-            Keep::Late
+            Winner::Late
         }
-        _ => Keep::Held,
+        _ => Winner::Held,
     }
 }
 
@@ -67,36 +67,39 @@ mod tests {
         Digest::of_bytes(text.as_bytes())
     }
 
-    fn origin(parent: Option<&str>, second: i64) -> Origin {
-        Origin { parent: parent.map(digest), asked_at: Timestamp::from_second(second).unwrap() }
+    fn origin(parent: Option<&str>, second: i64) -> GrantLineage {
+        GrantLineage {
+            parent: parent.map(digest),
+            asked_at: Timestamp::from_second(second).unwrap(),
+        }
     }
 
-    fn between(held: (&str, Option<&Origin>), late: (&str, Option<&Origin>)) -> Keep {
-        let contender = |(refresh, origin)| Contender { refresh: Some(digest(refresh)), origin };
+    fn between(held: (&str, Option<&GrantLineage>), late: (&str, Option<&GrantLineage>)) -> Winner {
+        let contender = |(refresh, origin)| Candidate { refresh: Some(digest(refresh)), origin };
         keep(&contender(held), &contender(late))
     }
 
     #[test]
     fn of_siblings_the_one_asked_for_last_is_kept() {
         let (first, second) = (origin(Some("r1"), 1), origin(Some("r1"), 2));
-        assert_eq!(between(("a", Some(&first)), ("b", Some(&second))), Keep::Late);
-        assert_eq!(between(("b", Some(&second)), ("a", Some(&first))), Keep::Held);
+        assert_eq!(between(("a", Some(&first)), ("b", Some(&second))), Winner::Late);
+        assert_eq!(between(("b", Some(&second)), ("a", Some(&first))), Winner::Held);
     }
 
     #[test]
     fn a_provider_that_answers_the_same_again_leaves_nothing_to_decide() {
         let (first, second) = (origin(Some("r1"), 1), origin(Some("r1"), 2));
-        assert_eq!(between(("same", Some(&first)), ("same", Some(&second))), Keep::Either);
+        assert_eq!(between(("same", Some(&first)), ("same", Some(&second))), Winner::Either);
     }
 
     #[test]
     fn what_is_stored_stays_against_anything_but_a_sibling() {
         let (ours, other, own) = (origin(Some("r1"), 9), origin(Some("r0"), 1), origin(None, 1));
         for held in [None, Some(&other), Some(&own)] {
-            assert_eq!(between(("held", held), ("late", Some(&ours))), Keep::Held, "{held:?}");
-            assert_eq!(between(("held", held), ("late", None)), Keep::Held, "{held:?}");
+            assert_eq!(between(("held", held), ("late", Some(&ours))), Winner::Held, "{held:?}");
+            assert_eq!(between(("held", held), ("late", None)), Winner::Held, "{held:?}");
         }
         // Two answers to a client that asks for itself have no parent in common.
-        assert_eq!(between(("a", Some(&own)), ("b", Some(&origin(None, 2)))), Keep::Held);
+        assert_eq!(between(("a", Some(&own)), ("b", Some(&origin(None, 2)))), Winner::Held);
     }
 }

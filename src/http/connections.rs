@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{
     Problem, State,
     auth::{AsCaller, AsOperator, Peer},
-    extract::{Body, Segment},
+    extract::{Body, PathParam},
 };
 use crate::{
     broker::{ConnectionView, Deleted, KeyExchangeRequest, NewConnection, Revocation},
@@ -97,7 +97,7 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     Extract(state): Extract<State>,
     AsCaller(caller): AsCaller,
-    Segment(connection): Segment<String>,
+    PathParam(connection): PathParam<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.view_for(&caller, &connection).await?))
 }
@@ -155,7 +155,7 @@ pub(crate) async fn create(
 pub(crate) async fn refresh(
     Extract(state): Extract<State>,
     AsOperator { by, .. }: AsOperator,
-    Segment(connection): Segment<String>,
+    PathParam(connection): PathParam<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.refresh_now(&by, &connection).await?))
 }
@@ -180,7 +180,7 @@ pub(crate) async fn confirm(
     Extract(state): Extract<State>,
     AsCaller(caller): AsCaller,
     Peer(peer): Peer,
-    Segment(connection): Segment<String>,
+    PathParam(connection): PathParam<String>,
     Body(body): Body<Confirm>,
 ) -> Result<Json<ConnectionView>, Problem> {
     let account = body.account.as_deref();
@@ -208,7 +208,7 @@ pub(crate) async fn confirm(
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
     AsOperator { by, .. }: AsOperator,
-    Segment(connection): Segment<String>,
+    PathParam(connection): PathParam<String>,
 ) -> Result<(StatusCode, Json<Deleted>), Problem> {
     let deleted = state.broker.delete_connection(&by, &connection).await?;
     let status = match deleted.revocation {

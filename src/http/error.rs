@@ -22,7 +22,7 @@ pub struct Problem {
     pub title: &'static str,
     /// The HTTP status.
     pub status: u16,
-    /// Stable and machine-readable.
+    /// Stable and machine-ok_or_log.
     pub code: &'static str,
     /// One sentence: what is wrong and what to do.
     pub detail: String,

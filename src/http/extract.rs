@@ -13,9 +13,9 @@ pub(crate) const MAX_BODY: usize = 64 * 1024;
 
 /// What stands in the path where the route has a name for it.
 #[derive(Debug)]
-pub(crate) struct Segment<T>(pub(crate) T);
+pub(crate) struct PathParam<T>(pub(crate) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<State> for Segment<T> {
+impl<T: DeserializeOwned + Send> FromRequestParts<State> for PathParam<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {

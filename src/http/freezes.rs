@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::{
     Problem, State,
     auth::AsOperator,
-    extract::{Body, Segment},
+    extract::{Body, PathParam},
 };
 use crate::{
     broker::BrokerError,
@@ -102,7 +102,7 @@ pub(crate) async fn create(
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
     AsOperator { by, .. }: AsOperator,
-    Segment((kind, name)): Segment<(String, String)>,
+    PathParam((kind, name)): PathParam<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let unknown = || BrokerError::NotFound("nothing of that name is frozen".to_owned());
     let kind: FreezeKind = kind.parse().map_err(|_| unknown())?;

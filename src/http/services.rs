@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::{
     Problem, State,
     auth::AsOperator,
-    extract::{Body, Segment},
+    extract::{Body, PathParam},
 };
 use crate::{
     broker::BrokerError,
@@ -151,7 +151,7 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     Extract(state): Extract<State>,
     _operator: AsOperator,
-    Segment(service): Segment<String>,
+    PathParam(service): PathParam<String>,
 ) -> Result<Json<ServiceView>, Problem> {
     let (service, keys) = state.broker.service(&parse(&service)?).await?;
     Ok(Json(ServiceView::new(service, keys)))
@@ -196,7 +196,7 @@ pub(crate) async fn create(
 pub(crate) async fn create_key(
     Extract(state): Extract<State>,
     AsOperator { by, .. }: AsOperator,
-    Segment(service): Segment<String>,
+    PathParam(service): PathParam<String>,
     Body(body): Body<CreateKey>,
 ) -> Result<impl IntoResponse, Problem> {
     let name = parse(&service)?;
@@ -222,7 +222,7 @@ pub(crate) async fn create_key(
 pub(crate) async fn delete_key(
     Extract(state): Extract<State>,
     AsOperator { by, .. }: AsOperator,
-    Segment((service, key)): Segment<(String, String)>,
+    PathParam((service, key)): PathParam<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service_key(&by, &parse(&service)?, &key).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -241,7 +241,7 @@ pub(crate) async fn delete_key(
 pub(crate) async fn delete(
     Extract(state): Extract<State>,
     AsOperator { by, .. }: AsOperator,
-    Segment(service): Segment<String>,
+    PathParam(service): PathParam<String>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service(&by, &parse(&service)?).await?;
     Ok(StatusCode::NO_CONTENT)

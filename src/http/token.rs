@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Problem, State,
     auth::{AsService, Peer},
-    extract::{Body, Segment},
+    extract::{Body, PathParam},
 };
 use crate::broker::{IssuedToken, TokenRequest};
 
@@ -134,7 +134,7 @@ pub(crate) async fn token(
     Extract(state): Extract<State>,
     AsService(service): AsService,
     Peer(peer): Peer,
-    Segment(connection): Segment<String>,
+    PathParam(connection): PathParam<String>,
     headers: HeaderMap,
     query: Result<Query<TokenQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -173,7 +173,7 @@ pub(crate) async fn rejected(
     Extract(state): Extract<State>,
     AsService(service): AsService,
     Peer(peer): Peer,
-    Segment(connection): Segment<String>,
+    PathParam(connection): PathParam<String>,
     headers: HeaderMap,
     Body(body): Body<Rejected>,
 ) -> Result<Response, Problem> {

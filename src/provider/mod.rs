@@ -75,7 +75,7 @@ pub use self::{
     catalogue::{Catalogue, ProfileError},
     error::{ProviderError, Verdict},
     network::{Network, NotASubnet, OutOfBounds, Subnet},
-    outbound::{MAX_BODY, Outbound, Roots, TlsError},
+    outbound::{MAX_BODY, Outbound, TlsError, TrustAnchors},
     profile::{
         AccountCall, Authorize, BodyFormat, ClientAuth, ErrorRule, GrantRequest, Grants,
         KeyExchangeEndpoint, Pace, Profile, Resource, Revocation, RevokedToken, Rotation,

@@ -31,7 +31,7 @@ use super::{
     response::{Reply, read_retry_after},
 };
 use crate::{
-    clock::{Clock, SinceBoot},
+    clock::{BootInstant, Clock},
     failpoint::{Failpoints, Point},
 };
 
@@ -54,14 +54,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Outbound {
     clock: Clock,
     failpoints: Failpoints,
-    roots: Roots,
+    roots: TrustAnchors,
     public: reqwest::Client,
     loopback: reqwest::Client,
 }
 
 /// Whose word for a provider's certificate is taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Roots {
+pub enum TrustAnchors {
     /// The list that came with this program, where the machine has none.
     BuiltIn,
     /// The machine's own.
@@ -80,9 +80,12 @@ impl Outbound {
     ///
     /// If TLS does not start.
     pub fn new(clock: Clock, failpoints: Failpoints) -> Result<Self, TlsError> {
-        let (roots, public) = match client(&Network::Public, Roots::Platform) {
-            Ok(client) => (Roots::Platform, client),
-            Err(_) => (Roots::BuiltIn, client(&Network::Public, Roots::BuiltIn).map_err(TlsError)?),
+        let (roots, public) = match client(&Network::Public, TrustAnchors::Platform) {
+            Ok(client) => (TrustAnchors::Platform, client),
+            Err(_) => (
+                TrustAnchors::BuiltIn,
+                client(&Network::Public, TrustAnchors::BuiltIn).map_err(TlsError)?,
+            ),
         };
         let loopback = client(&Network::Loopback, roots).map_err(TlsError)?;
         Ok(Self { clock, failpoints, roots, public, loopback })
@@ -90,7 +93,7 @@ impl Outbound {
 
     /// Whose word for certificates is taken.
     #[must_use]
-    pub fn roots(&self) -> Roots {
+    pub fn roots(&self) -> TrustAnchors {
         self.roots
     }
 
@@ -107,7 +110,7 @@ impl Outbound {
         &self,
         profile: &Profile,
         request: OutboundRequest,
-        send_before: Option<SinceBoot>,
+        send_before: Option<BootInstant>,
     ) -> Result<Reply, ProviderError> {
         profile.network.check(&request.url).map_err(|why| {
             let message = format!("Nothing was sent: {why}.");
@@ -241,7 +244,7 @@ impl Patience {
 /// The last moment at which a request may leave.
 struct Guard {
     clock: Clock,
-    send_before: Option<SinceBoot>,
+    send_before: Option<BootInstant>,
 }
 
 /// That moment has passed.
@@ -298,7 +301,7 @@ impl Body for Guarded {
 
 /// A client for one network.
 #[expect(clippy::disallowed_methods, reason = "the only client for calls to providers")]
-fn client(network: &Network, roots: Roots) -> Result<reqwest::Client, reqwest::Error> {
+fn client(network: &Network, roots: TrustAnchors) -> Result<reqwest::Client, reqwest::Error> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -317,7 +320,7 @@ fn client(network: &Network, roots: Roots) -> Result<reqwest::Client, reqwest::E
         .redirect(redirect::Policy::none())
         .referer(false)
         .retry(retry::never());
-    if roots == Roots::BuiltIn {
+    if roots == TrustAnchors::BuiltIn {
         let certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
         let certificates = certificates.iter().map(|der| Certificate::from_der(der));
         builder = builder.tls_certs_only(certificates.collect::<Result<Vec<_>, _>>()?);

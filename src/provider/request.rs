@@ -202,7 +202,7 @@ pub fn revoke(
     let revocation = revocation.ok_or(RequestError::NotOffered("revocation"))?;
     let url = Values::of(client, vars).url(&revocation.url)?;
     let (mut headers, mut params) = (Vec::new(), Vec::new());
-    prove(client, revocation.client_auth, &mut headers, &mut params);
+    authenticate_client(client, revocation.client_auth, &mut headers, &mut params);
     params.push(("token", token.clone()));
     params.push(("token_type_hint", kind.hint().into()));
     let params = params.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -319,7 +319,7 @@ impl<'a> Values<'a> {
         let client = self.client;
         let mut params = vec![("grant_type", SecretString::from(grant_type))];
         let mut headers = Vec::new();
-        prove(client, grant.client_auth, &mut headers, &mut params);
+        authenticate_client(client, grant.client_auth, &mut headers, &mut params);
         params.extend(own);
         for (name, template) in &grant.params {
             params.push((name, self.render(template)?));
@@ -336,7 +336,7 @@ impl<'a> Values<'a> {
 }
 
 /// Adds the client's proof of who it is.
-fn prove(
+fn authenticate_client(
     client: &Client,
     auth: ClientAuth,
     headers: &mut Vec<(HeaderName, SecretString)>,

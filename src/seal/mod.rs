@@ -166,12 +166,12 @@ impl Keyring {
     /// read, or has nothing in common with what is held, changes nothing, and the log says so once.
     ///
     /// Looks at the disk, for a file of a few lines.
-    pub fn follow(&self) {
+    pub fn reload_if_changed(&self) {
         let Some(file) = &self.file else { return };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
         let path = file.path.display();
         let read = key_file::read_if_changed(&file.path, file.stamp.as_ref());
-        let problem = match read.and_then(|read| self.take_up(read)) {
+        let problem = match read.and_then(|read| self.apply(read)) {
             Ok(None) => return,
             Ok(Some(stamp)) => {
                 let sealing = self.active_id();
@@ -189,7 +189,7 @@ impl Keyring {
         }
     }
 
-    fn take_up(&self, read: Option<(Keys, Stamp)>) -> Result<Option<Stamp>, KeyFileError> {
+    fn apply(&self, read: Option<(Keys, Stamp)>) -> Result<Option<Stamp>, KeyFileError> {
         let Some((mut keys, stamp)) = read else { return Ok(None) };
         let held = self.keys();
         let namesake = |key: &Arc<Key>| keys.iter().find(|other| other.id == key.id);
@@ -253,11 +253,11 @@ impl Keyring {
 
     /// Whether the ring holds the key of a sealed value, after another look at the key file if need
     /// be. True as well for what is not a sealed value at all: no key opens that.
-    pub fn knows(&self, sealed: &Sealed) -> bool {
+    pub fn has_key(&self, sealed: &Sealed) -> bool {
         let Some(id) = sealed.key_id() else { return true };
         let holds = || self.keys().iter().any(|key| key.id == id);
         holds() || {
-            self.follow();
+            self.reload_if_changed();
             holds()
         }
     }
@@ -299,7 +299,7 @@ impl Keyring {
         else {
             return Err(OpenError::Malformed);
         };
-        self.knows(sealed);
+        self.has_key(sealed);
         let keys = self.keys();
         let key = keys
             .iter()

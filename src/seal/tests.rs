@@ -66,11 +66,11 @@ fn a_running_ring_follows_its_file_and_loses_no_key() {
     let old = running.seal(PLACE, &SecretString::from("old"));
 
     let second = add_key(&path).unwrap();
-    running.follow();
+    running.reload_if_changed();
     assert_eq!(running.ids(), [first.as_str(), &second]);
     assert_eq!(running.waiting_ids(), [second.as_str()]);
     assert_eq!(promote_key(&path).unwrap().as_deref(), Some(second.as_str()));
-    running.follow();
+    running.reload_if_changed();
     assert_eq!(running.ids(), [second.as_str(), &first]);
     // What others have sealed with a key that we have not seen yet opens at once.
     let third = add_key(&path).unwrap();
@@ -86,7 +86,7 @@ fn a_running_ring_follows_its_file_and_loses_no_key() {
         .filter(|line| !line.starts_with(&first))
         .fold(String::new(), |all, line| all + line + "\n");
     fs::write(&path, without).unwrap();
-    running.follow();
+    running.reload_if_changed();
     assert_eq!(running.active_id(), third);
     assert!(opens(&running, PLACE, &old) && running.problem().is_none());
     assert!(matches!(
@@ -114,16 +114,16 @@ fn a_file_that_is_no_longer_ours_changes_nothing() {
         (replaced, "has other bytes than before"),
     ] {
         fs::write(&path, text).unwrap();
-        running.follow();
+        running.reload_if_changed();
         assert!(running.problem().unwrap().contains(problem), "{:?}", running.problem());
         assert_eq!(running.ids(), ring.ids());
     }
     let aside = folder.path().join("aside");
     fs::rename(&path, &aside).unwrap();
-    running.follow();
+    running.reload_if_changed();
     assert!(running.problem().is_some());
     fs::rename(&aside, &path).unwrap();
     fs::write(&path, good).unwrap();
-    running.follow();
+    running.reload_if_changed();
     assert_eq!(running.problem(), None);
 }

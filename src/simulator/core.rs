@@ -44,7 +44,7 @@ impl Core {
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        let now = self.clock.now().as_millisecond().saturating_add(self.ahead.ahead_ms());
+        let now = self.clock.now().as_millisecond().saturating_add(self.ahead.offset_ms());
         Timestamp::from_millisecond(now).unwrap_or(Timestamp::MAX)
     }
 

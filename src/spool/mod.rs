@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     domain::{
         connection::{ConnectionId, HeldGrant},
-        grant_conflict::Origin,
+        grant_conflict::GrantLineage,
     },
     seal::Sealed,
 };
@@ -92,10 +92,10 @@ impl Spool {
     /// # Errors
     ///
     /// When the disk is full or cannot be written: nothing may be sent then.
-    pub fn reserve(&self, attempt: &str) -> io::Result<Slot> {
+    pub fn reserve(&self, attempt: &str) -> io::Result<Reservation> {
         let path = self.folder.join(attempt);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        let slot = Slot { path: Some(path), stored: self.stored.clone(), file };
+        let slot = Reservation { path: Some(path), stored: self.stored.clone(), file };
         // Zeros that are on the disk cannot fail to be overwritten for want of space.
         slot.write(&vec![0; ROOM])?;
         File::open(&self.folder)?.sync_all()?;
@@ -108,13 +108,13 @@ impl Spool {
     /// # Errors
     ///
     /// When the folder cannot be read.
-    pub fn entries(&self) -> io::Result<Vec<(Entry, Kept)>> {
+    pub fn entries(&self) -> io::Result<Vec<(Entry, SpooledGrant)>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.folder)? {
             let path = file?.path();
             let bytes = fs::read(&path)?;
             let bytes = text(&bytes);
-            let kept = Kept { path, stored: self.stored.clone(), length: bytes.len() };
+            let kept = SpooledGrant { path, stored: self.stored.clone(), length: bytes.len() };
             match bytes {
                 [] => kept.remove(),
                 bytes => match read(bytes) {
@@ -164,15 +164,15 @@ impl Spool {
     /// # Errors
     ///
     /// When a folder cannot be read or a file not removed.
-    pub fn shred(&self, connection: ConnectionId) -> io::Result<()> {
-        shred(&self.folder, connection)?;
-        shred(&self.stored, connection)?;
-        self.folder.parent().map_or(Ok(()), |state| shred(&state.join(UNOPENED), connection))
+    pub fn erase(&self, connection: ConnectionId) -> io::Result<()> {
+        erase(&self.folder, connection)?;
+        erase(&self.stored, connection)?;
+        self.folder.parent().map_or(Ok(()), |state| erase(&state.join(UNOPENED), connection))
     }
 }
 
 /// Removes the files of a folder that hold a grant of this connection.
-fn shred(folder: &Path, connection: ConnectionId) -> io::Result<()> {
+fn erase(folder: &Path, connection: ConnectionId) -> io::Result<()> {
     let files = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         files => files?,
@@ -190,20 +190,20 @@ fn shred(folder: &Path, connection: ConnectionId) -> io::Result<()> {
 
 /// Room for one grant. Dropping it unused gives the room back.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Reservation {
     /// None once the file is a grant's.
     path: Option<PathBuf>,
     stored: PathBuf,
     file: File,
 }
 
-impl Slot {
+impl Reservation {
     /// Writes the grant and waits until it is on the disk.
     ///
     /// # Errors
     ///
     /// When the disk fails; the room is given back then.
-    pub fn keep(mut self, entry: &Entry) -> io::Result<Kept> {
+    pub fn keep(mut self, entry: &Entry) -> io::Result<SpooledGrant> {
         let Entry { connection, account, grant, refresh_at } = entry;
         let origin = grant.origin.as_ref();
         let written = Written {
@@ -226,7 +226,7 @@ impl Slot {
             return Err(io::ErrorKind::NotFound.into());
         }
         let path = self.path.take().unwrap_or_default();
-        Ok(Kept { path, stored: self.stored.clone(), length: bytes.len() })
+        Ok(SpooledGrant { path, stored: self.stored.clone(), length: bytes.len() })
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
@@ -237,7 +237,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
             // A file that stays is empty of tokens, and goes at the next start.
@@ -248,14 +248,14 @@ impl Drop for Slot {
 
 /// A grant that is on the disk.
 #[derive(Debug)]
-pub struct Kept {
+pub struct SpooledGrant {
     path: PathBuf,
     stored: PathBuf,
     /// Where the grant ends in the room that was made for it, in bytes.
     length: usize,
 }
 
-impl Kept {
+impl SpooledGrant {
     /// Puts aside a grant that does not open: it was received, and is not thrown away. It lies in
     /// `unopened` beside the spool, for an operator.
     pub fn set_aside(self) {
@@ -313,7 +313,7 @@ fn read(bytes: &[u8]) -> Option<Entry> {
             scopes: written.scopes,
             received_at: written.received_at,
             expires_at: written.expires_at,
-            origin: written.asked_at.map(|asked_at| Origin { parent, asked_at }),
+            origin: written.asked_at.map(|asked_at| GrantLineage { parent, asked_at }),
         },
         refresh_at: written.refresh_at,
     })

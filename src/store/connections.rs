@@ -6,7 +6,7 @@ use super::{
     Store, StoreError,
     engine::{
         in_transaction, on,
-        row::{Cells, readable},
+        row::{RowExt, ok_or_log},
     },
     grants::revocations::LIST_DELETED,
     json, now, optional_millis,
@@ -190,17 +190,17 @@ impl Store {
                 .fetch_one(pool)
                 .await?
                 .time("now_ms")?;
-            self.clock.hear_database(asked, shown);
+            self.clock.observe_database_time(asked, shown);
             let records = sqlx::query(changed).bind(since).fetch_all(pool).await?;
             let deleted = sqlx::query(deleted).bind(since).fetch_all(pool).await?;
             Ok(Changes {
                 records: records
                     .iter()
-                    .filter_map(|row| readable("connection", record(row)))
+                    .filter_map(|row| ok_or_log("connection", record(row)))
                     .collect(),
                 deleted: deleted
                     .iter()
-                    .filter_map(|row| readable("deletion", id_and_name(row)))
+                    .filter_map(|row| ok_or_log("deletion", id_and_name(row)))
                     .collect(),
                 mark: shown - OVERLAP,
             })
@@ -297,7 +297,7 @@ impl Store {
     }
 }
 
-pub(crate) fn record(row: &impl Cells) -> Result<Record, StoreError> {
+pub(crate) fn record(row: &impl RowExt) -> Result<Record, StoreError> {
     Ok(Record {
         connection: connection(row)?,
         grant: grant(row)?,
@@ -310,7 +310,7 @@ pub(crate) fn record(row: &impl Cells) -> Result<Record, StoreError> {
     })
 }
 
-fn connection(row: &impl Cells) -> Result<Connection, StoreError> {
+fn connection(row: &impl RowExt) -> Result<Connection, StoreError> {
     let last_error = match row.text_or_null("last_error_code")? {
         None => None,
         Some(code) => Some(LastError {
@@ -337,7 +337,7 @@ fn connection(row: &impl Cells) -> Result<Connection, StoreError> {
     })
 }
 
-fn grant(row: &impl Cells) -> Result<Option<HeldGrant>, StoreError> {
+fn grant(row: &impl RowExt) -> Result<Option<HeldGrant>, StoreError> {
     let Some(access) = row.sealed_or_null("access")? else {
         return Ok(None);
     };
@@ -352,7 +352,7 @@ fn grant(row: &impl Cells) -> Result<Option<HeldGrant>, StoreError> {
     }))
 }
 
-fn pending(row: &impl Cells) -> Result<Option<PendingGrant>, StoreError> {
+fn pending(row: &impl RowExt) -> Result<Option<PendingGrant>, StoreError> {
     let Some(access) = row.sealed_or_null("pending_access")? else {
         return Ok(None);
     };
@@ -370,7 +370,7 @@ fn pending(row: &impl Cells) -> Result<Option<PendingGrant>, StoreError> {
 }
 
 fn account(
-    row: &impl Cells,
+    row: &impl RowExt,
     [id, name, aliases]: [&str; 3],
 ) -> Result<Option<Account>, StoreError> {
     let Some(id) = row.text_or_null(id)? else {
@@ -379,6 +379,6 @@ fn account(
     Ok(Some(Account { id, name: row.text_or_null(name)?, aliases: row.json(aliases)? }))
 }
 
-fn id_and_name(row: &impl Cells) -> Result<(ConnectionId, Slug), StoreError> {
+fn id_and_name(row: &impl RowExt) -> Result<(ConnectionId, Slug), StoreError> {
     Ok((row.parsed("id")?, row.parsed("name")?))
 }

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on, row::Cells},
+    engine::{in_transaction, on, row::RowExt},
     millis, now,
 };
 use crate::audit::{Event, Record};
@@ -133,7 +133,7 @@ fn insert(records: usize) -> String {
     sql + ") ON CONFLICT (id) DO NOTHING"
 }
 
-fn event(row: &impl Cells) -> Result<Event, StoreError> {
+fn event(row: &impl RowExt) -> Result<Event, StoreError> {
     Ok(Event {
         seq: row.number("seq")?,
         record: Record {

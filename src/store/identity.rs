@@ -2,13 +2,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{
     Store, StoreError,
-    engine::{Engine, in_transaction, on, postgres::Postgres, row::Cells as _},
+    engine::{Engine, in_transaction, on, postgres::Postgres, row::RowExt as _},
     grants::commit::refreshing,
     now,
 };
 use crate::domain::{
     connection::ConnectionId,
-    database_identity::{Identity, Position, Watermark},
+    database_identity::{Epoch, Identity, Watermark},
 };
 
 /// What the database was last seen to be; shared by the clones of a store.
@@ -41,7 +41,7 @@ impl Store {
                 home: row.text_or_null("home")?,
                 system,
                 timeline,
-                position: Position {
+                position: Epoch {
                     quarantines: row.number("quarantines")?,
                     seq: row.number("global_seq")?,
                 },

@@ -2,7 +2,7 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    engine::{on, row::Cells as _},
+    engine::{on, row::RowExt as _},
     now,
 };
 

@@ -8,7 +8,7 @@
 //!
 //! Replicas' clocks differ, so every lease and deadline is compared with the database's, read from
 //! the view `clock`. By convention `$1` of a statement that needs the time is
-//! [`Clock::ahead_ms`], zero outside tests.
+//! [`Clock::offset_ms`], zero outside tests.
 //!
 //! # Why is there no deadlock?
 //!
@@ -38,10 +38,10 @@ use engine::Engine;
 pub use self::{
     consent::consents::LinkInserted,
     grants::{
-        claims::Lost,
+        claims::ClaimRejected,
         commit::{Commit, Failure, Source},
-        fallback::Escrowed,
-        revocations::{Finished, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
+        fallback::FallbackGrant,
+        revocations::{DeletionStep, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
         schedule::Due,
     },
     reencryption::{SEALED_COLUMNS, SealedColumn, SealedCount, SealedValue},
@@ -98,13 +98,13 @@ impl Store {
     }
 
     /// The same store for what a provider answered: it gets through when all other steps wait.
-    fn for_commits(&self) -> Self {
-        Self { engine: self.engine.for_commits(), ..self.clone() }
+    fn durable(&self) -> Self {
+        Self { engine: self.engine.durable(), ..self.clone() }
     }
 
     /// What to bind as `$1` of a statement that needs the time.
     fn ahead(&self) -> i64 {
-        self.clock.ahead_ms()
+        self.clock.offset_ms()
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::{
     EngineKind, Store, StoreError,
-    engine::{in_transaction, on, row::Cells as _},
+    engine::{in_transaction, on, row::RowExt as _},
 };
 use crate::seal::{Place, Sealed};
 

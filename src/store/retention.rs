@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{
     Store, StoreError,
-    engine::{on, row::Cells as _},
+    engine::{on, row::RowExt as _},
     millis, now,
 };
 use crate::domain::{connection::ConnectionId, consent::CONFIRM_LIFE};
@@ -18,7 +18,7 @@ const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
 /// How long it is remembered that a refresh token must not be presented, and that a connection was
 /// deleted: half a year, an estimate. It is twice the idle life that amoCRM states, the longest that
 /// any built-in provider does; Avito and Admitad state none.
-const GRAVE_LIFE: Duration = Duration::from_hours(180 * 24);
+const SPENT_RETENTION: Duration = Duration::from_hours(180 * 24);
 
 /// How long a key that has ended is kept, for an operator who asks the database whose it was.
 const KEY_MEMORY: Duration = Duration::from_hours(90 * 24);
@@ -133,8 +133,8 @@ impl Store {
         let links = self.forget(LINKS, LINK_MEMORY).await?;
         let pending_grants = self.purge_pending().await?;
         let escrow = self.forget(ESCROW, ESCROW_LIFE).await?;
-        let tombstones = self.forget(TOMBSTONES, GRAVE_LIFE).await?;
-        let deleted = self.forget(DELETED, GRAVE_LIFE).await?;
+        let tombstones = self.forget(TOMBSTONES, SPENT_RETENTION).await?;
+        let deleted = self.forget(DELETED, SPENT_RETENTION).await?;
         let keys = self.forget(KEYS, KEY_MEMORY).await?;
         Ok(Purged { links, consents, pending_grants, exchanges, escrow, tombstones, deleted, keys })
     }

@@ -481,7 +481,7 @@ async fn a_replica_that_commits_late_is_not_skipped() {
     replica.broker().ship_events().await.unwrap();
     let before = events(&broker).await.len();
     // Somebody has been given places and does not commit.
-    let mut late = broker.hold("UPDATE events_head SET seq = seq + 1").await;
+    let mut late = broker.suspend_refresh("UPDATE events_head SET seq = seq + 1").await;
     let record = Record::new(Kind::TokenIssued, &By::broker(), broker.clock.now());
     assert!(broker.broker().store().insert_events(std::slice::from_ref(&record)).await.is_err());
     assert_eq!(page_through(&broker).await.len(), before, "nothing with a higher place is there");

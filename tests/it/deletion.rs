@@ -489,7 +489,7 @@ async fn a_grant_that_waits_on_the_disk_revives_nothing() {
             tokio::task::yield_now().await;
         }
         deleted(&broker, ACME).await;
-        let rogue = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
+        let rogue = broker.suspend_refresh("SELECT 1 FROM connections FOR UPDATE").await;
         // The answer comes, and the grant lies on the disk for longer than it is kept from readers.
         let started = broker.clock.stopwatch();
         while started.elapsed() < Duration::from_secs(5) {

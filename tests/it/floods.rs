@@ -276,7 +276,7 @@ async fn visitors_who_are_refused_take_turns_on_postgres() {
     let link = broker.link("avito-shop", "avito", json!({})).await;
     Person::new(&broker).start(&link).await;
     // The link is found, and it is another browser's; its connection is not to be had.
-    let held = broker.hold("LOCK TABLE pending_grants IN ACCESS EXCLUSIVE MODE").await;
+    let held = broker.suspend_refresh("LOCK TABLE pending_grants IN ACCESS EXCLUSIVE MODE").await;
     let strangers = stream::iter(0..100).map(|_| async { Person::new(&broker).press(&link).await });
     let strangers = strangers.buffer_unordered(50).collect::<Vec<_>>();
     let count = async {
@@ -300,7 +300,7 @@ async fn visitors_who_are_refused_take_turns_on_postgres() {
 async fn visitors_who_wait_leave_connections_to_a_refresh_on_postgres() {
     let broker = TestBroker::start(TestDatabase::postgres().await).await;
     broker.connect("avito-shop", Simulated::Avito).await;
-    let held = broker.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
+    let held = broker.suspend_refresh("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
     let junk = stream::iter(0..1_000).map(|number| {
         let state = random_looking(number);
         let url = format!("{}/callback/avito?code=junk&state={state}", broker.public_url);

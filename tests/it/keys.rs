@@ -7,7 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
     app::background::keep_in_step,
-    domain::{connection::HeldGrant, grant_conflict::Origin},
+    domain::{connection::HeldGrant, grant_conflict::GrantLineage},
     seal::{Keyring, Place, add_key, promote_key, secret::Digest},
     simulator::{Fault, Kind, Simulated},
     store::{Commit, SEALED_COLUMNS, Store},
@@ -180,7 +180,7 @@ async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDataba
         generation: 2,
         access: ring.seal(place("access", 2), &"the sibling's".into()),
         refresh: Some(ring.seal(place("refresh", 2), &"the sibling's, too".into())),
-        origin: Some(Origin {
+        origin: Some(GrantLineage {
             parent: Some(parent),
             asked_at: broker.clock.now() - Duration::from_mins(5),
         }),

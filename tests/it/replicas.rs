@@ -207,11 +207,11 @@ async fn a_commit_gets_through_when_all_other_connections_are_busy() {
     let rogue = async {
         sent(&broker, 1).await;
         let sql = "SELECT 1 FROM connections WHERE name = 'avito-own' FOR UPDATE";
-        let mut rogue = broker.hold(sql).await;
+        let mut rogue = broker.suspend_refresh(sql).await;
         let mut steps = JoinSet::new();
         for _ in 0..STEPS {
             let (store, until) = (broker.broker().store().clone(), broker.clock.now());
-            steps.spawn(async move { store.postpone(busy, until).await });
+            steps.spawn(async move { store.defer_refresh(busy, until).await });
         }
         until("they wait", async || number(&mut rogue, WAITING).await > 0).await;
         broker.simulator(Simulated::Amocrm).clear_faults();
@@ -237,7 +237,7 @@ async fn a_commit_that_a_lock_holds_up_is_not_lost() {
     broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
     let rogue = async {
         sent(&broker, 1).await;
-        let mut rogue = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
+        let mut rogue = broker.suspend_refresh("SELECT 1 FROM connections FOR UPDATE").await;
         broker.simulator(Simulated::Amocrm).clear_faults();
         // It waits, gives up, and comes again.
         for waiting in [1, 0, 1] {

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use token_broker::{
     simulator::{Endpoint, Simulated},
-    store::Lost,
+    store::ClaimRejected,
 };
 use tokio::time::timeout;
 
@@ -195,7 +195,11 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     };
     assert!(claim("before").await.is_ok());
     restore_a_day_later(&broker).await;
-    assert_eq!(claim("after").await, Err(Lost::AnotherDatabase), "claimed before anybody looked");
+    assert_eq!(
+        claim("after").await,
+        Err(ClaimRejected::DatabaseChanged),
+        "claimed before anybody looked"
+    );
     let before = posts(&broker);
     broker.advance(Duration::from_hours(30)).await;
     press_everything(&broker, &["amocrm-shop".to_owned()]).await;
@@ -278,7 +282,7 @@ async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
     // Another replica does it, and has nothing of what lies in this one's folder.
     let store = broker.broker().store();
     let record = store.record("amocrm-shop").await.unwrap().unwrap();
-    assert!(store.leave_to_person(record.connection.id, None).await.unwrap());
+    assert!(store.require_manual_removal(record.connection.id, None).await.unwrap());
     broker.execute("UPDATE identity SET global_seq = global_seq - 1").await;
     let looked = timeout(Duration::from_secs(30), broker.broker().sync()).await;
     looked.expect("it is tried for ever").unwrap();

@@ -178,7 +178,7 @@ async fn the_database_clock_follows_the_tests(db: TestDatabase) {
 async fn a_locked_row_on_postgres_does_not_hold_up_the_store() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
-    let held = db.hold("UPDATE connections SET failures = 1").await;
+    let held = db.suspend_refresh("UPDATE connections SET failures = 1").await;
     let started = db.clock.stopwatch();
     let error = db.store.suspect_reports(id).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");

@@ -79,7 +79,7 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
 
 /// All are due, and their grants are on the disk.
 async fn in_the_spool(broker: &TestBroker, holds: &Holds) {
-    holds.hold(Point::Spooled);
+    holds.suspend_refresh(Point::Spooled);
     broker.execute(ALL_DUE).await;
     assert_eq!(broker.broker().start_due(100).await.unwrap(), AT_ONCE);
     holds.until(AT_ONCE).await;
@@ -123,7 +123,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
     for run in 0..runs {
         // The next COMMIT shall be nobody else's.
         broker.idle().await;
-        holds.hold(Point::Spooled);
+        holds.suspend_refresh(Point::Spooled);
         broker.execute(ALL_DUE).await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;
@@ -157,7 +157,7 @@ async fn a_claim_whose_answer_is_lost_is_given_back() {
         let before = posts(&broker);
         // The next COMMIT shall be nobody else's.
         broker.idle().await;
-        holds.hold(Point::Unclaimed);
+        holds.suspend_refresh(Point::Unclaimed);
         broker.execute(ALL_DUE).await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;

@@ -51,7 +51,7 @@ impl Stop {
     ];
 
     /// The point at which the broker holds by itself.
-    fn hold(self) -> Option<Point> {
+    fn suspend_refresh(self) -> Option<Point> {
         match self {
             Self::At(point) => Some(point),
             Self::Unprocessed | Self::Unanswered => None,
@@ -89,8 +89,8 @@ impl Stop {
             world.provider().fault(&fault, count);
         }
         world.make_due().await;
-        replica.start_held(self.hold());
-        if let Some(point) = self.hold() {
+        replica.start_held(self.suspend_refresh());
+        if let Some(point) = self.suspend_refresh() {
             for _ in 0..count {
                 replica.program.hear(&format!("held at {point}")).await;
             }
@@ -98,7 +98,7 @@ impl Stop {
         if self.is_processed() {
             let issued = || accesses(&world.oracle()) == accesses(&before) + count;
             until("the provider has processed all requests", async || issued()).await;
-        } else if self.hold().is_none() {
+        } else if self.suspend_refresh().is_none() {
             let arrived = || presentations(&before, &world.oracle()).len() == count;
             until("all requests have arrived", async || arrived()).await;
         }

@@ -95,7 +95,7 @@ async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatab
     let settings = SimulatorSettings::default();
     let broker = TestBroker::start_so(manner, database, settings, UNPACED).await;
     let names = consented(&broker, 10).await;
-    holds.hold(Point::Received);
+    holds.suspend_refresh(Point::Received);
     broker.execute(ALL_DUE).await;
     broker.broker().start_due(100).await.unwrap();
     holds.until(10).await;

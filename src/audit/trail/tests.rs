@@ -52,7 +52,7 @@ async fn a_folder_that_is_taken_away_is_made_again_or_refuses() {
         assert_eq!(trail.health(), FileHealth::Failing);
     }
     fs::remove_file(&folder).unwrap();
-    trail.settle().await;
+    trail.flush().await;
     assert_eq!(trail.health(), FileHealth::Ok, "with no record to write");
     let third = record();
     trail.accept(&third).await.unwrap();

@@ -106,7 +106,7 @@ impl Broker {
         self.frozen(&connection.name, &connection.client).is_some()
     }
 
-    pub(crate) fn refuse_frozen(
+    pub(crate) fn ensure_not_frozen(
         &self,
         connection: &Slug,
         client: &Slug,
@@ -114,24 +114,27 @@ impl Broker {
         self.frozen(connection, client).map_or(Ok(()), |kind| Err(BrokerError::Frozen(kind)))
     }
 
-    pub(crate) fn refuse_frozen_service(&self, name: &Slug) -> Result<(), BrokerError> {
+    pub(crate) fn ensure_service_not_frozen(&self, name: &Slug) -> Result<(), BrokerError> {
         if self.memory.freezes().holds(FreezeKind::Service, name.as_str()) {
             return Err(BrokerError::Frozen(FreezeKind::Service));
         }
         Ok(())
     }
 
-    pub(crate) fn refuse_frozen_caller(&self, caller: &Caller) -> Result<(), BrokerError> {
+    pub(crate) fn ensure_caller_not_frozen(&self, caller: &Caller) -> Result<(), BrokerError> {
         match caller {
             Caller::Operator(_) => Ok(()),
-            Caller::Service(service) => self.refuse_frozen_service(&service.name),
+            Caller::Service(service) => self.ensure_service_not_frozen(&service.name),
         }
     }
 
-    pub(crate) fn refuse_frozen_requester(&self, link: &ConsentLink) -> Result<(), BrokerError> {
+    pub(crate) fn ensure_requester_not_frozen(
+        &self,
+        link: &ConsentLink,
+    ) -> Result<(), BrokerError> {
         match &link.requested_by {
             Requester { holder: Holder::Operator, .. } => Ok(()),
-            Requester { holder: Holder::Service, name } => self.refuse_frozen_service(name),
+            Requester { holder: Holder::Service, name } => self.ensure_service_not_frozen(name),
         }
     }
 }

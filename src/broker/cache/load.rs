@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{End, Live, OpenGrant};
+use super::{CachedConnection, CachedGrant, End};
 use crate::{
     audit::{By, Kind},
     broker::{Broker, BrokerError},
@@ -18,7 +18,7 @@ impl Broker {
     /// Takes a record as the store has it into memory, with its access token open. One that does
     /// not open is marked and never served. Where only its key is not known here, what memory holds
     /// goes on being served, and the key's id is given.
-    pub(crate) async fn adopt(&self, mut record: Record) -> Option<String> {
+    pub(crate) async fn cache_record(&self, mut record: Record) -> Option<String> {
         let mut lacking = None;
         // What was deleted is not even opened.
         let deleted = record.connection.state.is_deleted();
@@ -44,7 +44,7 @@ impl Broker {
             }
         };
         let generation = record.generation();
-        self.memory.put(Live {
+        self.memory.put(CachedConnection {
             generation,
             connection: record.connection,
             grant,
@@ -78,7 +78,7 @@ impl Broker {
         true
     }
 
-    fn open(&self, record: &Record, grant: &HeldGrant) -> Result<OpenGrant, OpenError> {
+    fn open(&self, record: &Record, grant: &HeldGrant) -> Result<CachedGrant, OpenError> {
         let id = record.connection.id.to_string();
         let place = Place { record: &id, field: "access", generation: grant.generation };
         let access = self.keyring.open(place, &grant.access)?;
@@ -88,7 +88,7 @@ impl Broker {
         }
         let client = self.clients.get(&record.connection.client);
         let vars = &record.connection.vars;
-        Ok(OpenGrant {
+        Ok(CachedGrant {
             generation: grant.generation,
             fingerprint: Digest::of(&access).fingerprint(),
             headers: client
@@ -104,22 +104,22 @@ impl Broker {
     }
 
     /// Reads a connection again after a change of our own.
-    pub(crate) async fn reload(&self, id: ConnectionId) -> Result<Record, BrokerError> {
+    pub(crate) async fn refresh_cache(&self, id: ConnectionId) -> Result<Record, BrokerError> {
         let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
-        self.adopt(record.clone()).await;
+        self.cache_record(record.clone()).await;
         Ok(record)
     }
 
     /// The connection of that name, from memory, or from the store if another replica made it a
     /// moment ago.
-    pub(crate) async fn live(&self, name: &str) -> Result<Arc<Live>, BrokerError> {
+    pub(crate) async fn live(&self, name: &str) -> Result<Arc<CachedConnection>, BrokerError> {
         if let Some(live) = self.memory.connection(name) {
             return Ok(live);
         }
         if name.parse::<Slug>().is_ok()
             && let Some(record) = self.store.record(name).await?
         {
-            self.adopt(record).await;
+            self.cache_record(record).await;
         }
         self.memory.connection(name).ok_or_else(|| BrokerError::no_connection(name))
     }

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
-    clock::{Moment, SinceBoot},
+    clock::{BootInstant, Moment},
     domain::{
         caller::{Holder, Requester, Service, StoredKey},
         connection::{self, Account, Connection, ConnectionId, HeldGrant},
@@ -30,10 +30,10 @@ use crate::{
 
 /// A connection as it is served.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct CachedConnection {
     pub(crate) connection: Connection,
     /// None where nothing is held, or it does not open.
-    pub(crate) grant: Option<OpenGrant>,
+    pub(crate) grant: Option<CachedGrant>,
     /// How many grants the connection has held.
     pub(crate) generation: i64,
     /// The account that consented and waits to be confirmed, if it is known.
@@ -44,7 +44,7 @@ pub(crate) struct Live {
 
 /// A grant with its access token open.
 #[derive(Clone, Debug)]
-pub(crate) struct OpenGrant {
+pub(crate) struct CachedGrant {
     pub(crate) generation: i64,
     pub(crate) access: SecretString,
     pub(crate) fingerprint: String,
@@ -56,7 +56,7 @@ pub(crate) struct OpenGrant {
     pub(crate) api_base_url: Option<String>,
 }
 
-impl OpenGrant {
+impl CachedGrant {
     /// The whole life of the access token.
     pub(crate) fn life(&self) -> Duration {
         connection::life(self.received_at, self.expires_at)
@@ -81,7 +81,7 @@ impl OpenGrant {
 /// counts suspend and is never set; the other goes on where the whole machine was stopped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct End {
-    since_boot: SinceBoot,
+    since_boot: BootInstant,
     wall: Timestamp,
 }
 
@@ -159,8 +159,8 @@ pub(crate) struct KnownKey {
 
 /// All that is held.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
-    connections: DashMap<Slug, Arc<Live>>,
+pub(crate) struct Cache {
+    connections: DashMap<Slug, Arc<CachedConnection>>,
     /// Tokens that this process received and has not read from the store yet.
     received: DashMap<ConnectionId, (Token, End)>,
     keys: RwLock<Arc<Keys>>,
@@ -176,13 +176,13 @@ pub(crate) struct Keys {
     pub(crate) operators: bool,
 }
 
-impl Memory {
-    pub(crate) fn connection(&self, name: &str) -> Option<Arc<Live>> {
+impl Cache {
+    pub(crate) fn connection(&self, name: &str) -> Option<Arc<CachedConnection>> {
         self.connections.get(name).map(|live| Arc::clone(&live))
     }
 
     /// Every connection, by name.
-    pub(crate) fn connections(&self) -> Vec<Arc<Live>> {
+    pub(crate) fn connections(&self) -> Vec<Arc<CachedConnection>> {
         let mut all: Vec<_> = self.connections.iter().map(|live| Arc::clone(&live)).collect();
         all.sort_by(|a, b| a.connection.name.cmp(&b.connection.name));
         all
@@ -194,14 +194,14 @@ impl Memory {
     ///
     /// When its token ends stands as it was first found: reading it again makes no token live
     /// longer, whatever the clocks say by then.
-    pub(crate) fn put(&self, mut live: Live) {
+    pub(crate) fn put(&self, mut live: CachedConnection) {
         let id = live.connection.id;
         let entry = self.connections.entry(live.connection.name.clone());
         let held = match &entry {
             Entry::Occupied(held) if held.get().connection.id == id => Some(held.get()),
             _ => None,
         };
-        let version = |live: &Live| {
+        let version = |live: &CachedConnection| {
             let deleted = live.connection.state.is_deleted();
             let generation = if deleted { 0 } else { live.generation };
             (deleted, generation, live.changed_at)
@@ -233,7 +233,7 @@ impl Memory {
     }
 
     /// The grant that is served for this very connection.
-    pub(crate) fn grant_of(&self, connection: &Connection) -> Option<OpenGrant> {
+    pub(crate) fn grant_of(&self, connection: &Connection) -> Option<CachedGrant> {
         let held = self.connections.get(&connection.name)?;
         if held.connection.id == connection.id { held.grant.clone() } else { None }
     }
@@ -265,12 +265,12 @@ impl Memory {
         *self.freezes.write().unwrap_or_else(std::sync::PoisonError::into_inner) = freezes;
     }
 
-    pub(crate) fn mark_synced(&self, now: SinceBoot) {
+    pub(crate) fn mark_synced(&self, now: BootInstant) {
         self.synced_at.store(now.as_millis(), Ordering::Relaxed);
     }
 
     /// How long ago the store last confirmed what is held.
-    pub(crate) fn age(&self, now: SinceBoot) -> Duration {
-        now.since(SinceBoot::from_millis(self.synced_at.load(Ordering::Relaxed)))
+    pub(crate) fn age(&self, now: BootInstant) -> Duration {
+        now.since(BootInstant::from_millis(self.synced_at.load(Ordering::Relaxed)))
     }
 }

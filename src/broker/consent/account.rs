@@ -24,7 +24,7 @@ impl Broker {
             Ok(Some(account)) => {
                 let stored = self.store.set_account(id, record.generation(), &account).await;
                 if stored.is_ok_and(|stored| stored) {
-                    let _ = self.reload(id).await;
+                    let _ = self.refresh_cache(id).await;
                 }
             }
             Ok(None) => {}

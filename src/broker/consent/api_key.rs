@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::exchange::Exchange;
 use crate::{
     audit::{By, Kind},
-    broker::{Broker, BrokerError, ConnectionView, NewConnection, refresh::commit::until_stored},
+    broker::{Broker, BrokerError, ConnectionView, NewConnection, refresh::commit::retry_forever},
     domain::{
         connection::{GrantType, Vars},
         consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
@@ -59,7 +59,7 @@ impl Broker {
         let name = new.name.clone();
         let record = match self.store.record(name.as_str()).await? {
             Some(record) if record.connection.client == new.client => {
-                self.refuse_ways_in(&record.connection)?;
+                self.ensure_accepts_grants(&record.connection)?;
                 record
             }
             Some(_) => {
@@ -68,7 +68,7 @@ impl Broker {
                 )));
             }
             None => {
-                self.refuse_frozen(&name, &new.client)?;
+                self.ensure_not_frozen(&name, &new.client)?;
                 let grant_type = Some(GrantType::AuthorizationCode);
                 self.create_connection(by, NewConnection { grant_type, ..new }).await?;
                 self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
@@ -114,7 +114,7 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let by = By::browser(peer);
         let refused = || {
-            self.note_stranger(&by, "no API-key exchange");
+            self.record_anonymous_refusal(&by, "no API-key exchange");
             BrokerError::Invalid("no API-key exchange is pending for this account".to_owned())
         };
         let client = Arc::clone(self.clients.get(client).ok_or_else(refused)?);
@@ -136,7 +136,7 @@ impl Broker {
                 tracing::error!("the connection of an API-key exchange could not be read");
                 return;
             };
-            if let Err(refusal) = broker.refuse_ways_in(&record.connection) {
+            if let Err(refusal) = broker.ensure_accepts_grants(&record.connection) {
                 tracing::warn!(%refusal, "the code of an API-key exchange is not exchanged");
                 broker.note_ending(&by, &record.connection, Err(&refusal));
                 return;
@@ -163,13 +163,13 @@ impl Broker {
             };
             let connection = record.connection.clone();
             let outcome = broker.exchange(&client, record, exchange).await;
-            until_stored(|| broker.store.end_code_exchange(&under_way)).await;
+            retry_forever(|| broker.store.end_code_exchange(&under_way)).await;
             broker.raise_watermark();
             broker.note_ending(&by, &connection, outcome.as_ref());
             match outcome.map(|ending| ending.outcome) {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {
-                    until_stored(|| broker.store.end_exchange(pending.id)).await;
+                    retry_forever(|| broker.store.end_exchange(pending.id)).await;
                     tracing::info!(%outcome, "API-key exchange ended");
                 }
                 Err(error) => tracing::error!(%error, "API-key exchange failed"),

@@ -6,7 +6,7 @@ use crate::{
     audit::{By, Kind},
     broker::{
         Broker, BrokerError, Caller, ConnectionView, ReceivedGrant,
-        recovery::quarantine::refuse_in_quarantine, refresh::commit::due_at,
+        recovery::quarantine::ensure_not_quarantined, refresh::commit::due_at,
     },
     domain::{caller::Verb, slug::Slug},
     seal::{Place, Sealed, secret::Digest},
@@ -37,7 +37,7 @@ impl Broker {
             }
         }
         let by = By::new(caller.label(), peer);
-        self.refuse_frozen_caller(caller)?;
+        self.ensure_caller_not_frozen(caller)?;
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -46,8 +46,8 @@ impl Broker {
                 "connection `{name}` has nothing to confirm"
             )));
         };
-        self.refuse_deleted(&record.connection)?;
-        refuse_in_quarantine(&record.connection)?;
+        self.ensure_not_deleted(&record.connection)?;
+        ensure_not_quarantined(&record.connection)?;
         let id = record.connection.id;
         if pending.account.is_none() && record.connection.account.is_some() {
             return Err(BrokerError::Conflict(
@@ -61,7 +61,7 @@ impl Broker {
                 return Err(changed());
             }
             self.note_of(Kind::AccountMismatch, &by, &record.connection, "confirmed another");
-            self.reload(id).await?;
+            self.refresh_cache(id).await?;
             return Err(BrokerError::Invalid(
                 "another account consented than the one named in `account`; its tokens were \
                  discarded"
@@ -104,7 +104,7 @@ impl Broker {
         let confirmed = self.of(self.record(Kind::AccountConfirmed, &by), &record.connection);
         self.note(&confirmed.with_grant(Digest::of(&access).fingerprint(), next.generation));
         self.raise_watermark();
-        let record = self.reload(id).await?;
+        let record = self.refresh_cache(id).await?;
         self.view(&record.connection.name).await
     }
 }

@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use crate::{
     broker::{
         Broker, BrokerError, ReceivedGrant,
-        refresh::commit::{due_at, until_stored},
+        refresh::commit::{due_at, retry_forever},
     },
     domain::{
         connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
@@ -116,10 +116,10 @@ impl Broker {
                 }
                 Verified::Unknown => {
                     let pending = self.seal_pending(client, id, received, account, exchange.vars);
-                    if !until_stored(|| self.store.put_pending(id, &pending)).await {
+                    if !retry_forever(|| self.store.put_pending(id, &pending)).await {
                         return Err(BrokerError::Revoked);
                     }
-                    self.reload(id).await?;
+                    self.refresh_cache(id).await?;
                     return Ok(Ending { outcome: Outcome::PendingConfirm, ..ending });
                 }
                 Verified::Meant => {}
@@ -130,7 +130,7 @@ impl Broker {
                 Some(newest) => record = newest,
             }
         }
-        self.reload(id).await?;
+        self.refresh_cache(id).await?;
         tracing::info!(connection = %record.connection.name, "consent stored");
         Ok(ending)
     }
@@ -158,17 +158,17 @@ impl Broker {
             token_url: Some(client.profile.token.url.as_str()),
             refresh_hash: received.refresh.map(Digest::of),
         };
-        if until_stored(|| self.store.commit_grant(&commit)).await {
+        if retry_forever(|| self.store.commit_grant(&commit)).await {
             return Ok(None);
         }
-        let newest = until_stored(|| self.store.record_by_id(connection.id)).await;
+        let newest = retry_forever(|| self.store.record_by_id(connection.id)).await;
         let newest = newest.ok_or(BrokerError::Revoked)?;
         if newest.connection.state == State::Revoked {
             return Err(BrokerError::Revoked);
         }
         let ours = newest.grant.as_ref().is_some_and(|held| held.access == next.access);
         let spent = match commit.refresh_hash {
-            Some(hash) => until_stored(|| self.store.is_buried(&hash)).await,
+            Some(hash) => retry_forever(|| self.store.is_spent(&hash)).await,
             None => false,
         };
         // It was stored, and only the answer to that went lost; or something else was stored meanwhile.

@@ -83,7 +83,7 @@ impl Broker {
         let by = By::new(caller.label(), peer);
         let name = &request.connection;
         may_ask(caller, &request)?;
-        self.refuse_frozen_caller(caller)?;
+        self.ensure_caller_not_frozen(caller)?;
         let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
         let existing = self.store.record(name.as_str()).await?;
         let expected =
@@ -91,7 +91,7 @@ impl Broker {
         may_expect(caller, &request, expected)?;
         let requested_by = caller.requester();
         // Before a connection is made for the link: there is no bound to those but this.
-        self.refuse_flood(&requested_by).await?;
+        self.ensure_below_press_limit(&requested_by).await?;
         let record = match existing {
             Some(record) => record,
             None => self.create_for_link(caller, &by, &request).await?,
@@ -101,7 +101,7 @@ impl Broker {
             let client = self.client_of(service, &connection.client)?;
             may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
         }
-        self.refuse_ways_in(connection)?;
+        self.ensure_accepts_grants(connection)?;
         if request.client.as_ref().is_some_and(|client| *client != connection.client) {
             return Err(BrokerError::Conflict(format!(
                 "connection `{name}` belongs to client `{}`",
@@ -162,7 +162,7 @@ impl Broker {
     }
 
     /// Refuses one more link where there are as many as anybody, or all together, may have.
-    async fn refuse_flood(&self, requester: &Requester) -> Result<(), BrokerError> {
+    async fn ensure_below_press_limit(&self, requester: &Requester) -> Result<(), BrokerError> {
         if !self.store.has_room_for_links_of(requester, MAX_LIVE_LINKS_EACH).await? {
             return Err(BrokerError::TooMany(format!(
                 "{requester} has {MAX_LIVE_LINKS_EACH} consent links that are still open; make no \
@@ -198,7 +198,7 @@ impl Broker {
         if let Caller::Service(service) = caller {
             may_widen(request, &self.client_of(service, &client)?.scopes)?;
         }
-        self.refuse_frozen(&request.connection, &client)?;
+        self.ensure_not_frozen(&request.connection, &client)?;
         let new = NewConnection {
             name: request.connection.clone(),
             client,

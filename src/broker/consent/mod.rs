@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::exchange::Exchange;
-use super::{Broker, BrokerError, Gone, LinkPage, refresh::commit::until_stored};
+use super::{Broker, BrokerError, Gone, LinkPage, refresh::commit::retry_forever};
 use crate::{
     audit::{By, Kind},
     domain::{
@@ -78,17 +78,17 @@ impl Broker {
             Some(link) => match self.store.record_by_id(link.connection).await {
                 Ok(Some(record)) => {
                     let detail = format!("{why}, link {}", link.id);
-                    self.note_visitor(by, Some(&record.connection), &detail);
+                    self.record_refusal(by, Some(&record.connection), &detail);
                 }
-                _ => self.note_stranger(by, why),
+                _ => self.record_anonymous_refusal(by, why),
             },
-            None => self.note_stranger(by, why),
+            None => self.record_anonymous_refusal(by, why),
         }
     }
 
     /// Records that a browser was refused for the form of its request alone.
     pub fn note_refused_request(&self, peer: Option<IpAddr>, why: &'static str) {
-        self.note_stranger(&By::browser(peer), why);
+        self.record_anonymous_refusal(&By::browser(peer), why);
     }
 
     async fn begin_by(
@@ -182,17 +182,17 @@ impl Broker {
             )
         };
         let Some(client) = self.clients.get(&callback.client).cloned() else {
-            self.note_stranger(&by, "unknown client");
+            self.record_anonymous_refusal(&by, "unknown client");
             return Err(refused());
         };
         let issuer = client.profile.authorize.as_ref().and_then(|from| from.issuer.as_ref());
         if issuer.is_some_and(|issuer| callback.params.get("iss") != Some(issuer)) {
-            self.note_stranger(&by, "another issuer");
+            self.record_anonymous_refusal(&by, "another issuer");
             return Err(refused());
         }
         let state = callback.params.get("state").filter(|state| state.len() == 43);
         let Some(state) = state.map(|state| Digest::of_bytes(state.as_bytes())) else {
-            self.note_stranger(&by, "no state");
+            self.record_anonymous_refusal(&by, "no state");
             return Err(refused());
         };
         let turn = self.visitors.turn().await?;
@@ -220,7 +220,7 @@ impl Broker {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
                 Outcome::Failed.into()
             });
-            until_stored(|| broker.store.finish_link(consent.link, &state, &ending)).await;
+            retry_forever(|| broker.store.finish_link(consent.link, &state, &ending)).await;
             broker.raise_watermark();
         });
         task.await.map_err(|_| BrokerError::Internal)?;
@@ -237,9 +237,9 @@ impl Broker {
         match record {
             Some(record) => {
                 let why = "other browser or client, or late";
-                self.note_visitor(by, Some(&record.connection), why);
+                self.record_refusal(by, Some(&record.connection), why);
             }
-            None => self.note_stranger(by, "unknown state"),
+            None => self.record_anonymous_refusal(by, "unknown state"),
         }
     }
 

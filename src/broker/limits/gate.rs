@@ -10,30 +10,30 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    mass_refusal::{Refusals, Weight},
-    permits::{Place, Places, Urgency},
-    throttle::{Breaker, Rate, Trip},
+    mass_refusal::{MassRefusal, RefusalWeight},
+    permits::{Permit, Priority, PrioritySemaphore},
+    throttle::{Breaker, BreakerConfig, RateLimiter},
 };
 use crate::{
-    broker::{BrokerError, refresh::in_flight::Why},
+    broker::{BrokerError, refresh::in_flight::RefreshReason},
     clock::Clock,
     domain::{connection::ConnectionId, slug::Slug},
     provider::{Grant, Profile, ProviderError, Verdict},
 };
 
 /// When a provider that does not answer is left alone.
-const OUTAGE: Trip = Trip {
-    in_a_row: 5,
-    half_of: 20,
+const OUTAGE: BreakerConfig = BreakerConfig {
+    consecutive_failures: 5,
+    min_requests: 20,
     pause: Duration::from_secs(15),
     longest: Duration::from_mins(1),
 };
 
 /// When a client whose registration is refused is left alone. One connection with a fault of its
 /// own is not enough.
-const MISCONFIGURATION: Trip = Trip {
-    in_a_row: 3,
-    half_of: usize::MAX,
+const MISCONFIGURATION: BreakerConfig = BreakerConfig {
+    consecutive_failures: 3,
+    min_requests: usize::MAX,
     pause: Duration::from_mins(1),
     longest: Duration::from_mins(1),
 };
@@ -45,19 +45,19 @@ const BUSY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Gate {
     title: String,
-    /// Places for background refreshes.
-    places: Places,
+    /// PrioritySemaphore for background refreshes.
+    places: PrioritySemaphore,
     clock: Clock,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    rate: Rate,
+    rate: RateLimiter,
     outage: Breaker,
     /// The provider asked us to slow down until then.
     busy_until: Duration,
-    refusals: Refusals,
+    refusals: MassRefusal,
     /// By client, each with the connection that failed last: one alone is not enough.
     misconfiguration: BTreeMap<Slug, (Breaker, Option<ConnectionId>)>,
 }
@@ -92,13 +92,13 @@ impl Gate {
         let places = usize::try_from(pace.in_flight.get()).unwrap_or(usize::MAX);
         Self {
             title: profile.title.clone(),
-            places: Places::new(places),
+            places: PrioritySemaphore::new(places),
             clock,
             state: Mutex::new(State {
-                rate: Rate::new(pace.per_second.get(), pace.burst.get()),
+                rate: RateLimiter::new(pace.per_second.get(), pace.burst.get()),
                 outage: Breaker::new(OUTAGE),
                 busy_until: Duration::ZERO,
-                refusals: Refusals::default(),
+                refusals: MassRefusal::default(),
                 misconfiguration: BTreeMap::new(),
             }),
         }
@@ -111,16 +111,16 @@ impl Gate {
     }
 
     /// Waits for a place among the background refreshes under way; the most urgent is the next.
-    pub(crate) async fn place(&self, urgency: Urgency) -> Place {
-        self.places.take(urgency).await
+    pub(crate) async fn place(&self, priority: Priority) -> Permit {
+        self.places.take(priority).await
     }
 
     /// Waits as the pace has it. An operator who asks is let through whatever failed before.
-    pub(crate) async fn enter(&self, client: &Slug, why: Why) -> Result<(), Shut> {
+    pub(crate) async fn enter(&self, client: &Slug, why: RefreshReason) -> Result<(), Shut> {
         let wait = {
             let now = self.now();
             let mut state = self.state();
-            if why != Why::Operator {
+            if why != RefreshReason::Operator {
                 state.enter(client, now)?;
             }
             state.rate.reserve(now)
@@ -130,7 +130,7 @@ impl Gate {
     }
 
     /// Takes note of what a request came to, and tells people of what begins and ends.
-    pub(crate) fn learn(
+    pub(crate) fn record_response(
         &self,
         client: &Slug,
         id: ConnectionId,
@@ -183,9 +183,9 @@ impl Gate {
     }
 
     /// What a refusal of a grant is worth.
-    pub(crate) fn weigh(&self, id: ConnectionId) -> Weight {
+    pub(crate) fn classify_refusal(&self, id: ConnectionId) -> RefusalWeight {
         let weight = self.state().refusals.refused(id, self.now());
-        if weight == Weight::FirstHeld {
+        if weight == RefusalWeight::SuppressionStarted {
             tracing::error!(
                 "{} refuses the grants of many connections at once: nobody is asked to consent \
                  again while that may be the provider's mistake",
@@ -196,7 +196,7 @@ impl Gate {
     }
 
     /// Whether verdicts are held: the provider refuses too many to be believed.
-    pub(crate) fn doubts(&self) -> bool {
+    pub(crate) fn is_suppressing(&self) -> bool {
         self.state().refusals.are_held()
     }
 
@@ -267,7 +267,7 @@ mod tests {
         let gate = Gate::new(&profile, Clock::system());
         let client: Slug = "main".parse().unwrap();
         let learn_five = |verdict: &Verdict| {
-            for _ in 0..OUTAGE.in_a_row {
+            for _ in 0..OUTAGE.consecutive_failures {
                 let error = ProviderError {
                     verdict: verdict.clone(),
                     status: None,
@@ -275,7 +275,7 @@ mod tests {
                     message: String::new(),
                     salvaged_refresh: None,
                 };
-                gate.learn(&client, ConnectionId::new(), &Err(error));
+                gate.record_response(&client, ConnectionId::new(), &Err(error));
             }
         };
         learn_five(&Verdict::TooLate);

@@ -9,10 +9,10 @@ use std::{
 
 use crate::domain::connection::ConnectionId;
 
-/// Refusals of grants at one provider. Many at once are the provider's mistake more likely than as
+/// MassRefusal of grants at one provider. Many at once are the provider's mistake more likely than as
 /// many people's wish, so no verdict follows from them while that lasts.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals {
+pub(crate) struct MassRefusal {
     /// What the last refreshes came to, within [`Self::WINDOW`].
     recent: VecDeque<Judged>,
     /// Since when verdicts are held.
@@ -36,18 +36,18 @@ struct Held {
 
 /// What a refusal is worth.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Weight {
+pub(crate) enum RefusalWeight {
     /// It is a verdict, unless it proves to be one of many.
     Believed,
     /// It is a verdict for good: there was time for second thoughts.
     Final,
     /// One of many: no verdict for now.
     Held,
-    /// The one by which they became many: verdicts of the last [`Refusals::WINDOW`] are taken back.
-    FirstHeld,
+    /// The one by which they became many: verdicts of the last [`MassRefusal::WINDOW`] are taken back.
+    SuppressionStarted,
 }
 
-impl Refusals {
+impl MassRefusal {
     /// How long a refusal counts.
     pub(crate) const WINDOW: Duration = Duration::from_mins(10);
 
@@ -75,8 +75,8 @@ impl Refusals {
         self.held.is_some()
     }
 
-    /// Notes that a request goes out, which [`Refusals::shut_for`] does not forbid. While verdicts are
-    /// held that is the probe: the next may follow [`Refusals::PROBE`] later.
+    /// Notes that a request goes out, which [`MassRefusal::shut_for`] does not forbid. While verdicts are
+    /// held that is the probe: the next may follow [`MassRefusal::PROBE`] later.
     pub(crate) fn enter(&mut self, now: Duration) {
         if let Some(held) = &mut self.held {
             held.next_probe = now + Self::PROBE;
@@ -104,17 +104,17 @@ impl Refusals {
     }
 
     /// A refresh was refused.
-    pub(crate) fn refused(&mut self, id: ConnectionId, now: Duration) -> Weight {
+    pub(crate) fn refused(&mut self, id: ConnectionId, now: Duration) -> RefusalWeight {
         self.note(Judged { at: now, id, refused: true });
         match self.held {
-            Some(held) if held.since + Self::LONGEST < now => Weight::Final,
-            Some(_) => Weight::Held,
+            Some(held) if held.since + Self::LONGEST < now => RefusalWeight::Final,
+            Some(_) => RefusalWeight::Held,
             None if self.are_many() => {
                 self.held = Some(Held { since: now, next_probe: now + Self::PROBE });
-                Weight::FirstHeld
+                RefusalWeight::SuppressionStarted
             }
-            None if self.doubted.contains(&id) => Weight::Final,
-            None => Weight::Believed,
+            None if self.doubted.contains(&id) => RefusalWeight::Final,
+            None => RefusalWeight::Believed,
         }
     }
 
@@ -143,37 +143,40 @@ mod tests {
 
     #[test]
     fn few_refusals_are_believed() {
-        let mut refusals = Refusals::default();
+        let mut refusals = MassRefusal::default();
         for _ in 0..4 {
-            assert_eq!(refusals.refused(ConnectionId::new(), at(0)), Weight::Believed);
+            assert_eq!(refusals.refused(ConnectionId::new(), at(0)), RefusalWeight::Believed);
         }
-        let mut one = Refusals::default();
+        let mut one = MassRefusal::default();
         let id = ConnectionId::new();
         for second in 0..20 {
-            assert_eq!(one.refused(id, at(second)), Weight::Believed, "one is not many");
+            assert_eq!(one.refused(id, at(second)), RefusalWeight::Believed, "one is not many");
         }
-        let mut spread = Refusals::default();
+        let mut spread = MassRefusal::default();
         for hour in 0..20 {
-            assert_eq!(spread.refused(ConnectionId::new(), at(hour * 3_600)), Weight::Believed);
+            assert_eq!(
+                spread.refused(ConnectionId::new(), at(hour * 3_600)),
+                RefusalWeight::Believed
+            );
         }
-        let mut drowned = Refusals::default();
+        let mut drowned = MassRefusal::default();
         for _ in 0..40 {
             drowned.granted(ConnectionId::new(), at(0));
         }
         for _ in 0..7 {
-            assert_eq!(drowned.refused(ConnectionId::new(), at(1)), Weight::Believed);
+            assert_eq!(drowned.refused(ConnectionId::new(), at(1)), RefusalWeight::Believed);
         }
     }
 
     #[test]
     fn many_refusals_are_held_and_probed() {
-        let mut refusals = Refusals::default();
+        let mut refusals = MassRefusal::default();
         let ids: Vec<_> = (0..6).map(|_| ConnectionId::new()).collect();
         for id in &ids[..4] {
             refusals.refused(*id, at(0));
         }
-        assert_eq!(refusals.refused(ids[4], at(0)), Weight::FirstHeld);
-        assert_eq!(refusals.refused(ids[5], at(1)), Weight::Held);
+        assert_eq!(refusals.refused(ids[4], at(0)), RefusalWeight::SuppressionStarted);
+        assert_eq!(refusals.refused(ids[5], at(1)), RefusalWeight::Held);
         assert_eq!(refusals.shut_for(at(1)), Some(at(299)));
         assert!(refusals.shut_for(at(300)).is_none());
         refusals.enter(at(300));
@@ -181,32 +184,32 @@ mod tests {
         assert!(!refusals.granted(ids[0], at(302)), "one is not enough");
         assert!(refusals.shut_for(at(302)).is_none(), "the next may follow at once");
         refusals.enter(at(302));
-        assert_eq!(refusals.refused(ids[1], at(303)), Weight::Held);
+        assert_eq!(refusals.refused(ids[1], at(303)), RefusalWeight::Held);
         assert!(refusals.granted(ids[2], at(304)));
         assert!(!refusals.are_held());
     }
 
     #[test]
     fn who_is_refused_again_after_a_hold_is_believed() {
-        let mut refusals = Refusals::default();
+        let mut refusals = MassRefusal::default();
         let ids: Vec<_> = (0..6).map(|_| ConnectionId::new()).collect();
         for id in &ids {
             refusals.refused(*id, at(0));
         }
         assert!(!refusals.granted(ids[0], at(300)));
         assert!(refusals.granted(ids[1], at(300)));
-        assert_eq!(refusals.refused(ids[2], at(301)), Weight::Final);
+        assert_eq!(refusals.refused(ids[2], at(301)), RefusalWeight::Final);
         // Who was granted is trusted again, and begins anew.
         assert!(!refusals.doubted.contains(&ids[0]));
     }
 
     #[test]
     fn no_hold_lasts_for_ever() {
-        let mut refusals = Refusals::default();
+        let mut refusals = MassRefusal::default();
         for _ in 0..5 {
             refusals.refused(ConnectionId::new(), at(0));
         }
-        assert_eq!(refusals.refused(ConnectionId::new(), at(86_399)), Weight::Held);
-        assert_eq!(refusals.refused(ConnectionId::new(), at(86_401)), Weight::Final);
+        assert_eq!(refusals.refused(ConnectionId::new(), at(86_399)), RefusalWeight::Held);
+        assert_eq!(refusals.refused(ConnectionId::new(), at(86_401)), RefusalWeight::Final);
     }
 }

@@ -1,4 +1,4 @@
-//! Places among the refreshes under way: the next that becomes free is for whoever needs it most,
+//! PrioritySemaphore among the refreshes under way: the next that becomes free is for whoever needs it most,
 //! not for whoever came first.
 
 use std::{
@@ -13,13 +13,13 @@ use crate::store::Due;
 
 /// How urgent a refresh is; the least goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Urgency {
+pub(crate) struct Priority {
     rank: i64,
     /// Then those whose token ends first.
     ends: Option<Timestamp>,
 }
 
-impl Urgency {
+impl Priority {
     pub(crate) fn of(due: &Due) -> Self {
         Self { rank: due.rank, ends: due.expires_at }
     }
@@ -27,36 +27,36 @@ impl Urgency {
 
 /// A number of places.
 #[derive(Debug)]
-pub(crate) struct Places(Arc<Mutex<Queue>>);
+pub(crate) struct PrioritySemaphore(Arc<Mutex<Queue>>);
 
 #[derive(Debug)]
 struct Queue {
     free: usize,
     /// How many have ever waited: of two equally urgent, the first to come is the first to go.
     waited: u64,
-    waiting: BTreeMap<(Urgency, u64), oneshot::Sender<Place>>,
+    waiting: BTreeMap<(Priority, u64), oneshot::Sender<Permit>>,
 }
 
 /// A place that is taken. Dropping it frees it.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Mutex<Queue>>);
+pub(crate) struct Permit(Arc<Mutex<Queue>>);
 
-impl Places {
+impl PrioritySemaphore {
     pub(crate) fn new(free: usize) -> Self {
         Self(Arc::new(Mutex::new(Queue { free, waited: 0, waiting: BTreeMap::new() })))
     }
 
     /// Waits for a place.
-    pub(crate) async fn take(&self, urgency: Urgency) -> Place {
+    pub(crate) async fn take(&self, priority: Priority) -> Permit {
         let given = {
             let mut queue = lock(&self.0);
             if let Some(free) = queue.free.checked_sub(1) {
                 queue.free = free;
-                return Place(Arc::clone(&self.0));
+                return Permit(Arc::clone(&self.0));
             }
             let (give, given) = oneshot::channel();
             queue.waited += 1;
-            let turn = (urgency, queue.waited);
+            let turn = (priority, queue.waited);
             queue.waiting.insert(turn, give);
             given
         };
@@ -64,7 +64,7 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let next = {
             let mut queue = lock(&self.0);
@@ -96,16 +96,16 @@ mod tests {
 
     use super::*;
 
-    fn ends(second: i64) -> Urgency {
-        Urgency { rank: 1, ends: Some(Timestamp::from_second(second).unwrap()) }
+    fn ends(second: i64) -> Priority {
+        Priority { rank: 1, ends: Some(Timestamp::from_second(second).unwrap()) }
     }
 
     #[test]
     fn the_most_urgent_goes_first() {
-        let places = Places::new(1);
+        let places = PrioritySemaphore::new(1);
         let taken = places.take(ends(9)).now_or_never().unwrap();
         let (mut late, mut soon) = (Box::pin(places.take(ends(3))), Box::pin(places.take(ends(2))));
-        let unsure = Urgency { rank: 0, ends: None };
+        let unsure = Priority { rank: 0, ends: None };
         let mut unsure = Box::pin(places.take(unsure));
         assert!((&mut late).now_or_never().is_none());
         assert!((&mut soon).now_or_never().is_none());
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn who_goes_away_keeps_no_place() {
-        let places = Places::new(1);
+        let places = PrioritySemaphore::new(1);
         let taken = places.take(ends(9)).now_or_never().unwrap();
         let (mut gone, mut given) =
             (Box::pin(places.take(ends(1))), Box::pin(places.take(ends(2))));

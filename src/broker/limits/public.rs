@@ -18,15 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The turns of the visitors, in the order in which they came.
 #[derive(Debug)]
-pub(crate) struct Visitors(Semaphore);
+pub(crate) struct PublicLimiter(Semaphore);
 
-impl Default for Visitors {
+impl Default for PublicLimiter {
     fn default() -> Self {
         Self(Semaphore::new(AT_ONCE))
     }
 }
 
-impl Visitors {
+impl PublicLimiter {
     /// Waits for a turn at the store, which ends when dropped. Never held across a call to a
     /// provider.
     pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, BrokerError> {

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 
 /// One request every so often, and a few at once after a pause (the generic cell rate algorithm).
 #[derive(Debug)]
-pub(crate) struct Rate {
+pub(crate) struct RateLimiter {
     interval: Duration,
     /// How far ahead of the even pace a burst may run.
     tolerance: Duration,
@@ -14,7 +14,7 @@ pub(crate) struct Rate {
     next: Duration,
 }
 
-impl Rate {
+impl RateLimiter {
     /// `per_second` requests a second, `burst` of them at once.
     #[must_use]
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
@@ -32,25 +32,25 @@ impl Rate {
 
 /// When a [`Breaker`] opens, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Trip {
+pub(crate) struct BreakerConfig {
     /// It opens after this many failures in a row.
-    pub(crate) in_a_row: usize,
+    pub(crate) consecutive_failures: usize,
     /// It opens when half of at least this many requests within [`WINDOW`] failed.
-    pub(crate) half_of: usize,
+    pub(crate) min_requests: usize,
     /// How long it stays open at first; doubled by each failed probe.
     pub(crate) pause: Duration,
     /// The longest it stays open between two probes.
     pub(crate) longest: Duration,
 }
 
-/// For how long a request counts for [`Trip::half_of`].
+/// For how long a request counts for [`BreakerConfig::min_requests`].
 pub(crate) const WINDOW: Duration = Duration::from_secs(30);
 
 /// Keeps requests from where they keep failing. While it is open one request at a time is let
 /// through as a probe; the first success closes it.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    trip: Trip,
+    trip: BreakerConfig,
     failures_in_a_row: usize,
     /// When requests ended, and whether they failed, within [`WINDOW`].
     recent: VecDeque<(Duration, bool)>,
@@ -68,7 +68,7 @@ struct Open {
 impl Breaker {
     /// A closed breaker.
     #[must_use]
-    pub(crate) fn new(trip: Trip) -> Self {
+    pub(crate) fn new(trip: BreakerConfig) -> Self {
         Self { trip, failures_in_a_row: 0, recent: VecDeque::new(), open: None }
     }
 
@@ -116,8 +116,8 @@ impl Breaker {
             return false;
         }
         let failed = self.recent.iter().filter(|(_, failed)| *failed).count();
-        let many = self.recent.len() >= self.trip.half_of && failed * 2 >= self.recent.len();
-        let opens = self.failures_in_a_row >= self.trip.in_a_row || many;
+        let many = self.recent.len() >= self.trip.min_requests && failed * 2 >= self.recent.len();
+        let opens = self.failures_in_a_row >= self.trip.consecutive_failures || many;
         if opens {
             self.open =
                 Some(Open { until: now + self.trip.pause, pause: self.trip.pause, probing: false });
@@ -137,9 +137,9 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    const TRIP: Trip = Trip {
-        in_a_row: 5,
-        half_of: 20,
+    const TRIP: BreakerConfig = BreakerConfig {
+        consecutive_failures: 5,
+        min_requests: 20,
         pause: Duration::from_secs(15),
         longest: Duration::from_mins(1),
     };
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_burst_goes_at_once_and_the_rest_at_an_even_pace() {
-        let mut rate = Rate::new(5, 10);
+        let mut rate = RateLimiter::new(5, 10);
         let waits: Vec<_> = (0..12).map(|_| rate.reserve(at(100)).as_millis()).collect();
         assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 200, 400]);
         assert_eq!(rate.reserve(at(103)), Duration::ZERO, "a pause makes room again");
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_rate_of_one_keeps_its_distance() {
-        let mut rate = Rate::new(1, 1);
+        let mut rate = RateLimiter::new(1, 1);
         let waits: Vec<_> = (0..3).map(|_| rate.reserve(at(7)).as_secs()).collect();
         assert_eq!(waits, [0, 1, 2]);
     }

@@ -11,7 +11,7 @@ use crate::{
     broker::{Broker, BrokerError},
     domain::{
         connection::{Connection, State},
-        database_identity::{Doubt, Finding, Identity, compare},
+        database_identity::{Comparison, Identity, Mismatch, compare},
     },
     store::StoreError,
 };
@@ -43,17 +43,17 @@ impl Broker {
     async fn look(&self, mut seen: MutexGuard<'_, LastSeen>) -> Result<(), StoreError> {
         let mut found = self.store.identity().await?;
         match compare(seen.watermark.as_ref(), &found) {
-            Finding::First | Finding::Same => {}
-            Finding::Failover => {
+            Comparison::First | Comparison::Same => {}
+            Comparison::Failover => {
                 tracing::warn!("a standby of the database was promoted");
-                self.reassert().await;
+                self.replay_recent_grants().await;
             }
-            Finding::Noticed => {
+            Comparison::Noticed => {
                 tracing::warn!("another replica has quarantined the database");
-                self.reassert().await;
-                self.start_over().await?;
+                self.replay_recent_grants().await;
+                self.rebuild_cache().await?;
             }
-            Finding::Doubtful(doubt) => {
+            Comparison::Mismatched(doubt) => {
                 let before = seen.watermark.as_ref().map_or(0, |seen| seen.position.quarantines);
                 let quarantines = before.max(found.position.quarantines) + 1;
                 if !self.quarantine(doubt, &found, quarantines).await? {
@@ -61,10 +61,10 @@ impl Broker {
                     return Ok(());
                 }
                 found.position.quarantines = quarantines;
-                if doubt != Doubt::Clone {
-                    self.reassert().await;
+                if doubt != Mismatch::Clone {
+                    self.replay_recent_grants().await;
                 }
-                self.start_over().await?;
+                self.rebuild_cache().await?;
             }
         }
         if let (None, Some(system)) = (&found.home, &found.system) {
@@ -80,7 +80,7 @@ impl Broker {
     /// False when another replica did it first.
     async fn quarantine(
         &self,
-        doubt: Doubt,
+        doubt: Mismatch,
         found: &Identity,
         quarantines: i64,
     ) -> Result<bool, StoreError> {
@@ -103,11 +103,11 @@ impl Broker {
     }
 
     /// Takes everything from the store again: what memory holds may be ahead of it.
-    async fn start_over(&self) -> Result<(), StoreError> {
+    async fn rebuild_cache(&self) -> Result<(), StoreError> {
         let all = self.store.changed_since(Timestamp::UNIX_EPOCH).await?;
         self.memory.clear();
         for record in all.records {
-            self.adopt(record).await;
+            self.cache_record(record).await;
         }
         Ok(())
     }
@@ -115,7 +115,7 @@ impl Broker {
 
 /// Nobody consents or confirms for a connection that is quarantined: what it would replace may be
 /// live elsewhere.
-pub(crate) fn refuse_in_quarantine(connection: &Connection) -> Result<(), BrokerError> {
+pub(crate) fn ensure_not_quarantined(connection: &Connection) -> Result<(), BrokerError> {
     if connection.state != State::Quarantined {
         return Ok(());
     }

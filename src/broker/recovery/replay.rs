@@ -9,11 +9,11 @@ use crate::{
     audit::{By, Kind},
     broker::{
         Broker, BrokerError,
-        refresh::commit::{settle, until_stored},
+        refresh::commit::{retry_forever, settle},
     },
     domain::connection::{HeldGrant, State},
     seal::{Sealed, secret::Digest},
-    spool::{Entry, Kept},
+    spool::{Entry, SpooledGrant},
     store::Commit,
 };
 
@@ -29,7 +29,7 @@ impl Broker {
         let spooled = self.spooled().await?;
         for (entry, _) in &spooled {
             let HeldGrant { access, refresh, .. } = &entry.grant;
-            let unknown = |sealed: &&Sealed| !self.keyring.knows(sealed);
+            let unknown = |sealed: &&Sealed| !self.keyring.has_key(sealed);
             if let Some(sealed) =
                 [Some(access), refresh.as_ref()].into_iter().flatten().find(unknown)
             {
@@ -43,14 +43,14 @@ impl Broker {
         for (entry, kept) in spooled {
             self.recover_grant(entry, kept).await?;
         }
-        let abandoned = self.store.abandon(&self.replica).await?;
+        let abandoned = self.store.expire_leases_of(&self.replica).await?;
         if abandoned > 0 {
             tracing::warn!(abandoned, "refreshes were under way when this replica last ended");
         }
         Ok(())
     }
 
-    async fn spooled(&self) -> Result<Vec<(Entry, Kept)>, BrokerError> {
+    async fn spooled(&self) -> Result<Vec<(Entry, SpooledGrant)>, BrokerError> {
         let spool = self.spool.clone();
         let entries = spawn_blocking(move || spool.entries()).await;
         entries.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
@@ -59,7 +59,7 @@ impl Broker {
         })
     }
 
-    async fn recover_grant(&self, entry: Entry, kept: Kept) -> Result<(), BrokerError> {
+    async fn recover_grant(&self, entry: Entry, kept: SpooledGrant) -> Result<(), BrokerError> {
         let id = entry.connection;
         let opens = self.open_access(id, &entry.grant).and(self.open_refresh(id, &entry.grant));
         if opens.is_err() {
@@ -80,7 +80,7 @@ impl Broker {
                 tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
                 recovered = true;
             }
-            let record = self.reload(id).await?;
+            let record = self.refresh_cache(id).await?;
             if recovered {
                 self.note_of(Kind::GrantRecovered, &By::broker(), &record.connection, "");
             }
@@ -94,7 +94,7 @@ impl Broker {
     /// Stores again what this replica has stored and a database that went back has forgotten: the
     /// last grants of one that failed over to a standby, for which nothing else makes up. What is
     /// quarantined stays so.
-    pub(crate) async fn reassert(&self) {
+    pub(crate) async fn replay_recent_grants(&self) {
         let spool = self.spool.clone();
         let remembered = spawn_blocking(move || spool.remembered()).await;
         let remembered = remembered.unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -103,13 +103,13 @@ impl Broker {
             Vec::new()
         });
         for entry in entries {
-            self.reassert_grant(&entry).await;
+            self.replay_grant(&entry).await;
         }
     }
 
-    async fn reassert_grant(&self, entry: &Entry) {
+    async fn replay_grant(&self, entry: &Entry) {
         let Entry { connection: id, account, grant, refresh_at } = entry;
-        while let Some(record) = until_stored(|| self.store.record_by_id(*id)).await {
+        while let Some(record) = retry_forever(|| self.store.record_by_id(*id)).await {
             let now_of = record.connection.account.as_ref().map(|account| &account.id);
             let before = record.generation() + 1;
             let revoked = record.connection.state == State::Revoked;
@@ -123,7 +123,7 @@ impl Broker {
             let refresh_hash =
                 self.open_refresh(*id, &next).ok().flatten().as_ref().map(Digest::of);
             let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if until_stored(|| self.store.commit_grant(&commit)).await {
+            if retry_forever(|| self.store.commit_grant(&commit)).await {
                 tracing::warn!(connection.id = %id, "stored a grant again that was forgotten");
                 return;
             }

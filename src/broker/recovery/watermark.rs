@@ -100,7 +100,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::domain::database_identity::Position;
+    use crate::domain::database_identity::Epoch;
 
     #[test]
     fn the_watermark_is_the_last_one_written_and_its_owners_alone() {
@@ -112,7 +112,7 @@ mod tests {
                 deployment: "d".to_owned(),
                 system: None,
                 timeline: Some("00000001".to_owned()),
-                position: Position { quarantines: 0, seq },
+                position: Epoch { quarantines: 0, seq },
             };
             file.write(&watermark).unwrap();
             assert_eq!(file.read().unwrap(), Some(watermark));

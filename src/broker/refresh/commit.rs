@@ -16,13 +16,13 @@ use crate::{
     broker::{Broker, BrokerError, ReceivedGrant},
     domain::{
         connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
-        grant_conflict::{self, Contender, Keep},
+        grant_conflict::{self, Candidate, Winner},
     },
     failpoint::Point,
     provider::client::Client,
     seal::{Place, Sealed, secret::Digest},
-    spool::{Entry, Kept, Slot},
-    store::{Commit, Escrowed, StoreError},
+    spool::{Entry, Reservation, SpooledGrant},
+    store::{Commit, FallbackGrant, StoreError},
 };
 
 /// After how long without an answer from the database a grant that is safe on the disk is served.
@@ -30,7 +30,7 @@ const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
 
 /// Takes a step of the store, for as long as it takes: what was learned from a provider exists
 /// nowhere else and is never dropped because the database is away.
-pub(crate) async fn until_stored<T, F>(step: impl Fn() -> F) -> T
+pub(crate) async fn retry_forever<T, F>(step: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
 {
@@ -60,7 +60,7 @@ impl Broker {
         record: &Record,
         next: HeldGrant,
         refresh_at: Option<Timestamp>,
-        slot: Slot,
+        slot: Reservation,
         served: impl FnOnce(),
     ) -> Option<i64> {
         let account = record.connection.account.as_ref().map(|account| account.id.clone());
@@ -81,7 +81,7 @@ impl Broker {
             Err(_) if kept.is_some() && self.memory.holds(&record.connection) => {
                 tracing::warn!("the database keeps us waiting: a grant on the disk is served");
                 let grant = Some(entry.grant.clone());
-                self.adopt(Record { grant, ..record.clone() }).await;
+                self.cache_record(Record { grant, ..record.clone() }).await;
                 served();
                 placing.await
             }
@@ -103,33 +103,33 @@ impl Broker {
             let refresh = self.open_refresh(*id, &next).ok().flatten();
             let refresh_hash = refresh.as_ref().map(Digest::of);
             let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if until_stored(|| self.store.commit_grant(&commit)).await {
+            if retry_forever(|| self.store.commit_grant(&commit)).await {
                 return Some(next.generation);
             }
-            let record = until_stored(|| self.store.record_by_id(*id)).await?;
+            let record = retry_forever(|| self.store.record_by_id(*id)).await?;
             if record.connection.state == State::Revoked {
                 tracing::warn!(connection.id = %id, "a late grant of a deleted connection is dropped");
                 return None;
             }
             let Some(held) = &record.grant else {
-                self.put_in_escrow(*id, account, &next).await;
+                self.put_fallback(*id, account, &next).await;
                 return None;
             };
-            self.until_known(held.refresh.as_ref().unwrap_or(&held.access)).await;
+            self.wait_for_key(held.refresh.as_ref().unwrap_or(&held.access)).await;
             let now_of = record.connection.account.as_ref().map(|account| account.id.as_str());
             if account.is_some() && account != now_of {
                 tracing::warn!(connection.id = %id, "a late grant of another account is dropped");
                 return None;
             }
             match self.choose(*id, held, &next) {
-                Keep::Either => return Some(held.generation),
-                Keep::Held => {
-                    self.put_in_escrow(*id, account, &next).await;
+                Winner::Either => return Some(held.generation),
+                Winner::Held => {
+                    self.put_fallback(*id, account, &next).await;
                     return None;
                 }
-                Keep::Late => {
+                Winner::Late => {
                     tracing::warn!(connection.id = %id, "a later sibling takes the grant's place");
-                    self.put_in_escrow(*id, now_of, held).await;
+                    self.put_fallback(*id, now_of, held).await;
                     // It opened when it was read, or was sealed by this very process.
                     next = self.reseal(*id, &next, record.generation() + 1).ok()?;
                 }
@@ -139,9 +139,9 @@ impl Broker {
 
     /// Waits until the key file holds the key of a stored value, for as long as it takes: what cannot
     /// be read can neither be compared with a received grant nor be kept beside it.
-    async fn until_known(&self, sealed: &Sealed) {
+    async fn wait_for_key(&self, sealed: &Sealed) {
         let mut pause = Duration::from_millis(100);
-        while !self.keyring.knows(sealed) {
+        while !self.keyring.has_key(sealed) {
             let key = sealed.key_id();
             tracing::error!(key, "a received grant waits for a key that the key file lacks");
             sleep(pause).await;
@@ -149,24 +149,24 @@ impl Broker {
         }
     }
 
-    fn choose(&self, id: ConnectionId, held: &HeldGrant, late: &HeldGrant) -> Keep {
+    fn choose(&self, id: ConnectionId, held: &HeldGrant, late: &HeldGrant) -> Winner {
         // The text that is stored is the text that was to be: the answer to the commit went lost.
         if held.access == late.access {
-            return Keep::Either;
+            return Winner::Either;
         }
         let contender = |grant: &HeldGrant| {
             let refresh = self.open_refresh(id, grant).ok().flatten();
             refresh.as_ref().map(Digest::of)
         };
         grant_conflict::keep(
-            &Contender { refresh: contender(held), origin: held.origin.as_ref() },
-            &Contender { refresh: contender(late), origin: late.origin.as_ref() },
+            &Candidate { refresh: contender(held), origin: held.origin.as_ref() },
+            &Candidate { refresh: contender(late), origin: late.origin.as_ref() },
         )
     }
 
     /// Keeps a grant of this account that the connection does not hold. One without a refresh token
     /// is of no use, and one that may be of another account is buried.
-    pub(crate) async fn put_in_escrow(
+    pub(crate) async fn put_fallback(
         &self,
         id: ConnectionId,
         account: Option<&str>,
@@ -182,7 +182,7 @@ impl Broker {
             let place = Place { record: &text, field, generation: grant.generation };
             self.keyring.seal(place, secret)
         };
-        let escrowed = Escrowed {
+        let escrowed = FallbackGrant {
             id: Uuid::now_v7(),
             connection: id,
             generation: grant.generation,
@@ -194,7 +194,7 @@ impl Broker {
             expires_at: grant.expires_at,
             origin: grant.origin.clone(),
         };
-        if until_stored(|| self.store.put_in_escrow(&escrowed, account)).await {
+        if retry_forever(|| self.store.put_fallback(&escrowed, account)).await {
             tracing::warn!(connection.id = %id, "a received grant lies in escrow");
         } else {
             tracing::warn!(
@@ -206,12 +206,12 @@ impl Broker {
 
     /// Gives a connection whose grant was refused the one that lies in escrow for it, if there is
     /// one; it is due at once.
-    pub(crate) async fn take_from_escrow(&self, record: &Record) -> bool {
+    pub(crate) async fn promote_fallback(&self, record: &Record) -> bool {
         let id = record.connection.id;
-        let Some(escrowed) = until_stored(|| self.store.escrowed(id)).await else {
+        let Some(escrowed) = retry_forever(|| self.store.fallback(id)).await else {
             return false;
         };
-        self.until_known(&escrowed.refresh).await;
+        self.wait_for_key(&escrowed.refresh).await;
         let text = id.to_string();
         let open = |field, sealed: &Sealed| {
             let place = Place { record: &text, field, generation: escrowed.generation };
@@ -234,10 +234,10 @@ impl Broker {
         let next = self.seal_grant(id, record.generation() + 1, received);
         let due_now = Some(self.clock.now());
         let commit = Commit::refreshed(id, &next, due_now, Some(escrowed.refresh_hash));
-        let taken = until_stored(|| self.store.commit_grant(&commit)).await;
+        let taken = retry_forever(|| self.store.commit_grant(&commit)).await;
         if taken {
             tracing::warn!(connection.id = %id, "a refused grant gives way to the one in escrow");
-            until_stored(|| self.store.leave_escrow(escrowed.id)).await;
+            retry_forever(|| self.store.drop_fallback(escrowed.id)).await;
         }
         taken
     }
@@ -286,7 +286,7 @@ impl Broker {
 }
 
 /// Moves a stored grant out of the spool.
-pub(crate) async fn settle(kept: Kept) {
+pub(crate) async fn settle(kept: SpooledGrant) {
     // What goes wrong is in the log already.
     let _ = spawn_blocking(move || kept.settle()).await;
 }

@@ -19,7 +19,7 @@ use crate::{
         Broker, BrokerError,
         limits::{
             gate::Shut,
-            permits::{Place, Urgency},
+            permits::{Permit, Priority},
         },
     },
     domain::{
@@ -32,7 +32,7 @@ use crate::{
 
 /// Why a refresh is made. Of several reasons the last of this list counts.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Why {
+pub enum RefreshReason {
     /// The background refresher found it due.
     Due,
     /// A reader needs it.
@@ -45,7 +45,7 @@ pub enum Why {
     Operator,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for RefreshReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Created => "created",
@@ -62,18 +62,18 @@ impl fmt::Display for Why {
 pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
 
 /// A flight on the board, and the best reason for it so far, which those who join it raise.
-pub(crate) type Boarding = (Flight, watch::Sender<Why>);
+pub(crate) type Boarding = (Flight, watch::Sender<RefreshReason>);
 
 /// A refresh that is wanted.
-pub(crate) struct Errand {
+pub(crate) struct RefreshRequest {
     pub(crate) id: ConnectionId,
     pub(crate) client: Slug,
     /// The generation that somebody found wanting; none if the schedule decides.
     pub(crate) seen: Option<i64>,
     /// Why it is made, as far as is known by now.
-    pub(crate) why: watch::Receiver<Why>,
+    pub(crate) why: watch::Receiver<RefreshReason>,
     /// For the background: it waits for a place, the most urgent first.
-    urgency: Option<Urgency>,
+    priority: Option<Priority>,
 }
 
 /// Takes the flight off the board however it ends, a panic included.
@@ -111,7 +111,7 @@ impl Broker {
         self: &Arc<Self>,
         connection: &Connection,
         seen: i64,
-        why: Why,
+        why: RefreshReason,
     ) -> Flight {
         self.fly(connection.id, &connection.client, Some(seen), why, None)
     }
@@ -121,19 +121,19 @@ impl Broker {
         id: ConnectionId,
         client: &Slug,
         seen: Option<i64>,
-        why: Why,
-        urgency: Option<Urgency>,
+        why: RefreshReason,
+        priority: Option<Priority>,
     ) -> Flight {
         let flying = self.flights.entry(id).or_insert_with(|| {
             let (raise, known) = watch::channel(why);
-            let errand = Errand { id, client: client.clone(), seen, why: known, urgency };
+            let request = RefreshRequest { id, client: client.clone(), seen, why: known, priority };
             let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
             let (callers, told) = oneshot::channel();
             let callers = Mutex::new(Some(callers));
             let landing = Landing { broker: Arc::clone(self), id, callers };
             let run = async move {
                 let served = || landing.tell(Ok(()));
-                let result = Box::pin(landing.broker.refresh_once(errand, served)).await;
+                let result = Box::pin(landing.broker.refresh_once(request, served)).await;
                 landing.tell(result);
             };
             self.tasks.spawn(run.instrument(span));
@@ -186,9 +186,9 @@ impl Broker {
             }
             let due = self.store.due(clients, limit).await?;
             flights.extend(due.into_iter().map(|due| {
-                let urgency = Some(Urgency::of(&due));
+                let priority = Some(Priority::of(&due));
                 let Due { id, client, .. } = due;
-                self.fly(id, &client, None, Why::Due, urgency)
+                self.fly(id, &client, None, RefreshReason::Due, priority)
             }));
         }
         Ok(flights)
@@ -199,15 +199,15 @@ impl Broker {
     pub(crate) async fn turn(
         &self,
         client: &Client,
-        errand: &Errand,
-    ) -> Result<Option<Place>, Shut> {
+        request: &RefreshRequest,
+    ) -> Result<Option<Permit>, Shut> {
         let gate = self.gate(client);
-        let mut why = errand.why.clone();
-        let place = match errand.urgency {
+        let mut why = request.why.clone();
+        let place = match request.priority {
             None => None,
-            Some(urgency) => tokio::select! {
-                place = gate.place(urgency) => Some(place),
-                _ = why.wait_for(|why| *why > Why::Due) => None,
+            Some(priority) => tokio::select! {
+                place = gate.place(priority) => Some(place),
+                _ = why.wait_for(|why| *why > RefreshReason::Due) => None,
             },
         };
         let why = *why.borrow();

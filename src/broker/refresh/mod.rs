@@ -19,13 +19,13 @@ use tokio::{sync::watch, task::spawn_blocking};
 use uuid::Uuid;
 
 use self::{
-    commit::until_stored,
-    in_flight::{Errand, Why},
-    preflight::DOUBT_PAUSE,
+    commit::retry_forever,
+    in_flight::{RefreshReason, RefreshRequest},
+    preflight::SUSPECT_PAUSE,
 };
 use super::{Broker, BrokerError};
 use crate::{
-    clock::SinceBoot,
+    clock::BootInstant,
     domain::connection::{ConnectionId, GrantType, Record},
     failpoint::Point,
     provider::{
@@ -33,8 +33,8 @@ use crate::{
         client::Client, read_grant, request,
     },
     seal::secret::Digest,
-    spool::Slot,
-    store::Lost,
+    spool::Reservation,
+    store::ClaimRejected,
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -72,7 +72,7 @@ fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
 pub(crate) struct Attempt {
     pub(crate) id: String,
     /// The room for what it brings.
-    pub(crate) slot: Slot,
+    pub(crate) slot: Reservation,
     /// The digest of the refresh token that is presented.
     pub(crate) spent: Option<Digest>,
     /// The provider has refused that token.
@@ -80,34 +80,34 @@ pub(crate) struct Attempt {
     /// When it was claimed, on the database's clock.
     pub(crate) asked_at: Timestamp,
     /// The claim is no ground for sending any more after this.
-    pub(crate) send_before: SinceBoot,
+    pub(crate) send_before: BootInstant,
     /// Who asked for it, as far as is known by now.
-    pub(crate) why: watch::Receiver<Why>,
+    pub(crate) why: watch::Receiver<RefreshReason>,
 }
 
 impl Broker {
     /// Refreshes a connection, if it still needs that when its turn has come.
     pub(crate) async fn refresh_once(
         self: &Arc<Self>,
-        errand: Errand,
+        job: RefreshRequest,
         served: impl FnOnce(),
     ) -> Result<(), BrokerError> {
-        let Errand { id, seen, .. } = errand;
-        let why = || *errand.why.borrow();
-        let client = match self.client(&errand.client) {
+        let RefreshRequest { id, seen, .. } = job;
+        let why = || *job.why.borrow();
+        let client = match self.client(&job.client) {
             Ok(client) => Arc::clone(client),
             Err(error) => return self.leave_for_later(id, why(), error).await,
         };
-        let turn = self.closing.run_until_cancelled(self.turn(&client, &errand));
+        let turn = self.closing.run_until_cancelled(self.turn(&client, &job));
         let Some(turn) = turn.await else { return Err(being_stopped()) };
         let _place = turn?;
         let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
-        self.refuse_what_went_back(&record).await?;
-        self.settle_endpoint(&client, &record, why()).await?;
-        if why() != Why::Operator && self.suspect_crashes(&record).await? {
+        self.check_generation_rollback(&record).await?;
+        self.check_token_endpoint(&client, &record, why()).await?;
+        if why() != RefreshReason::Operator && self.check_crash_loop(&record).await? {
             return Err(BrokerError::Unavailable {
                 reason: "attempts to refresh the connection have ended without a word".to_owned(),
-                retry_after: DOUBT_PAUSE,
+                retry_after: SUSPECT_PAUSE,
             });
         }
         let lease = lease(&client.profile, record.connection.grant_type);
@@ -115,20 +115,22 @@ impl Broker {
             Ok(Ok(request)) => request,
             Ok(Err(nothing)) => {
                 self.await_consent(&record, nothing).await?;
-                return self.leave_to_other(id, &record, lease, why()).await;
+                return self.wait_for_other_replica(id, &record, lease, why()).await;
             }
             Err(error) => {
                 if matches!(error, BrokerError::Integrity) {
-                    self.adopt(record).await;
+                    self.cache_record(record).await;
                 }
                 return self.leave_for_later(id, why(), error).await;
             }
         };
-        let mut attempt = match self.begin(&record, request.spends, lease, &errand).await? {
+        let mut attempt = match self.begin(&record, request.spends, lease, &job).await? {
             Ok(attempt) => attempt,
-            Err(Lost::Overtaken) => return self.leave_to_other(id, &record, lease, why()).await,
-            Err(Lost::Spent) => return self.look_again(id, &record).await,
-            Err(Lost::AnotherDatabase) => {
+            Err(ClaimRejected::Contended) => {
+                return self.wait_for_other_replica(id, &record, lease, why()).await;
+            }
+            Err(ClaimRejected::TokenSpent) => return self.reload_after_spent(id, &record).await,
+            Err(ClaimRejected::DatabaseChanged) => {
                 return Err(BrokerError::Unavailable {
                     reason: "the database is not as this replica last saw it".to_owned(),
                     retry_after: Duration::from_secs(5),
@@ -145,14 +147,14 @@ impl Broker {
             // Nobody consented to this grant: the client simply asks anew, and the refused token is
             // never presented again.
             if let Some(refused) = &attempt.spent {
-                until_stored(|| self.store.bury(id, refused)).await;
+                retry_forever(|| self.store.mark_spent(id, refused)).await;
             }
             attempt.refused = true;
             if let Some(anew) = request.anew {
                 reply = self.ask(&client, anew, None).await;
             }
         }
-        self.gate(&client).learn(&client.name, id, &reply);
+        self.gate(&client).record_response(&client.name, id, &reply);
         let grant = match reply {
             Ok(grant) => grant,
             Err(error) => return self.record_failure(&client, &record, attempt, error).await,
@@ -165,7 +167,7 @@ impl Broker {
             let learn = async move { broker.learn_account(&client, &after, &access).await };
             match why() {
                 // Whoever makes a connection wants to see whose it is.
-                Why::Created => learn.await,
+                RefreshReason::Created => learn.await,
                 _ => drop(self.tasks.spawn(learn)),
             }
         }
@@ -188,7 +190,7 @@ impl Broker {
             }
         };
         if done || !record.connection.state.refreshes() {
-            self.adopt(record).await;
+            self.cache_record(record).await;
             return Ok(None);
         }
         Ok(Some(record))
@@ -199,13 +201,13 @@ impl Broker {
     async fn leave_for_later(
         &self,
         id: ConnectionId,
-        why: Why,
+        why: RefreshReason,
         error: BrokerError,
     ) -> Result<(), BrokerError> {
         tracing::error!(%error, "the refresh cannot be begun");
         // What passes, as a key that this replica lacks does, is no reason to keep others from trying.
-        if why == Why::Due && !matches!(error, BrokerError::Unavailable { .. }) {
-            self.store.postpone(id, self.clock.now() + UNBEGUN_PAUSE).await?;
+        if why == RefreshReason::Due && !matches!(error, BrokerError::Unavailable { .. }) {
+            self.store.defer_refresh(id, self.clock.now() + UNBEGUN_PAUSE).await?;
         }
         Err(error)
     }
@@ -217,8 +219,8 @@ impl Broker {
         record: &Record,
         spent: Option<Digest>,
         lease: Duration,
-        errand: &Errand,
-    ) -> Result<Result<Attempt, Lost>, BrokerError> {
+        request: &RefreshRequest,
+    ) -> Result<Result<Attempt, ClaimRejected>, BrokerError> {
         let id = format!("{}.{}", self.replica, Uuid::now_v7());
         let (spool, name) = (self.spool.clone(), id.clone());
         let slot = spawn_blocking(move || spool.reserve(&name)).await;
@@ -252,7 +254,7 @@ impl Broker {
                 retry_after: Duration::from_secs(1),
             });
         }
-        let why = errand.why.clone();
+        let why = request.why.clone();
         Ok(Ok(Attempt { id, slot, spent, refused: false, asked_at, send_before, why }))
     }
 
@@ -262,7 +264,7 @@ impl Broker {
         &self,
         client: &Client,
         request: OutboundRequest,
-        send_before: Option<SinceBoot>,
+        send_before: Option<BootInstant>,
     ) -> Result<Grant, ProviderError> {
         let reply = self.outbound.send(&client.profile, request, send_before).await?;
         self.failpoints.reach(Point::Received).await;
@@ -283,7 +285,7 @@ impl Broker {
         let lives = record.grant.as_ref().is_some_and(|grant| grant.expires_at > now);
         let rotation = client.profile.tokens.rotation;
         let may_present = rotation.may_present(record.open_attempts, lives);
-        if may_present && !self.store.is_buried(hash).await? {
+        if may_present && !self.store.is_spent(hash).await? {
             Ok(Ok(request))
         } else if record.connection.grant_type == GrantType::ClientCredentials {
             Ok(Ok(Request::anew(client, record)?))

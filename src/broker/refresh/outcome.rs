@@ -7,18 +7,18 @@ use secrecy::SecretString;
 
 use super::{
     Attempt, Nothing,
-    commit::{due_at, until_stored},
-    in_flight::Why,
+    commit::{due_at, retry_forever},
+    in_flight::RefreshReason,
 };
 use crate::{
     audit::{By, Kind},
     broker::{
         Broker, BrokerError, ReceivedGrant,
-        limits::mass_refusal::{Refusals, Weight},
+        limits::mass_refusal::{MassRefusal, RefusalWeight},
     },
     domain::{
         connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
-        grant_conflict::Origin,
+        grant_conflict::GrantLineage,
     },
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict, client::Client},
@@ -30,7 +30,7 @@ use crate::{
 const MISCONFIGURED_PAUSE: Duration = Duration::from_mins(1);
 
 /// How long until a refusal that is one of many is tried again, if no probe succeeds before.
-const HELD_PAUSE: Duration = Refusals::PROBE;
+const HELD_PAUSE: Duration = MassRefusal::PROBE;
 
 impl Broker {
     /// Stores a grant that a refresh brought, then publishes it.
@@ -49,7 +49,7 @@ impl Broker {
         let why = attempt.why;
         let kept = self.keep(record, next, refresh_at, attempt.slot, served).await;
         self.failpoints.reach(Point::Unpublished).await;
-        let after = self.reload(connection.id).await?;
+        let after = self.refresh_cache(connection.id).await?;
         if let Some(generation) = kept {
             tracing::info!(
                 connection = %connection.name, provider = %client.profile.name, generation,
@@ -91,7 +91,7 @@ impl Broker {
             scopes,
             received_at: sent_at,
             expires_at: sent_at + grant.expires_in,
-            origin: Some(Origin { parent: attempt.spent, asked_at: attempt.asked_at }),
+            origin: Some(GrantLineage { parent: attempt.spent, asked_at: attempt.asked_at }),
         };
         self.seal_grant(connection.id, record.generation() + 1, received)
     }
@@ -111,12 +111,12 @@ impl Broker {
         if let (Some(refresh), Some(held)) = (&error.salvaged_refresh, &record.grant)
             && spent != Some(Digest::of(refresh))
         {
-            let origin = Origin { parent: spent, asked_at };
+            let origin = GrantLineage { parent: spent, asked_at };
             let next = self.salvage(connection.id, held, refresh, origin)?;
             if client.profile.tokens.rotation == Rotation::Grace {
                 // Within the grace the old one brings a whole new pair; after it, this one is left.
                 let account = connection.account.as_ref().map(|account| account.id.as_str());
-                self.put_in_escrow(connection.id, account, &next).await;
+                self.put_fallback(connection.id, account, &next).await;
             } else if let Some(kept) =
                 self.keep(record, next, Some(self.clock.now()), slot, || {}).await
             {
@@ -127,10 +127,10 @@ impl Broker {
                 }
                 // That ended the attempt; what is recorded below belongs to a new one.
                 from = kept;
-                let salvaged = self.reload(connection.id).await?;
+                let salvaged = self.refresh_cache(connection.id).await?;
                 let lease = Duration::from_secs(1);
                 // Where somebody else was quicker, nothing is recorded.
-                let _ = until_stored(|| self.store.claim(&salvaged, &attempt, None, lease)).await;
+                let _ = retry_forever(|| self.store.claim(&salvaged, &attempt, None, lease)).await;
             }
         }
         let failures = connection.failures.saturating_add(1);
@@ -148,17 +148,21 @@ impl Broker {
         let weight = match verdict {
             // An operator who asks while verdicts are held gets one; and our own crash explains a
             // refusal better than a mistake of the provider's does.
-            (State::NeedsConsent, _) if *why.borrow() != Why::Operator && !record.has_crashed() => {
-                self.weigh(client, record).await
+            (State::NeedsConsent, _)
+                if *why.borrow() != RefreshReason::Operator && !record.has_crashed() =>
+            {
+                self.classify_refusal(client, record).await
             }
-            _ => Weight::Final,
+            _ => RefusalWeight::Final,
         };
         let (state, reason) = match verdict {
-            (State::NeedsConsent, _) if matches!(weight, Weight::Held | Weight::FirstHeld) => {
+            (State::NeedsConsent, _)
+                if matches!(weight, RefusalWeight::Held | RefusalWeight::SuppressionStarted) =>
+            {
                 (State::Suspect, Some("mass_refusal".to_owned()))
             }
-            (State::NeedsConsent, _) if self.take_from_escrow(record).await => {
-                self.reload(connection.id).await?;
+            (State::NeedsConsent, _) if self.promote_fallback(record).await => {
+                self.refresh_cache(connection.id).await?;
                 return Err(BrokerError::Unavailable {
                     reason: "the grant was refused, and another one is tried".to_owned(),
                     retry_after: Duration::from_secs(1),
@@ -192,12 +196,12 @@ impl Broker {
             refresh_at: next,
             failures,
         };
-        let recorded = until_stored(|| self.store.record_failure(&failure)).await;
-        if weight == Weight::Believed && self.gate(client).doubts() {
+        let recorded = retry_forever(|| self.store.record_failure(&failure)).await;
+        if weight == RefusalWeight::Believed && self.gate(client).is_suppressing() {
             // Many were refused in the time that it took to write this verdict down.
-            self.take_back_verdicts(client).await;
+            self.revert_refusals(client).await;
         }
-        let after = self.reload(connection.id).await?;
+        let after = self.refresh_cache(connection.id).await?;
         if !recorded && after.generation() > from {
             // A consent brought a newer grant meanwhile: the failure is of no interest any more.
             return Ok(());
@@ -212,20 +216,20 @@ impl Broker {
     }
 
     /// What a refusal is worth. The first that is one of too many takes those before it back.
-    async fn weigh(&self, client: &Client, record: &Record) -> Weight {
-        let weight = self.gate(client).weigh(record.connection.id);
-        if weight == Weight::FirstHeld {
-            self.take_back_verdicts(client).await;
+    async fn classify_refusal(&self, client: &Client, record: &Record) -> RefusalWeight {
+        let weight = self.gate(client).classify_refusal(record.connection.id);
+        if weight == RefusalWeight::SuppressionStarted {
+            self.revert_refusals(client).await;
         }
         weight
     }
 
-    async fn take_back_verdicts(&self, client: &Client) {
+    async fn revert_refusals(&self, client: &Client) {
         let provider = &client.profile.name;
         let until = self.clock.now() + HELD_PAUSE;
-        let taken_back = until_stored(|| {
+        let taken_back = retry_forever(|| {
             let clients = self.clients_of(provider).map(|client| &client.name);
-            self.store.take_back_verdicts(clients, Refusals::WINDOW, until)
+            self.store.revert_refusals(clients, MassRefusal::WINDOW, until)
         })
         .await;
         tracing::warn!(taken_back, %provider, "verdicts were taken back");
@@ -239,7 +243,7 @@ impl Broker {
         id: ConnectionId,
         held: &HeldGrant,
         refresh: &SecretString,
-        origin: Origin,
+        origin: GrantLineage,
     ) -> Result<HeldGrant, BrokerError> {
         let access = self.open_access(id, held)?;
         let received = ReceivedGrant {
@@ -266,8 +270,8 @@ impl Broker {
         let until = lives.filter(|end| *end > now);
         let (reason, message) = (nothing.word(), nothing.sentence().to_owned());
         let why = LastError { code: reason.to_owned(), message, at: now };
-        let given_up = self.store.give_up_refreshing(record, until, &why).await?;
-        let after = self.reload(record.connection.id).await?.connection;
+        let given_up = self.store.give_up_refresh(record, until, &why).await?;
+        let after = self.refresh_cache(record.connection.id).await?.connection;
         if given_up {
             let detail = format!("not sent, {reason}, {}", after.state);
             self.note_of(Kind::RefreshFailed, &By::broker(), &after, &detail);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{being_stopped, in_flight::Why};
+use super::{being_stopped, in_flight::RefreshReason};
 use crate::{
     broker::{Broker, BrokerError},
     domain::connection::{ConnectionId, Record},
@@ -13,14 +13,14 @@ use crate::{
 impl Broker {
     /// Another replica is refreshing: whoever needs its grant waits for as long as its lease may last,
     /// unless this process ends.
-    pub(crate) async fn leave_to_other(
+    pub(crate) async fn wait_for_other_replica(
         &self,
         id: ConnectionId,
         seen: &Record,
         at_most: Duration,
-        why: Why,
+        why: RefreshReason,
     ) -> Result<(), BrokerError> {
-        if why == Why::Due {
+        if why == RefreshReason::Due {
             return Ok(());
         }
         let other = self.closing.run_until_cancelled(self.wait_for_other(id, seen, at_most));
@@ -36,7 +36,7 @@ impl Broker {
         let waited = self.clock.stopwatch();
         while waited.elapsed() < at_most {
             sleep(Duration::from_millis(250)).await;
-            let record = self.reload(id).await?;
+            let record = self.refresh_cache(id).await?;
             if is_over(&record, seen) {
                 return Ok(());
             }
@@ -56,12 +56,12 @@ impl Broker {
 
     /// The refresh token was spent or refused between two looks: somebody has a grant for it, or the
     /// next refresh knows what to do.
-    pub(crate) async fn look_again(
+    pub(crate) async fn reload_after_spent(
         &self,
         id: ConnectionId,
         seen: &Record,
     ) -> Result<(), BrokerError> {
-        if is_over(&self.reload(id).await?, seen) {
+        if is_over(&self.refresh_cache(id).await?, seen) {
             return Ok(());
         }
         Err(BrokerError::Unavailable {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
-use super::{Failure, args::Demo, environment, say, serve::until_signal};
+use super::{CliError, args::Demo, environment, say, serve::until_signal};
 use crate::{
     app::{App, Listeners},
     audit::By,
@@ -42,7 +42,7 @@ const CONNECTIONS: [(&str, Simulated, GrantType); 7] = [
     ("divar-shop", Simulated::Divar, GrantType::AuthorizationCode),
 ];
 
-pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
+pub(crate) async fn demo(args: Demo) -> Result<(), CliError> {
     let signalled = until_signal();
     let clock = Clock::system();
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -61,12 +61,12 @@ pub(crate) async fn demo(args: Demo) -> Result<(), Failure> {
     simulated.register_callbacks(&url_of(listeners.public.local_addr()?));
     let simulators = Simulators::start(simulated, clock.clone())
         .await
-        .map_err(|error| Failure::unavailable(format!("simulators: {error}")))?;
+        .map_err(|error| CliError::unavailable(format!("simulators: {error}")))?;
     settings.extend(simulators.configuration());
     let config = load(&settings)?;
-    logging::start(&config.log).map_err(Failure::usage)?;
+    logging::start(&config.log).map_err(CliError::usage)?;
     if args.database_url.is_some() {
-        Keyring::generate().write_new(&config.key_file).map_err(Failure::unavailable)?;
+        Keyring::generate().write_new(&config.key_file).map_err(CliError::unavailable)?;
     }
     let urls = (base(&config.public_url), base(&config.internal_url));
     let app = App::start(config, listeners, clock, Failpoints::default()).await?;
@@ -99,13 +99,13 @@ enum Place {
 }
 
 impl Place {
-    fn choose(keep: Option<&Path>) -> Result<Self, Failure> {
+    fn choose(keep: Option<&Path>) -> Result<Self, CliError> {
         let Some(path) = keep else {
             let folder = tempfile::Builder::new().prefix("token-broker-demo-").tempdir()?;
             return Ok(Self::Temporary(folder));
         };
         if path.join("token-broker.sqlite").exists() {
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "--keep: {} holds the database of another demo; name another folder",
                 path.display()
             )));
@@ -123,7 +123,7 @@ impl Place {
 
 /// The settings of the demo over the defaults. Of the environment only logging and the simulators
 /// are heard: a demo is the same on every machine.
-fn load(settings: &toml::Table) -> Result<Config, Failure> {
+fn load(settings: &toml::Table) -> Result<Config, CliError> {
     let mut environment: HashMap<_, _> = environment()
         .into_iter()
         .filter(|(name, _)| {
@@ -156,19 +156,19 @@ async fn prepare(
     broker: &Arc<Broker>,
     simulators: &Simulators,
     auto_consent: bool,
-) -> Result<Prepared, Failure> {
-    let name: Slug = "demo".parse().map_err(Failure::internal)?;
+) -> Result<Prepared, CliError> {
+    let name: Slug = "demo".parse().map_err(CliError::internal)?;
     let operator = Caller::Operator(name.clone());
     let by = By::new(operator.label(), None);
     let operator_key = broker.create_operator(name.clone()).await?;
-    let everything = vec!["*".parse().map_err(Failure::internal)?];
+    let everything = vec!["*".parse().map_err(CliError::internal)?];
     let verbs = BTreeSet::from([Verb::Token]);
     let (_, service_key, _) = broker.create_service(&by, name, everything, verbs, None).await?;
     let applications = simulators.applications();
     let mut links = BTreeMap::new();
     for (connection, provider, grant_type) in CONNECTIONS {
-        let name: Slug = connection.parse().map_err(Failure::internal)?;
-        let client: Slug = provider.as_str().parse().map_err(Failure::internal)?;
+        let name: Slug = connection.parse().map_err(CliError::internal)?;
+        let client: Slug = provider.as_str().parse().map_err(CliError::internal)?;
         if grant_type == GrantType::ClientCredentials {
             let new = NewConnection {
                 name,
@@ -196,7 +196,7 @@ async fn prepare(
     }
     let connections = broker.views(&operator);
     if auto_consent && let Some(other) = connections.iter().find(|c| c.state != State::Active) {
-        return Err(Failure::internal(format!(
+        return Err(CliError::internal(format!(
             "{} is {} after its consent",
             other.name, other.state
         )));
@@ -260,11 +260,11 @@ impl Ready {
         }
     }
 
-    fn say_json(&self) -> Result<(), Failure> {
-        say(&serde_json::to_string(self).map_err(Failure::internal)?)
+    fn say_json(&self) -> Result<(), CliError> {
+        say(&serde_json::to_string(self).map_err(CliError::internal)?)
     }
 
-    fn say_text(&self, consented: bool) -> Result<(), Failure> {
+    fn say_text(&self, consented: bool) -> Result<(), CliError> {
         let Self { internal_url, service_key, operator_key, .. } = self;
         say("token-broker and the simulated providers are running. Ctrl-C ends the demo.")?;
         say("\nFetch a fresh token, as a service does before each request:\n")?;

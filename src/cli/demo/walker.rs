@@ -9,7 +9,7 @@ use reqwest::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use crate::cli::Failure;
+use crate::cli::CliError;
 
 /// One consent, from the link to the page that says how it went.
 ///
@@ -17,7 +17,7 @@ use crate::cli::Failure;
 ///
 /// When a step does not lead where it should.
 #[expect(clippy::disallowed_methods, reason = "a browser shows the link's secret in its URL")]
-pub(super) async fn consent(link: &SecretString) -> Result<(), Failure> {
+pub(super) async fn consent(link: &SecretString) -> Result<(), CliError> {
     let link = parse(link.expose_secret())?;
     let browser = browser()?;
     let page = browser.get(link.clone()).send().await.map_err(lost)?;
@@ -40,38 +40,38 @@ pub(super) async fn consent(link: &SecretString) -> Result<(), Failure> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a browser is no provider's client")]
-fn browser() -> Result<Client, Failure> {
-    Client::builder().no_proxy().redirect(Policy::none()).build().map_err(Failure::internal)
+fn browser() -> Result<Client, CliError> {
+    Client::builder().no_proxy().redirect(Policy::none()).build().map_err(CliError::internal)
 }
 
-fn parse(url: &str) -> Result<Url, Failure> {
-    Url::parse(url).map_err(Failure::internal)
+fn parse(url: &str) -> Result<Url, CliError> {
+    Url::parse(url).map_err(CliError::internal)
 }
 
 /// Where an answer sends the browser.
-fn next(response: &Response) -> Result<Url, Failure> {
+fn next(response: &Response) -> Result<Url, CliError> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location
-        .ok_or_else(|| Failure::internal(format!("a consent stopped at {}", response.status())))?;
-    response.url().join(location).map_err(Failure::internal)
+        .ok_or_else(|| CliError::internal(format!("a consent stopped at {}", response.status())))?;
+    response.url().join(location).map_err(CliError::internal)
 }
 
-fn cookie(response: &Response) -> Result<String, Failure> {
+fn cookie(response: &Response) -> Result<String, CliError> {
     let set = response.headers().get(SET_COOKIE).and_then(|value| value.to_str().ok());
     set.and_then(|set| set.split(';').next())
         .map(str::to_owned)
-        .ok_or_else(|| Failure::internal("the broker set no cookie"))
+        .ok_or_else(|| CliError::internal("the broker set no cookie"))
 }
 
-fn expect(response: &Response, status: StatusCode) -> Result<(), Failure> {
+fn expect(response: &Response, status: StatusCode) -> Result<(), CliError> {
     if response.status() == status {
         Ok(())
     } else {
-        Err(Failure::internal(format!("a consent met {} instead of {status}", response.status())))
+        Err(CliError::internal(format!("a consent met {} instead of {status}", response.status())))
     }
 }
 
 /// A request that was not answered. Its URL may hold a secret and is not told.
-fn lost(error: reqwest::Error) -> Failure {
-    Failure::internal(format!("a consent was interrupted: {}", error.without_url()))
+fn lost(error: reqwest::Error) -> CliError {
+    CliError::internal(format!("a consent was interrupted: {}", error.without_url()))
 }

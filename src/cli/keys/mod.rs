@@ -6,7 +6,7 @@ mod status;
 use std::path::{Path, PathBuf};
 
 use super::{
-    Failure,
+    CliError,
     args::{KeyAction, Keys},
     environment, open_as_it_is, say,
 };
@@ -18,7 +18,7 @@ use crate::{
     store::Store,
 };
 
-pub(crate) async fn keys(config: Option<&Path>, args: &Keys) -> Result<(), Failure> {
+pub(crate) async fn keys(config: Option<&Path>, args: &Keys) -> Result<(), CliError> {
     match &args.action {
         KeyAction::Generate { file, add: true } => add(&key_file(config, file.as_deref())?),
         KeyAction::Generate { file, add: false } => generate(config, file.as_deref()),
@@ -27,14 +27,14 @@ pub(crate) async fn keys(config: Option<&Path>, args: &Keys) -> Result<(), Failu
     }
 }
 
-fn key_file(config: Option<&Path>, file: Option<&Path>) -> Result<PathBuf, Failure> {
+fn key_file(config: Option<&Path>, file: Option<&Path>) -> Result<PathBuf, CliError> {
     match file {
         Some(path) => Ok(path.to_owned()),
         None => Ok(Config::load(config, environment())?.key_file),
     }
 }
 
-fn generate(config: Option<&Path>, file: Option<&Path>) -> Result<(), Failure> {
+fn generate(config: Option<&Path>, file: Option<&Path>) -> Result<(), CliError> {
     let path = if let Some(path) = file {
         path.to_owned()
     } else {
@@ -52,7 +52,7 @@ fn generate(config: Option<&Path>, file: Option<&Path>) -> Result<(), Failure> {
     ))
 }
 
-fn add(path: &Path) -> Result<(), Failure> {
+fn add(path: &Path) -> Result<(), CliError> {
     let key = add_key(path).map_err(|error| key_problem(path, "changed", &error))?;
     let path = path.display();
     say(&format!(
@@ -65,6 +65,6 @@ fn add(path: &Path) -> Result<(), Failure> {
     )
 }
 
-async fn open(config: &Config) -> Result<Store, Failure> {
+async fn open(config: &Config) -> Result<Store, CliError> {
     open_as_it_is(config, Clock::system(), "nothing is sealed yet").await
 }

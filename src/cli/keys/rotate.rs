@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::sleep;
 
-use super::{Failure, open, say};
+use super::{CliError, open, say};
 use crate::{
     app::{StartError, key_problem, read_keyring},
     config::{Config, Database},
@@ -34,18 +34,18 @@ const LOOKS: u32 = 5;
 /// How often to ask a database that gives no answer.
 const TRIES: u32 = 5;
 
-pub(super) async fn rotate(config: &Config) -> Result<(), Failure> {
+pub(super) async fn rotate(config: &Config) -> Result<(), CliError> {
     let store = open(config).await?;
     let rotated = rotate_in(config, &store).await;
     store.close().await;
     rotated
 }
 
-async fn rotate_in(config: &Config, store: &Store) -> Result<(), Failure> {
+async fn rotate_in(config: &Config, store: &Store) -> Result<(), CliError> {
     let path = &config.key_file;
     let Some(keyring) = read_keyring(config, store).await? else {
         let path = path.display();
-        return Err(Failure::usage(format!("sealing key: {path} is missing")));
+        return Err(CliError::usage(format!("sealing key: {path} is missing")));
     };
     if keyring.ids().len() == 1 {
         let key = add_key(path).map_err(|error| key_problem(path, "changed", &error))?;
@@ -76,11 +76,11 @@ async fn rotate_in(config: &Config, store: &Store) -> Result<(), Failure> {
 
 /// Until a look finds nothing more; the first look after the file has changed is never the last, for
 /// running brokers may not have seen it yet.
-async fn reseal(store: &Store, keyring: &Keyring, changed: bool) -> Result<(), Failure> {
+async fn reseal(store: &Store, keyring: &Keyring, changed: bool) -> Result<(), CliError> {
     for look in 0..LOOKS {
         let found = look_through(store, keyring).await?;
         if found.unopened > 0 {
-            return Err(Failure::unavailable(format!(
+            return Err(CliError::unavailable(format!(
                 "values that do not open stay as they are ({}): delete or connect anew what they \
                  belong to, then run `token-broker keys rotate` again",
                 found.unopened
@@ -91,7 +91,7 @@ async fn reseal(store: &Store, keyring: &Keyring, changed: bool) -> Result<(), F
         }
         sleep(TAKEN_UP).await;
     }
-    Err(Failure::unavailable(format!(
+    Err(CliError::unavailable(format!(
         "a running broker goes on sealing with another key: its key file does not begin with key {}; \
          give it this one and run `token-broker keys rotate` again",
         keyring.active_id()
@@ -107,7 +107,7 @@ struct Found {
     unopened: usize,
 }
 
-async fn look_through(store: &Store, keyring: &Keyring) -> Result<Found, Failure> {
+async fn look_through(store: &Store, keyring: &Keyring) -> Result<Found, CliError> {
     let mut found = Found::default();
     for column in SEALED_COLUMNS {
         let key = keyring.active_id();
@@ -133,7 +133,7 @@ fn seal_anew(
     keyring: &Keyring,
     column: &SealedColumn,
     page: Vec<SealedValue>,
-) -> Result<(Vec<(SealedValue, Sealed)>, usize), Failure> {
+) -> Result<(Vec<(SealedValue, Sealed)>, usize), CliError> {
     let mut anew = Vec::with_capacity(page.len());
     let mut unopened = 0;
     for value in page {
@@ -155,7 +155,7 @@ async fn exchange(
     store: &Store,
     column: &SealedColumn,
     anew: &[(SealedValue, Sealed)],
-) -> Result<u64, Failure> {
+) -> Result<u64, CliError> {
     stream::iter(anew.chunks(CHUNK))
         .map(|chunk| patiently(move || store.reseal(column, chunk)))
         .buffer_unordered(AT_ONCE)
@@ -164,7 +164,7 @@ async fn exchange(
 }
 
 /// Takes a step of the store that may be repeated, and waits for a database that is busy.
-async fn patiently<T, F>(step: impl Fn() -> F) -> Result<T, Failure>
+async fn patiently<T, F>(step: impl Fn() -> F) -> Result<T, CliError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {

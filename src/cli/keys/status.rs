@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Failure, open, say};
+use super::{CliError, open, say};
 use crate::{
     app::{StartError, key_problem},
     cli::table::table,
@@ -14,7 +14,7 @@ use crate::{
 /// How many values of each table are sealed with a key.
 type Counts = BTreeMap<String, i64>;
 
-pub(super) async fn status(config: &Config) -> Result<(), Failure> {
+pub(super) async fn status(config: &Config) -> Result<(), CliError> {
     let path = &config.key_file;
     let keyring = Keyring::read(path).map_err(|error| key_problem(path, "read", &error))?;
     let store = open(config).await?;

@@ -22,8 +22,8 @@ use crate::{
     clock::Clock,
     failpoint::Failpoints,
     provider::{
-        Body, MAX_BODY, Network, Outbound, OutboundRequest, Profile, ProviderError, Reply, Roots,
-        Verdict, read_grant, test_support,
+        Body, MAX_BODY, Network, Outbound, OutboundRequest, Profile, ProviderError, Reply,
+        TrustAnchors, Verdict, read_grant, test_support,
     },
 };
 
@@ -389,7 +389,7 @@ fn a_machine_without_certificates_gets_the_built_in_ones() {
     if with_environment("a_machine_without_certificates_gets_the_built_in_ones", &none) {
         assert_eq!(
             Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(),
-            Roots::BuiltIn
+            TrustAnchors::BuiltIn
         );
     }
 }

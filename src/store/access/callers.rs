@@ -7,7 +7,7 @@ use crate::{
         Store, StoreError,
         engine::{
             in_transaction, on,
-            row::{Cells, readable},
+            row::{RowExt, ok_or_log},
         },
         json, now, optional_millis,
     },
@@ -132,7 +132,7 @@ impl Store {
         let sql = "SELECT name, connections, verbs, created_at FROM services ORDER BY name";
         on!(self, |pool| {
             let rows = sqlx::query(sql).fetch_all(pool).await?;
-            Ok(rows.iter().filter_map(|row| readable("service", service(row))).collect())
+            Ok(rows.iter().filter_map(|row| ok_or_log("service", service(row))).collect())
         })
     }
 
@@ -161,7 +161,7 @@ impl Store {
         );
         on!(self, |pool| {
             let rows = sqlx::query(sql).bind(self.ahead()).fetch_all(pool).await?;
-            Ok(rows.iter().filter_map(|row| readable("key", key(row))).collect())
+            Ok(rows.iter().filter_map(|row| ok_or_log("key", key(row))).collect())
         })
     }
 
@@ -235,7 +235,7 @@ pub(crate) fn lock_holder(holder: Holder) -> &'static str {
     }
 }
 
-fn service(row: &impl Cells) -> Result<Service, StoreError> {
+fn service(row: &impl RowExt) -> Result<Service, StoreError> {
     Ok(Service {
         name: row.parsed("name")?,
         connections: row.json("connections")?,
@@ -244,11 +244,11 @@ fn service(row: &impl Cells) -> Result<Service, StoreError> {
     })
 }
 
-fn operator(row: &impl Cells) -> Result<Operator, StoreError> {
+fn operator(row: &impl RowExt) -> Result<Operator, StoreError> {
     Ok(Operator { name: row.parsed("name")?, created_at: row.time("created_at")? })
 }
 
-fn key(row: &impl Cells) -> Result<StoredKey, StoreError> {
+fn key(row: &impl RowExt) -> Result<StoredKey, StoreError> {
     Ok(StoredKey {
         id: row.text("id")?,
         holder: row.parsed("holder")?,

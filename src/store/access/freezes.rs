@@ -7,7 +7,7 @@ use crate::{
         Store, StoreError,
         engine::{
             in_transaction, on,
-            row::{Cells, readable},
+            row::{RowExt, ok_or_log},
         },
         now,
     },
@@ -77,12 +77,12 @@ impl Store {
             "SELECT kind, name, reason, frozen_by, frozen_at FROM freezes ORDER BY kind, name";
         on!(self, |pool| {
             let rows = sqlx::query(sql).fetch_all(pool).await?;
-            Ok(rows.iter().filter_map(|row| readable("freeze", freeze(row))).collect())
+            Ok(rows.iter().filter_map(|row| ok_or_log("freeze", freeze(row))).collect())
         })
     }
 }
 
-fn freeze(row: &impl Cells) -> Result<Freeze, StoreError> {
+fn freeze(row: &impl RowExt) -> Result<Freeze, StoreError> {
     Ok(Freeze {
         kind: row.parsed("kind")?,
         name: row.parsed("name")?,

@@ -12,7 +12,7 @@ use crate::{
     store::{
         Store, StoreError,
         access::callers::lock_holder,
-        engine::{in_transaction, on, row::Cells},
+        engine::{in_transaction, on, row::RowExt},
         json, millis, now, optional_millis,
     },
 };
@@ -344,7 +344,7 @@ impl Store {
     }
 }
 
-fn link(row: &impl Cells) -> Result<ConsentLink, StoreError> {
+fn link(row: &impl RowExt) -> Result<ConsentLink, StoreError> {
     Ok(ConsentLink {
         id: LinkId(row.parsed("id")?),
         connection: row.parsed("connection_id")?,
@@ -362,7 +362,7 @@ fn link(row: &impl Cells) -> Result<ConsentLink, StoreError> {
     })
 }
 
-fn consent(row: &impl Cells) -> Result<Consent, StoreError> {
+fn consent(row: &impl RowExt) -> Result<Consent, StoreError> {
     Ok(Consent {
         link: LinkId(row.parsed("link_id")?),
         connection: row.parsed("connection_id")?,

@@ -9,7 +9,7 @@ use crate::{
     seal::secret::Digest,
     store::{
         Store, StoreError,
-        engine::{in_transaction, on, row::Cells},
+        engine::{in_transaction, on, row::RowExt},
         millis, now,
     },
 };
@@ -130,7 +130,7 @@ impl Store {
     }
 }
 
-fn exchange(row: &impl Cells) -> Result<KeyExchange, StoreError> {
+fn exchange(row: &impl RowExt) -> Result<KeyExchange, StoreError> {
     Ok(KeyExchange {
         id: row.parsed("id")?,
         connection: row.parsed("connection_id")?,

@@ -102,9 +102,9 @@ impl Engine {
     }
 
     /// The same database, with connections that other steps do not use up. SQLite has but one.
-    pub(crate) fn for_commits(&self) -> Self {
+    pub(crate) fn durable(&self) -> Self {
         match self {
-            Self::Postgres(postgres) => Self::Postgres(postgres.for_commits()),
+            Self::Postgres(postgres) => Self::Postgres(postgres.durable()),
             Self::Sqlite(pool) => Self::Sqlite(pool.clone()),
         }
     }

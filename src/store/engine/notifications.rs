@@ -9,7 +9,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Engine, postgres::Postgres, row::Cells as _};
+use super::{Engine, postgres::Postgres, row::RowExt as _};
 use crate::store::{Store, StoreError};
 
 /// How long a notification of one's own may take to arrive. Behind a pooler in transaction mode
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 
 /// Why no hints come.
 #[derive(Debug, thiserror::Error)]
-enum Deaf {
+enum ListenError {
     #[error("the connection for notifications was lost")]
     Lost,
     #[error("notifications do not arrive, as behind a pooler in transaction mode")]
@@ -30,7 +30,7 @@ enum Deaf {
     Store(#[from] StoreError),
 }
 
-impl From<sqlx::Error> for Deaf {
+impl From<sqlx::Error> for ListenError {
     fn from(error: sqlx::Error) -> Self {
         Self::Store(error.into())
     }
@@ -55,7 +55,7 @@ impl Store {
     }
 
     /// Passes hints on until none can come any more; `heard` says whether any did.
-    async fn pass_on(&self, postgres: &Postgres, hint: &Notify, heard: &mut bool) -> Deaf {
+    async fn pass_on(&self, postgres: &Postgres, hint: &Notify, heard: &mut bool) -> ListenError {
         let mut listener = match self.listener(postgres).await {
             Ok(listener) => listener,
             Err(deaf) => return deaf,
@@ -66,14 +66,14 @@ impl Store {
             hint.notify_one();
             match listener.try_recv().await {
                 Ok(Some(_)) => {}
-                Ok(None) => return Deaf::Lost,
+                Ok(None) => return ListenError::Lost,
                 Err(error) => return error.into(),
             }
         }
     }
 
     /// A listener that has been seen to hear.
-    async fn listener(&self, postgres: &Postgres) -> Result<PgListener, Deaf> {
+    async fn listener(&self, postgres: &Postgres) -> Result<PgListener, ListenError> {
         let channel = channel(postgres).await?;
         let mut listener = PgListener::connect_with(&postgres.connection_apart()).await?;
         // What is missed meanwhile must be looked for: a new listener begins with a hint.
@@ -82,8 +82,8 @@ impl Store {
         let notify = "SELECT pg_notify($1, '')";
         sqlx::query(notify).bind(&channel).execute(postgres).await?;
         match timeout(OWN_ARRIVES, listener.try_recv()).await {
-            Err(_) => Err(Deaf::Nothing),
-            Ok(Ok(None)) => Err(Deaf::Lost),
+            Err(_) => Err(ListenError::Nothing),
+            Ok(Ok(None)) => Err(ListenError::Lost),
             Ok(Ok(Some(_))) => Ok(listener),
             Ok(Err(error)) => Err(error.into()),
         }

@@ -84,7 +84,7 @@ impl Postgres {
     }
 
     /// The same server over the connections that are kept for what a provider answered.
-    pub(crate) fn for_commits(&self) -> Self {
+    pub(crate) fn durable(&self) -> Self {
         Self { steps: self.commits.clone(), commits: self.commits.clone() }
     }
 

@@ -6,17 +6,17 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use sqlx::{Row as _, postgres::PgRow, sqlite::SqliteRow};
 
-use crate::{domain::grant_conflict::Origin, seal::Sealed, store::StoreError};
+use crate::{domain::grant_conflict::GrantLineage, seal::Sealed, store::StoreError};
 
 /// A row as it was read, or nothing where it cannot be understood: one bad row must not keep all the
 /// others from being served.
-pub(crate) fn readable<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
+pub(crate) fn ok_or_log<T>(what: &str, read: Result<T, StoreError>) -> Option<T> {
     read.inspect_err(|error| tracing::error!(%error, "a {what} is not understood: it is left out"))
         .ok()
 }
 
 /// The cells of a row of either engine, by column name.
-pub(crate) trait Cells {
+pub(crate) trait RowExt {
     fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError>;
     fn number_or_null(&self, column: &str) -> Result<Option<i64>, StoreError>;
 
@@ -52,11 +52,11 @@ pub(crate) trait Cells {
     }
 
     /// The refresh that brought a grant.
-    fn origin(&self) -> Result<Option<Origin>, StoreError> {
+    fn origin(&self) -> Result<Option<GrantLineage>, StoreError> {
         let Some(asked_at) = self.time_or_null("asked_at")? else {
             return Ok(None);
         };
-        Ok(Some(Origin { parent: self.parsed_or_null("parent_hash")?, asked_at }))
+        Ok(Some(GrantLineage { parent: self.parsed_or_null("parent_hash")?, asked_at }))
     }
 
     fn json<T: DeserializeOwned>(&self, column: &str) -> Result<T, StoreError> {
@@ -82,7 +82,7 @@ pub(crate) trait Cells {
 
 macro_rules! cells {
     ($row:ty) => {
-        impl Cells for $row {
+        impl RowExt for $row {
             fn text_or_null(&self, column: &str) -> Result<Option<String>, StoreError> {
                 Ok(self.try_get(column)?)
             }

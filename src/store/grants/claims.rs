@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{commit::refreshing, spent_tokens::IS_BURIED};
+use super::{commit::refreshing, spent_tokens::IS_SPENT};
 use crate::{
     domain::connection::{ConnectionId, Record},
     seal::secret::Digest,
     store::{
         Store, StoreError,
-        engine::{in_transaction, on, row::Cells as _},
+        engine::{in_transaction, on, row::RowExt as _},
         identity::STILL_THE_SAME,
         millis, now,
     },
@@ -18,14 +18,14 @@ use crate::{
 
 /// Why a connection was not claimed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Lost {
+pub enum ClaimRejected {
     /// The database is not the one that [`Store::expect`] names.
-    AnotherDatabase,
+    DatabaseChanged,
     /// Somebody else holds the lease, or has refreshed or tried to since the caller saw the record; or
     /// the connection's state forbids it.
-    Overtaken,
+    Contended,
     /// The refresh token was spent or refused before.
-    Spent,
+    TokenSpent,
 }
 
 impl Store {
@@ -42,7 +42,7 @@ impl Store {
         attempt: &str,
         refresh_hash: Option<&Digest>,
         lease: Duration,
-    ) -> Result<Result<Timestamp, Lost>, StoreError> {
+    ) -> Result<Result<Timestamp, ClaimRejected>, StoreError> {
         let claim = concat!(
             "UPDATE grants SET lease_until = ",
             now!(),
@@ -68,7 +68,7 @@ impl Store {
                     .bind(last_seen.position.quarantines)
                     .bind(last_seen.position.seq);
                 if same.fetch_optional(&mut *tx).await?.is_none() {
-                    return Ok(Err(Lost::AnotherDatabase));
+                    return Ok(Err(ClaimRejected::DatabaseChanged));
                 }
             }
             let claimed = sqlx::query(claim)
@@ -85,8 +85,12 @@ impl Store {
                 Ok(claimed.time("attempt_started_at")?)
             } else {
                 let spent =
-                    sqlx::query(IS_BURIED).bind(&refresh_hash).fetch_optional(&mut *tx).await?;
-                Err(if spent.is_some() { Lost::Spent } else { Lost::Overtaken })
+                    sqlx::query(IS_SPENT).bind(&refresh_hash).fetch_optional(&mut *tx).await?;
+                Err(if spent.is_some() {
+                    ClaimRejected::TokenSpent
+                } else {
+                    ClaimRejected::Contended
+                })
             }
         }))
     }
@@ -100,7 +104,7 @@ impl Store {
         let sql = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
                 attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = attempts - 1
             WHERE connection_id = $1 AND attempt_id = $2";
-        on!(self.for_commits(), |pool| {
+        on!(self.durable(), |pool| {
             sqlx::query(sql).bind(id.to_string()).bind(attempt).execute(pool).await?;
         });
         Ok(())

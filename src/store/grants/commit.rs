@@ -176,7 +176,7 @@ impl Store {
             Source::Consent { judged } => (true, judged.account.as_ref()),
             Source::Refresh => (false, None),
         };
-        in_transaction!(self.for_commits(), |tx| {
+        in_transaction!(self.durable(), |tx| {
             let activated = sqlx::query(activate)
                 .bind(self.ahead())
                 .bind(&id)
@@ -280,7 +280,7 @@ impl Store {
             _ => end,
         };
         let id = failure.connection.to_string();
-        in_transaction!(self.for_commits(), |tx| {
+        in_transaction!(self.durable(), |tx| {
             sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&id)

@@ -3,20 +3,20 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::spent_tokens::BURY;
+use super::spent_tokens::MARK_SPENT;
 use crate::{
-    domain::{connection::ConnectionId, grant_conflict::Origin},
+    domain::{connection::ConnectionId, grant_conflict::GrantLineage},
     seal::{Sealed, secret::Digest},
     store::{
         Store, StoreError,
-        engine::{in_transaction, on, row::Cells as _},
+        engine::{in_transaction, on, row::RowExt as _},
         json, now, optional_millis,
     },
 };
 
 /// A grant in escrow.
 #[derive(Clone, Debug)]
-pub struct Escrowed {
+pub struct FallbackGrant {
     /// Its own id.
     pub id: Uuid,
     /// Whose it is.
@@ -36,7 +36,7 @@ pub struct Escrowed {
     /// When the access token ends.
     pub expires_at: Timestamp,
     /// The refresh that brought it; none for a consent.
-    pub origin: Option<Origin>,
+    pub origin: Option<GrantLineage>,
 }
 
 impl Store {
@@ -51,9 +51,9 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn put_in_escrow(
+    pub async fn put_fallback(
         &self,
-        grant: &Escrowed,
+        grant: &FallbackGrant,
         account: Option<&str>,
     ) -> Result<bool, StoreError> {
         // Makes it wait for a consent that is being stored.
@@ -76,7 +76,7 @@ impl Store {
             let replaced = replaced.fetch_optional(&mut *tx).await?.is_some();
             if replaced {
                 let hash = grant.refresh_hash.to_string();
-                let bury = sqlx::query(BURY).bind(self.ahead()).bind(hash).bind(&id);
+                let bury = sqlx::query(MARK_SPENT).bind(self.ahead()).bind(hash).bind(&id);
                 bury.execute(&mut *tx).await?;
             } else {
                 sqlx::query(put)
@@ -105,14 +105,14 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn escrowed(&self, id: ConnectionId) -> Result<Option<Escrowed>, StoreError> {
+    pub async fn fallback(&self, id: ConnectionId) -> Result<Option<FallbackGrant>, StoreError> {
         let sql = "SELECT * FROM escrow WHERE connection_id = $1 AND NOT EXISTS (
                 SELECT 1 FROM refresh_tombstones t WHERE t.refresh_hash = escrow.refresh_hash)
             ORDER BY received_at DESC, id DESC LIMIT 1";
         on!(self, |pool| {
             let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(pool).await?;
             row.map(|row| {
-                Ok(Escrowed {
+                Ok(FallbackGrant {
                     id: row.parsed("id")?,
                     connection: row.parsed("connection_id")?,
                     generation: row.number("generation")?,
@@ -134,7 +134,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn leave_escrow(&self, id: Uuid) -> Result<(), StoreError> {
+    pub async fn drop_fallback(&self, id: Uuid) -> Result<(), StoreError> {
         on!(self, |pool| {
             let taken = sqlx::query("DELETE FROM escrow WHERE id = $1").bind(id.to_string());
             taken.execute(pool).await?;

@@ -38,7 +38,7 @@ impl Store {
                 account_aliases = excluded.account_aliases, vars = excluded.vars,
                 token_url = excluded.token_url";
         let account = pending.account.as_ref();
-        in_transaction!(self.for_commits(), |tx| {
+        in_transaction!(self.durable(), |tx| {
             let updated =
                 sqlx::query(wait).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
             if updated.rows_affected() == 0 {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     schedule::{list, listed},
-    spent_tokens::BURY,
+    spent_tokens::MARK_SPENT,
 };
 use crate::{
     domain::{
@@ -19,7 +19,7 @@ use crate::{
     store::{
         Store, StoreError,
         connections::{record, select_records},
-        engine::{in_transaction, on, row::Cells},
+        engine::{in_transaction, on, row::RowExt},
         millis, now,
     },
 };
@@ -74,7 +74,7 @@ pub struct Revoking {
 
 /// How the revocation of a connection ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Finished {
+pub enum DeletionStep {
     /// All is revoked: the connection is forgotten.
     Forgotten,
     /// It is a person's turn: the connection stays as `revoked`.
@@ -84,13 +84,13 @@ pub enum Finished {
 }
 
 /// Forgets by which ways a connection could get a grant; the attempts go with their links.
-const CLOSE_WAYS_IN: [&str; 2] = [
+const DELETE_PENDING_CONSENTS: [&str; 2] = [
     "DELETE FROM consent_links WHERE connection_id = $1",
     "DELETE FROM key_exchanges WHERE connection_id = $1",
 ];
 
 /// Empties a grant and keeps its place: a late one must not take the generation again.
-macro_rules! shred_grant {
+macro_rules! erase_grant {
     ($($rest:expr),*) => {
         concat!(
             "UPDATE grants SET access = NULL, refresh = NULL, scopes = NULL, received_at = NULL,
@@ -104,7 +104,7 @@ macro_rules! shred_grant {
 }
 
 /// Buries the refresh token that was last presented for connection `$2`.
-const BURY_PRESENTED: &str = concat!(
+const MARK_PRESENTED_SPENT: &str = concat!(
     "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
     SELECT attempt_refresh_hash, connection_id, ",
     now!(),
@@ -172,7 +172,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn start_revoking(&self, id: ConnectionId) -> Result<bool, StoreError> {
+    pub async fn begin_deletion(&self, id: ConnectionId) -> Result<bool, StoreError> {
         let begin = concat!(
             "UPDATE connections SET state = 'revoking', reason = NULL, failures = 0,
                 last_error_code = NULL, last_error_message = NULL, last_error_at = NULL,
@@ -188,7 +188,7 @@ impl Store {
             if begun.rows_affected() == 0 {
                 return Ok(false);
             }
-            for close in CLOSE_WAYS_IN {
+            for close in DELETE_PENDING_CONSENTS {
                 sqlx::query(close).bind(&id).execute(&mut *tx).await?;
             }
         });
@@ -202,7 +202,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn leave_to_person(
+    pub async fn require_manual_removal(
         &self,
         id: ConnectionId,
         held: Option<&Digest>,
@@ -220,16 +220,21 @@ impl Store {
                 return Ok(false);
             }
             if let Some(hash) = held {
-                let bury = sqlx::query(BURY).bind(self.ahead()).bind(hash.to_string()).bind(&id);
+                let bury =
+                    sqlx::query(MARK_SPENT).bind(self.ahead()).bind(hash.to_string()).bind(&id);
                 bury.execute(&mut *tx).await?;
             }
-            sqlx::query(BURY_PRESENTED).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            sqlx::query(MARK_PRESENTED_SPENT)
+                .bind(self.ahead())
+                .bind(&id)
+                .execute(&mut *tx)
+                .await?;
             let shreds = [
-                shred_grant!(),
+                erase_grant!(),
                 "DELETE FROM pending_grants WHERE connection_id = $1",
                 "DELETE FROM escrow WHERE connection_id = $1",
             ];
-            for sql in shreds.into_iter().chain(CLOSE_WAYS_IN) {
+            for sql in shreds.into_iter().chain(DELETE_PENDING_CONSENTS) {
                 sqlx::query(sql).bind(&id).execute(&mut *tx).await?;
             }
         });
@@ -267,7 +272,7 @@ impl Store {
                 .bind(list(clients))
                 .fetch_all(pool)
                 .await?;
-            let due = |row| Ok((Cells::parsed(row, "id")?, Cells::parsed(row, "client")?));
+            let due = |row| Ok((RowExt::parsed(row, "id")?, RowExt::parsed(row, "client")?));
             rows.iter().map(due).collect()
         })
     }
@@ -328,7 +333,7 @@ impl Store {
                 Some(Revocable { holding, generation: 0, access, refresh })
             } else {
                 let row = sqlx::query(escrow).bind(&id).fetch_optional(&mut *tx).await?;
-                row.as_ref().map(escrowed).transpose()?
+                row.as_ref().map(fallback).transpose()?
             };
             Some(Revoking { connection: record.connection, next })
         }))
@@ -341,7 +346,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn shred(
+    pub async fn erase_token(
         &self,
         id: ConnectionId,
         attempt: &str,
@@ -359,7 +364,7 @@ impl Store {
             WHERE id = $2 AND state = 'revoking'"
         );
         let text = id.to_string();
-        in_transaction!(self.for_commits(), |tx| {
+        in_transaction!(self.durable(), |tx| {
             let described = sqlx::query(describe)
                 .bind(self.ahead())
                 .bind(&text)
@@ -373,12 +378,13 @@ impl Store {
                 return Ok(false);
             }
             if let Some(hash) = refresh {
-                let bury = sqlx::query(BURY).bind(self.ahead()).bind(hash.to_string()).bind(&text);
+                let bury =
+                    sqlx::query(MARK_SPENT).bind(self.ahead()).bind(hash.to_string()).bind(&text);
                 bury.execute(&mut *tx).await?;
             }
             let shredded = match holding {
                 Holding::Grant(generation) => {
-                    let sql = shred_grant!("AND generation = $2");
+                    let sql = erase_grant!("AND generation = $2");
                     sqlx::query(sql).bind(&text).bind(generation).execute(&mut *tx).await
                 }
                 Holding::Pending(received_at) => {
@@ -402,7 +408,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer; the claim then runs out, and it is tried again.
-    pub async fn postpone_revocation(
+    pub async fn defer_revocation(
         &self,
         id: ConnectionId,
         attempt: &str,
@@ -438,11 +444,11 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn finish_revoking(
+    pub async fn finish_deletion(
         &self,
         id: ConnectionId,
         attempt: &str,
-    ) -> Result<Finished, StoreError> {
+    ) -> Result<DeletionStep, StoreError> {
         // Locks the connection: what is stored for it meanwhile comes before or after all of this.
         let lock = concat!(
             "UPDATE connections SET changed_at = ",
@@ -461,14 +467,14 @@ impl Store {
             let left = sqlx::query(left).bind(&id).bind(attempt).fetch_optional(&mut *tx).await?;
             sqlx::query(RELEASE).bind(&id).bind(attempt).execute(&mut *tx).await?;
             if locked.rows_affected() == 0 || left.is_some() {
-                Finished::NotYet
+                DeletionStep::NotYet
             } else if sqlx::query(leave).bind(&id).execute(&mut *tx).await?.rows_affected() == 1 {
-                Finished::LeftToPerson
+                DeletionStep::LeftToPerson
             } else {
                 sqlx::query(LIST_DELETED).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
                 let forget = "DELETE FROM connections WHERE id = $1";
                 sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
-                Finished::Forgotten
+                DeletionStep::Forgotten
             }
         }))
     }
@@ -479,7 +485,7 @@ const RELEASE: &str = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
         attempt_started_at = NULL
     WHERE connection_id = $1 AND attempt_id = $2";
 
-fn escrowed(row: &impl Cells) -> Result<Revocable, StoreError> {
+fn fallback(row: &impl RowExt) -> Result<Revocable, StoreError> {
     Ok(Revocable {
         holding: Holding::Escrow(row.parsed("id")?),
         generation: row.number("generation")?,

@@ -9,7 +9,7 @@ use crate::{
     domain::{connection::ConnectionId, slug::Slug},
     store::{
         Store, StoreError,
-        engine::{in_transaction, on, row::Cells},
+        engine::{in_transaction, on, row::RowExt},
         millis, now,
     },
 };
@@ -29,7 +29,7 @@ macro_rules! listed {
 pub(crate) use listed;
 
 /// Lets go of the claim of connection `$2` if its lease has run out: it ended without a word.
-const LET_GO: &str = concat!(
+const EXPIRE_LEASE: &str = concat!(
     "UPDATE grants SET lease_until = NULL, crashes = crashes + 1
     WHERE connection_id = $2 AND lease_until <= ",
     now!()
@@ -83,10 +83,10 @@ impl Store {
                 .await?;
             let due = |row| {
                 Ok(Due {
-                    id: Cells::parsed(row, "id")?,
-                    client: Cells::parsed(row, "client")?,
-                    rank: Cells::number(row, "rank")?,
-                    expires_at: Cells::time_or_null(row, "expires_at")?,
+                    id: RowExt::parsed(row, "id")?,
+                    client: RowExt::parsed(row, "client")?,
+                    rank: RowExt::number(row, "rank")?,
+                    expires_at: RowExt::time_or_null(row, "expires_at")?,
                 })
             };
             rows.iter().map(due).collect()
@@ -100,7 +100,11 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn postpone(&self, id: ConnectionId, until: Timestamp) -> Result<bool, StoreError> {
+    pub async fn defer_refresh(
+        &self,
+        id: ConnectionId,
+        until: Timestamp,
+    ) -> Result<bool, StoreError> {
         let postpone = concat!(
             "UPDATE connections SET refresh_at = $3, changed_at = ",
             now!(),
@@ -117,7 +121,7 @@ impl Store {
             if postponed.rows_affected() == 0 {
                 return Ok(false);
             }
-            sqlx::query(LET_GO).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
+            sqlx::query(EXPIRE_LEASE).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
         });
         Ok(true)
     }
@@ -172,7 +176,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer; the leases then run out by themselves.
-    pub async fn abandon(&self, replica: &str) -> Result<u64, StoreError> {
+    pub async fn expire_leases_of(&self, replica: &str) -> Result<u64, StoreError> {
         let sql = concat!(
             "UPDATE grants SET lease_until = ",
             now!(),

@@ -7,14 +7,14 @@ use crate::{
 };
 
 /// Buries the refresh token `$2` of connection `$3`.
-pub(crate) const BURY: &str = concat!(
+pub(crate) const MARK_SPENT: &str = concat!(
     "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at) VALUES ($2, $3, ",
     now!(),
     ") ON CONFLICT DO NOTHING"
 );
 
 /// Finds a row if the refresh token `$1` is buried.
-pub(crate) const IS_BURIED: &str = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
+pub(crate) const IS_SPENT: &str = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
 
 impl Store {
     /// Buries a refresh token that was refused, whatever becomes of its connection.
@@ -22,9 +22,13 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn bury(&self, id: ConnectionId, refresh_hash: &Digest) -> Result<(), StoreError> {
+    pub async fn mark_spent(
+        &self,
+        id: ConnectionId,
+        refresh_hash: &Digest,
+    ) -> Result<(), StoreError> {
         on!(self, |pool| {
-            sqlx::query(BURY)
+            sqlx::query(MARK_SPENT)
                 .bind(self.ahead())
                 .bind(refresh_hash.to_string())
                 .bind(id.to_string())
@@ -39,9 +43,9 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn is_buried(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
+    pub async fn is_spent(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
         on!(self, |pool| {
-            let found = sqlx::query(IS_BURIED).bind(refresh_hash.to_string()).fetch_optional(pool);
+            let found = sqlx::query(IS_SPENT).bind(refresh_hash.to_string()).fetch_optional(pool);
             Ok(found.await?.is_some())
         })
     }

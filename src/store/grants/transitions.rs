@@ -22,7 +22,7 @@ use crate::{
 
 /// Lets go of the claim of connection `$2`, if one has run out, where its grant is still of generation
 /// `$3` after `$4` open attempts, and nobody is refreshing it.
-const LET_GO_AS_SEEN: &str = concat!(
+const EXPIRE_LEASE_AS_SEEN: &str = concat!(
     "UPDATE grants SET lease_until = NULL,
         crashes = crashes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
     WHERE connection_id = $2 AND generation = $3 AND attempts = $4
@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn give_up_refreshing(
+    pub async fn give_up_refresh(
         &self,
         seen: &Record,
         until: Option<Timestamp>,
@@ -75,7 +75,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn hold(
+    pub async fn suspend_refresh(
         &self,
         seen: &Record,
         state: State,
@@ -117,7 +117,7 @@ impl Store {
                 .bind(optional_millis(until))
                 .execute(&mut *tx)
                 .await?;
-            let let_go = sqlx::query(LET_GO_AS_SEEN)
+            let let_go = sqlx::query(EXPIRE_LEASE_AS_SEEN)
                 .bind(self.ahead())
                 .bind(&id)
                 .bind(seen.generation())
@@ -156,7 +156,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer.
-    pub async fn take_back_verdicts(
+    pub async fn revert_refusals(
         &self,
         clients: impl IntoIterator<Item = &Slug>,
         within: Duration,

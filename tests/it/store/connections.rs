@@ -97,7 +97,7 @@ async fn a_grant_that_is_being_stored_is_not_marked_for_the_one_before() {
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
     assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
-    let mut storing = db.hold("UPDATE connections SET failures = 0").await;
+    let mut storing = db.suspend_refresh("UPDATE connections SET failures = 0").await;
     let mark = db.store.mark_unreadable(id, 1);
     let store = async {
         while db.number("SELECT COUNT(*) FROM pg_locks WHERE NOT granted").await == 0 {}

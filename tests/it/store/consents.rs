@@ -364,7 +364,7 @@ async fn a_press_and_a_deletion_take_turns_on_postgres() {
     let id = stored(&db, "avito-main").await.id;
     let link = opened(&db, id).await;
     let tasks = TaskTracker::new();
-    let mut held = db.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
+    let mut held = db.suspend_refresh("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
     let (store, consent) = (db.store.clone(), consent(&db, &link));
     let press = tasks.spawn(async move {
         store.start_consent(&consent, &digest("one"), &digest("mine"), 5).await
@@ -383,9 +383,9 @@ async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
     let id = stored(&db, "avito-main").await.id;
     let link = started(&db, id).await;
     let tasks = TaskTracker::new();
-    let mut held = db.hold("SELECT 1 FROM consents FOR UPDATE").await;
+    let mut held = db.suspend_refresh("SELECT 1 FROM consents FOR UPDATE").await;
     let store = db.store.clone();
-    let deletion = tasks.spawn(async move { store.start_revoking(id).await });
+    let deletion = tasks.spawn(async move { store.begin_deletion(id).await });
     held_up(&mut held, 1).await;
     let store = db.store.clone();
     let end = tasks.spawn(async move {

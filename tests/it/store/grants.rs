@@ -11,7 +11,7 @@ use token_broker::{
         slug::Slug,
     },
     seal::secret::Digest,
-    store::{Commit, Failure, Lost, Source, Store, StoreError},
+    store::{ClaimRejected, Commit, Failure, Source, Store, StoreError},
 };
 
 use super::{account, connection, grant, pending, stored};
@@ -64,7 +64,7 @@ async fn claim(
     id: ConnectionId,
     attempt: &str,
     from: i64,
-) -> Result<Timestamp, Lost> {
+) -> Result<Timestamp, ClaimRejected> {
     let seen = seen(db, id, from).await;
     db.store.claim(&seen, attempt, Some(&presents(from)), LEASE).await.unwrap()
 }
@@ -124,7 +124,7 @@ async fn a_claim_ends_with_its_lease(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     assert!(claim(&db, id, "one", 0).await.is_ok());
     db.clock.advance(LEASE / 2);
-    assert_eq!(claim(&db, id, "two", 0).await, Err(Lost::Overtaken));
+    assert_eq!(claim(&db, id, "two", 0).await, Err(ClaimRejected::Contended));
     db.clock.advance(LEASE / 2);
     assert!(claim(&db, id, "two", 0).await.is_ok());
     db.store.release(id, "one").await.unwrap();
@@ -304,20 +304,20 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     let id = held(&db, "avito-main").await.id;
     // Spent: the grant that it brought has another.
     assert!(claim(&db, id, "one", 1).await.is_ok());
-    assert!(!db.store.is_buried(&presents(1)).await.unwrap());
+    assert!(!db.store.is_spent(&presents(1)).await.unwrap());
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert!(db.store.is_buried(&presents(1)).await.unwrap());
+    assert!(db.store.is_spent(&presents(1)).await.unwrap());
     let spent = presents(1);
     assert!(
         db.store.claim(&record(&db, id).await, "two", Some(&spent), LEASE).await.unwrap()
-            == Err(Lost::Spent)
+            == Err(ClaimRejected::TokenSpent)
     );
     // Kept: the answer brought no other, or the same again.
     assert!(claim(&db, id, "three", 2).await.is_ok());
     let third = grant(&db, 3);
     let kept = Commit { refresh_hash: Some(presents(2)), ..commit(id, &third) };
     assert!(db.store.commit_grant(&kept).await.unwrap());
-    assert!(!db.store.is_buried(&presents(2)).await.unwrap());
+    assert!(!db.store.is_spent(&presents(2)).await.unwrap());
     let kept = presents(2);
     assert!(
         db.store.claim(&record(&db, id).await, "four", Some(&kept), LEASE).await.unwrap().is_ok()
@@ -330,7 +330,7 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     db.set_state(id, State::Active, None).await;
     assert!(
         db.store.claim(&record(&db, id).await, "five", Some(&kept), LEASE).await.unwrap()
-            == Err(Lost::Spent)
+            == Err(ClaimRejected::TokenSpent)
     );
 }
 
@@ -340,21 +340,21 @@ async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {
     db.clock.advance(LEASE);
     assert_eq!(due(&db, 10).await, [id], "its claim was abandoned");
     let later = db.clock.now() + Duration::from_hours(1);
-    assert!(db.store.postpone(id, later).await.unwrap());
+    assert!(db.store.defer_refresh(id, later).await.unwrap());
     assert!(due(&db, 10).await.is_empty());
     assert_eq!(record(&db, id).await.open_attempts, 1, "the attempt stays as evidence");
     db.clock.advance(Duration::from_hours(1));
     assert_eq!(due(&db, 10).await, [id]);
-    assert!(!db.store.postpone(ConnectionId::new(), later).await.unwrap());
+    assert!(!db.store.defer_refresh(ConnectionId::new(), later).await.unwrap());
 }
 
 async fn the_claims_of_a_replica_that_died_are_ended(db: TestDatabase) {
     let (one, two) = (held(&db, "avito-one").await.id, held(&db, "avito-two").await.id);
     assert!(claim(&db, one, "mine.1", 1).await.is_ok());
     assert!(claim(&db, two, "mine2.1", 1).await.is_ok());
-    assert_eq!(db.store.abandon("mine").await.unwrap(), 1);
+    assert_eq!(db.store.expire_leases_of("mine").await.unwrap(), 1);
     assert_eq!(due(&db, 10).await, [one]);
-    assert_eq!(db.store.abandon("mine").await.unwrap(), 0);
+    assert_eq!(db.store.expire_leases_of("mine").await.unwrap(), 0);
 }
 
 async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {

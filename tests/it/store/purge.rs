@@ -139,12 +139,12 @@ async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
 async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let [spent, refused] = [b"spent".as_slice(), b"refused"].map(Digest::of_bytes);
-    db.store.bury(id, &refused).await.unwrap();
+    db.store.mark_spent(id, &refused).await.unwrap();
     db.execute(
         "UPDATE grants SET attempt_refresh_hash = (SELECT refresh_hash FROM refresh_tombstones)",
     )
     .await;
-    db.store.bury(id, &spent).await.unwrap();
+    db.store.mark_spent(id, &spent).await.unwrap();
     let gone = stored(&db, "avito-gone").await.id;
     assert!(db.store.delete_ungranted(gone).await.unwrap());
 
@@ -155,8 +155,8 @@ async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
         db.store.purge_expired().await.unwrap(),
         Purged { tombstones: 1, deleted: 1, ..Purged::default() }
     );
-    assert!(!db.store.is_buried(&spent).await.unwrap());
-    assert!(db.store.is_buried(&refused).await.unwrap(), "it is what would be presented again");
+    assert!(!db.store.is_spent(&spent).await.unwrap());
+    assert!(db.store.is_spent(&refused).await.unwrap(), "it is what would be presented again");
     assert!(!db.store.was_deleted("avito-gone").await.unwrap());
 }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use token_broker::{
     domain::connection::{ConnectionId, HeldGrant, LastError, Record, State},
     seal::secret::Digest,
-    store::{Commit, Failure, Finished, Holding, REMOVE_AT_PROVIDER},
+    store::{Commit, DeletionStep, Failure, Holding, REMOVE_AT_PROVIDER},
 };
 
 use super::{grant, pending, stored, verdicts::escrowed};
@@ -35,14 +35,14 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     let id = held(&db).await;
     let seen = record(&db, id).await;
     assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().is_ok());
-    assert!(db.store.start_revoking(id).await.unwrap());
-    assert!(!db.store.start_revoking(id).await.unwrap(), "once");
+    assert!(db.store.begin_deletion(id).await.unwrap());
+    assert!(!db.store.begin_deletion(id).await.unwrap(), "once");
     let client = &["avito".parse().unwrap()];
     let due = async || db.store.revocations_due(client, 10).await.unwrap().len();
     assert_eq!(due().await, 0, "a refresh is under way");
     assert!(db.store.claim_revocation(id, "r.two", LEASE).await.unwrap().is_none());
     let later = db.clock.now() + Duration::from_hours(1);
-    assert!(!db.store.postpone(id, later).await.unwrap());
+    assert!(!db.store.defer_refresh(id, later).await.unwrap());
     let error = LastError { code: "x".to_owned(), message: "y".to_owned(), at: db.clock.now() };
     let failure = Failure {
         connection: id,
@@ -61,7 +61,9 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     assert!(db.store.claim_revocation(id, "r.two", LEASE).await.unwrap().is_some());
     db.clock.advance(LEASE);
     let seen = record(&db, id).await;
-    assert!(!db.store.hold(&seen, State::Suspect, "crashes", None, later).await.unwrap());
+    assert!(
+        !db.store.suspend_refresh(&seen, State::Suspect, "crashes", None, later).await.unwrap()
+    );
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
@@ -70,50 +72,50 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
 async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     let id = held(&db).await;
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
-    assert!(db.store.put_in_escrow(&escrowed(&db, id, "one"), None).await.unwrap());
+    assert!(db.store.put_fallback(&escrowed(&db, id, "one"), None).await.unwrap());
     let hash = Digest::of_bytes(b"the refresh token");
-    assert!(db.store.leave_to_person(id, Some(&hash)).await.unwrap());
-    assert!(db.store.is_buried(&hash).await.unwrap());
+    assert!(db.store.require_manual_removal(id, Some(&hash)).await.unwrap());
+    assert!(db.store.is_spent(&hash).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
     assert!(!db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.commit_confirmed(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
-    assert!(db.store.put_in_escrow(&escrowed(&db, id, "two"), None).await.unwrap());
+    assert!(db.store.put_fallback(&escrowed(&db, id, "two"), None).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
     let read = record(&db, id).await.connection;
     assert_eq!((read.state, read.reason.as_deref()), (State::Revoked, Some(REMOVE_AT_PROVIDER)));
-    assert!(!db.store.start_revoking(id).await.unwrap());
+    assert!(!db.store.begin_deletion(id).await.unwrap());
     assert!(!db.store.delete_ungranted(id).await.unwrap());
 }
 
 async fn a_revocation_ends_only_when_nothing_is_left(db: TestDatabase) {
     let id = held(&db).await;
     assert!(!db.store.delete_ungranted(id).await.unwrap());
-    db.store.start_revoking(id).await.unwrap();
+    db.store.begin_deletion(id).await.unwrap();
     let claim = async |attempt: &str| {
         db.store.claim_revocation(id, attempt, LEASE).await.unwrap().unwrap().next
     };
     assert_eq!(claim("r.one").await.unwrap().holding, Holding::Grant(1));
     assert!(db.store.claim_revocation(id, "r.two", LEASE).await.unwrap().is_none(), "claimed");
     let shred = async |attempt: &str, holding| {
-        db.store.shred(id, attempt, holding, None, None).await.unwrap()
+        db.store.erase_token(id, attempt, holding, None, None).await.unwrap()
     };
     assert!(!shred("r.two", Holding::Grant(1)).await, "only by the claim's own attempt");
     assert!(shred("r.one", Holding::Grant(1)).await);
     assert!(claim("r.three").await.is_none(), "nothing is held");
     // A late grant comes before the end.
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert_eq!(db.store.finish_revoking(id, "r.three").await.unwrap(), Finished::NotYet);
+    assert_eq!(db.store.finish_deletion(id, "r.three").await.unwrap(), DeletionStep::NotYet);
     assert_eq!(claim("r.four").await.unwrap().holding, Holding::Grant(2));
     assert!(shred("r.four", Holding::Grant(2)).await);
     let late = escrowed(&db, id, "late");
     assert!(claim("r.five").await.is_none());
-    assert!(db.store.put_in_escrow(&late, None).await.unwrap());
-    assert_eq!(db.store.finish_revoking(id, "r.five").await.unwrap(), Finished::NotYet);
+    assert!(db.store.put_fallback(&late, None).await.unwrap());
+    assert_eq!(db.store.finish_deletion(id, "r.five").await.unwrap(), DeletionStep::NotYet);
     assert_eq!(claim("r.six").await.unwrap().holding, Holding::Escrow(late.id));
     assert!(shred("r.six", Holding::Escrow(late.id)).await);
     assert!(claim("r.seven").await.is_none());
-    assert_eq!(db.store.finish_revoking(id, "r.seven").await.unwrap(), Finished::Forgotten);
+    assert_eq!(db.store.finish_deletion(id, "r.seven").await.unwrap(), DeletionStep::Forgotten);
     assert!(db.store.record_by_id(id).await.unwrap().is_none());
     assert!(db.store.was_deleted("avito-main").await.unwrap());
 }

@@ -3,10 +3,10 @@ use std::time::Duration;
 use token_broker::{
     domain::{
         connection::{Account, ConnectionId, LastError, Record, State},
-        grant_conflict::Origin,
+        grant_conflict::GrantLineage,
     },
     seal::{Sealed, secret::Digest},
-    store::{Commit, Escrowed, Source},
+    store::{Commit, FallbackGrant, Source},
 };
 use uuid::Uuid;
 
@@ -34,9 +34,9 @@ fn lost(db: &TestDatabase) -> LastError {
     LastError { code, message, at: db.clock.now() }
 }
 
-pub(super) fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escrowed {
+pub(super) fn fallback(db: &TestDatabase, id: ConnectionId, mark: &str) -> FallbackGrant {
     let now = db.clock.now();
-    Escrowed {
+    FallbackGrant {
         id: Uuid::now_v7(),
         connection: id,
         generation: 2,
@@ -46,7 +46,7 @@ pub(super) fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escro
         scopes: Vec::new(),
         received_at: now,
         expires_at: now + Duration::from_hours(1),
-        origin: Some(Origin { parent: None, asked_at: now }),
+        origin: Some(GrantLineage { parent: None, asked_at: now }),
     }
 }
 
@@ -61,18 +61,18 @@ async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
     let until = Some(db.clock.now() + Duration::from_hours(9));
     let why = lost(&db);
     for until in [None, until] {
-        assert!(!db.store.give_up_refreshing(&seen, until, &why).await.unwrap());
-        assert!(!db.store.give_up_refreshing(&record().await, until, &why).await.unwrap());
+        assert!(!db.store.give_up_refresh(&seen, until, &why).await.unwrap());
+        assert!(!db.store.give_up_refresh(&record().await, until, &why).await.unwrap());
     }
     // And brings a grant.
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert!(!db.store.give_up_refreshing(&seen, None, &why).await.unwrap());
+    assert!(!db.store.give_up_refresh(&seen, None, &why).await.unwrap());
     let untouched = record().await.connection;
     assert_eq!((untouched.state, untouched.reason), (State::Active, None));
     // Whoever sees things as they are may conclude.
-    assert!(db.store.give_up_refreshing(&record().await, until, &why).await.unwrap());
+    assert!(db.store.give_up_refresh(&record().await, until, &why).await.unwrap());
     assert_eq!(record().await.connection.state, State::Active);
-    assert!(db.store.give_up_refreshing(&record().await, None, &why).await.unwrap());
+    assert!(db.store.give_up_refresh(&record().await, None, &why).await.unwrap());
     let given_up = record().await.connection;
     assert_eq!(
         (given_up.state, given_up.reason.as_deref()),
@@ -88,13 +88,13 @@ async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
     let presented = Digest::of_bytes(b"refresh token 1");
     let claimed = db.store.claim(&record().await, "lost", Some(&presented), Duration::ZERO).await;
     assert!(claimed.unwrap().is_ok());
-    assert!(db.store.give_up_refreshing(&record().await, None, &lost(&db)).await.unwrap());
-    db.store.bury(id, &presented).await.unwrap();
+    assert!(db.store.give_up_refresh(&record().await, None, &lost(&db)).await.unwrap());
+    db.store.mark_spent(id, &presented).await.unwrap();
     let clients = ["avito".parse().unwrap()];
     let (within, until) = (Duration::from_mins(10), db.clock.now());
-    assert_eq!(db.store.take_back_verdicts(&clients, within, until).await.unwrap(), 0);
+    assert_eq!(db.store.revert_refusals(&clients, within, until).await.unwrap(), 0);
     assert_eq!(record().await.connection.state, State::NeedsConsent);
-    assert!(db.store.is_buried(&presented).await.unwrap());
+    assert!(db.store.is_spent(&presented).await.unwrap());
 }
 
 async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
@@ -105,20 +105,20 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
     });
     let of_nobody = escrowed(&db, ConnectionId::new(), "nobody's");
     for grant in [&newer, &older, &of_nobody] {
-        assert!(db.store.put_in_escrow(grant, None).await.unwrap());
+        assert!(db.store.put_fallback(grant, None).await.unwrap());
     }
     // The same refresh token again is the same grant.
-    assert!(db.store.put_in_escrow(&escrowed(&db, id, "newer"), None).await.unwrap());
-    let first = db.store.escrowed(id).await.unwrap().unwrap();
+    assert!(db.store.put_fallback(&escrowed(&db, id, "newer"), None).await.unwrap());
+    let first = db.store.fallback(id).await.unwrap().unwrap();
     assert_eq!(format!("{first:?}"), format!("{newer:?}"));
-    db.store.bury(id, &newer.refresh_hash).await.unwrap();
+    db.store.mark_spent(id, &newer.refresh_hash).await.unwrap();
     assert_eq!(
-        db.store.escrowed(id).await.unwrap().unwrap().id,
+        db.store.fallback(id).await.unwrap().unwrap().id,
         older.id,
         "the refused one is passed over"
     );
-    db.store.leave_escrow(older.id).await.unwrap();
-    assert!(db.store.escrowed(id).await.unwrap().is_none());
+    db.store.drop_fallback(older.id).await.unwrap();
+    assert!(db.store.fallback(id).await.unwrap().is_none());
     assert_eq!(db.store.purge_expired().await.unwrap().escrow, 0);
     db.clock.advance(Duration::from_hours(7 * 24));
     assert_eq!(db.store.purge_expired().await.unwrap().escrow, 1);
@@ -126,15 +126,15 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
 
 async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(db.store.put_in_escrow(&escrowed(&db, id, "old"), None).await.unwrap());
+    assert!(db.store.put_fallback(&escrowed(&db, id, "old"), None).await.unwrap());
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
-    assert!(db.store.escrowed(id).await.unwrap().is_some(), "a refresh leaves it");
+    assert!(db.store.fallback(id).await.unwrap().is_some(), "a refresh leaves it");
     // Whether the provider says whose it is, or not.
     let second = grant(&db, 2);
     let judged = record(&db, id).await.connection;
     let consented = Commit { source: Source::Consent { judged: &judged }, ..commit(id, &second) };
     assert!(db.store.commit_grant(&consented).await.unwrap());
-    assert!(db.store.escrowed(id).await.unwrap().is_none(), "it may be another account's");
+    assert!(db.store.fallback(id).await.unwrap().is_none(), "it may be another account's");
 }
 
 async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: TestDatabase) {
@@ -158,21 +158,21 @@ async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: Te
         let consented = Commit { source, account: now, ..commit(id, &next) };
         assert!(db.store.commit_grant(&consented).await.unwrap());
         // Its refresh wanted the place that the consent has taken.
-        let late = Escrowed { generation, ..escrowed(&db, id, &round.to_string()) };
+        let late = FallbackGrant { generation, ..fallback(&db, id, &round.to_string()) };
         let of = of.map(|account| account.id.as_str());
-        assert_eq!(db.store.put_in_escrow(&late, of).await.unwrap(), kept, "{round}");
-        assert_eq!(db.store.escrowed(id).await.unwrap().is_some(), kept, "{round}");
-        assert_eq!(db.store.is_buried(&late.refresh_hash).await.unwrap(), !kept, "{round}");
+        assert_eq!(db.store.put_fallback(&late, of).await.unwrap(), kept, "{round}");
+        assert_eq!(db.store.fallback(id).await.unwrap().is_some(), kept, "{round}");
+        assert_eq!(db.store.is_spent(&late.refresh_hash).await.unwrap(), !kept, "{round}");
         // What was asked for since is of the same authorisation.
         let mark = format!("since {round}");
-        let since = Escrowed { generation: generation + 1, ..escrowed(&db, id, &mark) };
-        assert!(db.store.put_in_escrow(&since, None).await.unwrap(), "{round}");
+        let since = FallbackGrant { generation: generation + 1, ..fallback(&db, id, &mark) };
+        assert!(db.store.put_fallback(&since, None).await.unwrap(), "{round}");
         assert!(db.store.commit_grant(&commit(id, &grant(&db, generation + 1))).await.unwrap());
         // A refresh later it is still an older one's.
-        let later = Escrowed { generation, ..escrowed(&db, id, &format!("later {round}")) };
-        assert_eq!(db.store.put_in_escrow(&later, of).await.unwrap(), kept, "{round}");
+        let later = FallbackGrant { generation, ..fallback(&db, id, &format!("later {round}")) };
+        assert_eq!(db.store.put_fallback(&later, of).await.unwrap(), kept, "{round}");
     }
     // Who is being revoked is revoked with all that comes.
     db.set_state(id, State::Revoking, None).await;
-    assert!(db.store.put_in_escrow(&escrowed(&db, id, "too late"), None).await.unwrap());
+    assert!(db.store.put_fallback(&escrowed(&db, id, "too late"), None).await.unwrap());
 }

@@ -395,12 +395,12 @@ impl TestBroker {
     pub(crate) async fn has_escrow(&self, connection: &str) -> bool {
         let store = self.broker().store();
         let id = store.record(connection).await.unwrap().unwrap().connection.id;
-        store.escrowed(id).await.unwrap().is_some()
+        store.fallback(id).await.unwrap().is_some()
     }
 
     /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
-    pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
-        self.database.hold(sql).await
+    pub(crate) async fn suspend_refresh(&self, sql: &'static str) -> PgConnection {
+        self.database.suspend_refresh(sql).await
     }
 
     /// Waits until nothing is under way in the background.

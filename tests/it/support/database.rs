@@ -152,7 +152,7 @@ impl TestDatabase {
 
     /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
     #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
-    pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
+    pub(crate) async fn suspend_refresh(&self, sql: &'static str) -> PgConnection {
         let mut connection = PgConnection::connect(self.url.expose_secret()).await.unwrap();
         sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
         sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();

@@ -38,7 +38,7 @@ impl Holds {
     }
 
     /// From now on refreshes stay at this point.
-    pub(crate) fn hold(&self, point: Point) {
+    pub(crate) fn suspend_refresh(&self, point: Point) {
         self.at.send_replace(Some(point));
     }
 
