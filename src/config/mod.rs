@@ -83,7 +83,7 @@ pub struct Log {
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// One ok_or_log line.
+    /// One readable line.
     Text,
 }
 

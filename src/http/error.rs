@@ -22,7 +22,7 @@ pub struct Problem {
     pub title: &'static str,
     /// The HTTP status.
     pub status: u16,
-    /// Stable and machine-ok_or_log.
+    /// Stable and machine-readable.
     pub code: &'static str,
     /// One sentence: what is wrong and what to do.
     pub detail: String,

@@ -18,13 +18,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    domain::{
-        connection::{ConnectionId, HeldGrant},
-        grant_conflict::GrantLineage,
-    },
-    seal::Sealed,
-};
+use crate::domain::{connection::ConnectionId, grant::SealedGrant};
 
 /// The room that is made for a grant before it is asked for, in bytes: two tokens of the largest
 /// size that is taken, sealed, and what is written about them.
@@ -41,33 +35,17 @@ pub struct Spool {
     stored: PathBuf,
 }
 
-/// A grant as it lies in the spool.
-#[derive(Clone, Debug)]
+/// A grant as it lies in the spool, as JSON.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Entry {
     /// Whose it is.
     pub connection: ConnectionId,
     /// The account that it was asked for, where that was known.
     pub account: Option<String>,
     /// The grant, sealed for its generation.
-    pub grant: HeldGrant,
+    pub grant: SealedGrant,
     /// When the next refresh is due.
     pub refresh_at: Option<Timestamp>,
-}
-
-/// The form of an entry on disk.
-#[derive(Deserialize, Serialize)]
-struct Written {
-    connection: String,
-    account: Option<String>,
-    generation: i64,
-    access: String,
-    refresh: Option<String>,
-    scopes: Vec<String>,
-    received_at: Timestamp,
-    expires_at: Timestamp,
-    refresh_at: Option<Timestamp>,
-    parent: Option<String>,
-    asked_at: Option<Timestamp>,
 }
 
 impl Spool {
@@ -139,7 +117,7 @@ impl Spool {
             let bytes = fs::read(file?.path()).unwrap_or_default();
             entries.extend(read(&bytes));
         }
-        entries.sort_by_key(|entry| entry.grant.generation);
+        entries.sort_by_key(|entry| entry.grant.generation());
         Ok(entries)
     }
 
@@ -204,22 +182,7 @@ impl Reservation {
     ///
     /// When the disk fails; the room is given back then.
     pub fn keep(mut self, entry: &Entry) -> io::Result<SpooledGrant> {
-        let Entry { connection, account, grant, refresh_at } = entry;
-        let origin = grant.origin.as_ref();
-        let written = Written {
-            connection: connection.to_string(),
-            account: account.clone(),
-            generation: grant.generation,
-            access: grant.access.as_str().to_owned(),
-            refresh: grant.refresh.as_ref().map(|refresh| refresh.as_str().to_owned()),
-            scopes: grant.scopes.clone(),
-            received_at: grant.received_at,
-            expires_at: grant.expires_at,
-            refresh_at: *refresh_at,
-            parent: origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()),
-            asked_at: origin.map(|origin| origin.asked_at),
-        };
-        let bytes = serde_json::to_vec(&written)?;
+        let bytes = serde_json::to_vec(entry)?;
         self.write(&bytes)?;
         // A file that was removed meanwhile takes every write, and nobody finds it again.
         if self.file.metadata()?.nlink() == 0 {
@@ -301,22 +264,7 @@ fn text(bytes: &[u8]) -> &[u8] {
 }
 
 fn read(bytes: &[u8]) -> Option<Entry> {
-    let written: Written = serde_json::from_slice(text(bytes)).ok()?;
-    let parent = written.parent.map(|parent| parent.parse()).transpose().ok()?;
-    Some(Entry {
-        connection: written.connection.parse().ok()?,
-        account: written.account,
-        grant: HeldGrant {
-            generation: written.generation,
-            access: Sealed::from_stored(written.access),
-            refresh: written.refresh.map(Sealed::from_stored),
-            scopes: written.scopes,
-            received_at: written.received_at,
-            expires_at: written.expires_at,
-            origin: written.asked_at.map(|asked_at| GrantLineage { parent, asked_at }),
-        },
-        refresh_at: written.refresh_at,
-    })
+    serde_json::from_slice(text(bytes)).ok()
 }
 
 #[cfg(test)]
