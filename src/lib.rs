@@ -81,6 +81,7 @@ mod core_dump;
 pub mod failpoint;
 pub mod freeze;
 pub mod guard;
+pub mod guide;
 pub mod http;
 #[cfg(test)]
 mod properties;
