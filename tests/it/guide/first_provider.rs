@@ -14,6 +14,11 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// A line of the shell that waits until a command succeeds, for a minute at the most.
+fn wait_for(command: &str) -> String {
+    format!("timeout 60 bash -c 'until {command}; do sleep 0.1; done'\n")
+}
+
 #[test]
 fn the_steps_to_the_first_provider_work_as_written() {
     let home = tempfile::tempdir().unwrap();
@@ -30,12 +35,10 @@ fn the_steps_to_the_first_provider_work_as_written() {
         ("127.0.0.1:8081", format!("127.0.0.1:{internal}")),
         // A second is enough for a person's machine, but not for one that runs all the tests.
         (">> broker.toml &\nsleep 1\n", {
-            let last = "until grep -q kommo.localhost broker.toml; do sleep 0.1; done";
-            format!(">> broker.toml &\n{last}\n")
+            format!(">> broker.toml &\n{}", wait_for("grep -q kommo.localhost broker.toml"))
         }),
         ("2> broker.log &\nsleep 1\n", {
-            let ready = "until token-broker healthcheck >/dev/null 2>&1; do sleep 0.1; done";
-            format!("2> broker.log &\n{ready}\n")
+            format!("2> broker.log &\n{}", wait_for("token-broker healthcheck >/dev/null 2>&1"))
         }),
     ] {
         assert!(script.contains(written), "{written} is in the README");
