@@ -74,6 +74,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod failpoint;
+pub mod guide;
 pub mod http;
 mod os;
 #[cfg(test)]

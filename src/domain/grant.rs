@@ -40,8 +40,7 @@ impl OpenGrant {
 }
 
 /// The place that a grant is kept in. Its tokens are sealed for this slot and open in no other.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum GrantSlot {
     /// The connection's own grant.
     Live {
@@ -88,9 +87,12 @@ impl GrantSlot {
 }
 
 /// A grant with its tokens sealed, as the database and the spool keep it.
+///
+/// As JSON, in the spool, it is always a live one, and its slot is written as `generation`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct SealedGrant {
     /// The slot that the tokens are sealed for.
+    #[serde(rename = "generation", with = "live_slot")]
     pub slot: GrantSlot,
     /// The access token.
     pub access: Sealed,
@@ -103,7 +105,22 @@ pub struct SealedGrant {
     /// When the access token ends.
     pub expires_at: Timestamp,
     /// The refresh that brought it; none for a consent.
+    #[serde(flatten)]
     pub origin: Option<GrantLineage>,
+}
+
+mod live_slot {
+    use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
+
+    use super::GrantSlot;
+
+    pub(super) fn serialize<S: Serializer>(slot: &GrantSlot, to: S) -> Result<S::Ok, S::Error> {
+        slot.generation().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<GrantSlot, D::Error> {
+        Ok(GrantSlot::Live { generation: i64::deserialize(from)? })
+    }
 }
 
 impl SealedGrant {

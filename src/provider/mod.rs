@@ -36,26 +36,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The rest, each with its default:
-//!
-//! | setting | meaning |
-//! |---|---|
-//! | `network` | `"public"`: https on port 443 of public addresses; `"loopback"`: this machine; a table `[network.private]` with `hosts` and `networks`: https there |
-//! | `vars.<name>` | a value that differs between accounts, for `{name}` in a URL: `suffixes` (one DNS label under one of these) or `allow` (a list), and `from_callback`, the parameter that brings it, unless an operator gives it |
-//! | `scope` | `separator` (a space); `always`: scopes that every request asks for |
-//! | `authorize`, `grants.*` | `omit`: standard parameters that are not sent; `params`: others that are |
-//! | `token` | `body`: `"form"` or `"json"`; `timeout` (`"40s"`) |
-//! | `revocation` | where tokens are revoked (RFC 7009) when a connection is deleted: `url`, `client_auth`, and `token`: `"refresh"` (the default) or `"access"`. Without it a person is told to remove the application |
-//! | `tokens` | `access_life` (`"10m"`) where the answer does not say; `max_access_life` (`"90d"`); `refresh_idle_life`; `rotation`: `"single_use"`, `"single_use_family"`, `"grace"` with `grace`, or `"none"` |
-//! | `pace` | for each replica: `per_second` (5) token requests, `burst` (10) of them at once after a pause, `in_flight` (8) background refreshes at a time |
-//! | `[[errors]]` | what a refusal means: `status`, `match` (JSON pointer to value) and `absent` (JSON pointers) must all fit; `verdict`: `"refused"` with a `reason`, `"misconfigured"`, `"busy"` or `"retry"`. The first that fits decides, then RFC 6749 section 5.2 |
-//! | `account` | `name`, `aliases`: more JSON pointers; `headers`, if not those of `resource` |
-//! | `resource` | `headers` (`Authorization = "Bearer {access_token}"`) |
-//! | `client.<name>` | a secret that every client needs; `about` says what it is |
-//!
-//! `{name}` may be a var or a client's setting, `client_id`, `redirect_uri`, and in headers and a
-//! refresh `access_token`. The same settings under `[providers.profiles.<name>]` of the configuration are
-//! laid over a profile: tables are merged, anything else is replaced.
+//! [The profile format](crate::guide::profiles) has every field, with its default and what it is for.
+
 pub mod amocrm;
 mod catalogue;
 mod check;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{connection::GrantType, slug::Slug};
 
-/// What is known of one provider. The format is explained in [the room's page](super).
+/// What is known of one provider. [The profile format](crate::guide::profiles) explains each field.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {

@@ -43,6 +43,7 @@ pub struct Entry {
     /// The account that it was asked for, where that was known.
     pub account: Option<String>,
     /// The grant, sealed for its generation.
+    #[serde(flatten)]
     pub grant: SealedGrant,
     /// When the next refresh is due.
     pub refresh_at: Option<Timestamp>,

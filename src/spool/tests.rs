@@ -95,3 +95,24 @@ fn no_room_is_said_before_anything_is_sent() {
     fs::remove_dir_all(folder.path().join("spool")).unwrap();
     assert!(spool.reserve("a1").is_err());
 }
+
+/// The form of a file that an earlier build wrote.
+#[test]
+fn the_form_on_disk_is_fixed() {
+    let connection = ConnectionId::new();
+    let parent = "ab".repeat(32);
+    for (lineage, known) in [
+        (format!(r#""parent":"{parent}","asked_at":"1970-01-01T00:00:01Z""#), true),
+        (r#""parent":null,"asked_at":null"#.to_owned(), false),
+    ] {
+        let text = format!(
+            r#"{{"connection":"{connection}","account":"1","generation":7,"access":"v1.k.a","refresh":"v1.k.r","scopes":["a"],"received_at":"1970-01-01T00:00:00Z","expires_at":"1970-01-01T00:01:00Z","refresh_at":null,{lineage}}}"#
+        );
+        let entry = read(text.as_bytes()).unwrap();
+        assert_eq!((entry.connection, entry.grant.generation()), (connection, 7));
+        assert_eq!(entry.grant.origin.is_some(), known);
+        let again: Entry = serde_json::from_slice(&serde_json::to_vec(&entry).unwrap()).unwrap();
+        assert_eq!(again.grant.origin, entry.grant.origin);
+        assert_eq!(again.grant.slot, entry.grant.slot);
+    }
+}

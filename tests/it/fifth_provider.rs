@@ -19,10 +19,10 @@ on_both_engines! {
     a_profile_in_a_folder_makes_a_provider,
 }
 
-/// The profile that the README shows, at a simulated Divar that stands in for its provider.
+/// The profile that the guide shows, at a simulated Divar that stands in for its provider.
 fn acme(port: u16) -> String {
-    let readme = include_str!("../../README.md");
-    let profile = readme.split("```toml\n").find(|block| block.starts_with("title = \"Acme\""));
+    let guide = include_str!("../../src/guide/profiles.md");
+    let profile = guide.split("```toml\n").find(|block| block.starts_with("title = \"Acme\""));
     let profile = profile.unwrap().split("```").next().unwrap();
     let (site, api) = (format!("http://localhost:{port}"), format!("http://127.0.0.1:{port}"));
     let mut here = profile.to_owned();
@@ -34,7 +34,7 @@ fn acme(port: u16) -> String {
         ("https://api.acme.example/me", format!("{api}/v1/open-platform/users")),
         ("https://api.acme.example", api),
     ] {
-        assert!(here.contains(there), "{there} is in the README");
+        assert!(here.contains(there), "{there} is in the guide");
         here = here.replace(there, &here_instead);
     }
     here

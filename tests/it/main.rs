@@ -17,6 +17,7 @@ mod demo;
 mod fifth_provider;
 mod floods;
 mod freezes;
+mod guide;
 mod hostile_answers;
 mod journeys;
 mod keys;
