@@ -339,7 +339,7 @@ async fn nothing_is_sent_out_of_the_network() {
     // A listed name that leads elsewhere: found at dial time.
     let private = Network::Private {
         hosts: vec!["demo.localhost".to_owned()],
-        networks: vec!["10.0.0.0/8".parse().unwrap()],
+        networks: vec!["10.0.0.0/8".to_owned().try_into().unwrap()],
     };
     let url = format!("https://demo.localhost:{port}/");
     let error = send(&url, &profile(private)).await.unwrap_err();
