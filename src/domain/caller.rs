@@ -195,7 +195,7 @@ pub fn new_key(
     now: Timestamp,
     expires_at: Option<Timestamp>,
 ) -> (SecretString, StoredKey) {
-    let id: String = secret::random_bytes::<6>().map(|byte| format!("{byte:02x}")).concat();
+    let id = hex::encode(secret::random_bytes::<6>());
     let prefix = match holder {
         Holder::Operator => "tbo",
         Holder::Service => "tbs",

@@ -94,7 +94,7 @@ struct Key {
 impl Key {
     fn generate() -> Self {
         let mut bytes = secret::random_bytes::<KEY_LEN>();
-        let id: String = secret::random_bytes::<4>().map(|byte| format!("{byte:02x}")).concat();
+        let id = hex::encode(secret::random_bytes::<4>());
         let key = Self { id, bytes: SecretBox::new(Box::new(bytes)), waits: false };
         bytes.zeroize();
         key
