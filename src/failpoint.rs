@@ -11,33 +11,32 @@ use std::sync::Arc;
 
 #[cfg(feature = "failpoints")]
 use futures_util::future::BoxFuture;
+use strum::{Display, EnumString, IntoStaticStr};
 
-use crate::words::words;
-
-words! {
-    /// A point of a refresh, in the order in which it passes them.
-    Point {
-        /// Nothing has happened yet.
-        Unclaimed = "unclaimed",
-        /// The claim and the intent are committed; nothing is sent.
-        Claimed = "claimed",
-        /// The connection to the provider stands; not a byte is written.
-        Connected = "connected",
-        /// The request is written; nothing of an answer has come.
-        Written = "written",
-        /// The head of the answer has come, and nothing of its body.
-        Answered = "answered",
-        /// A part of the answer's body has come.
-        PartlyRead = "partly_read",
-        /// The whole answer is in memory.
-        Received = "received",
-        /// The grant is in the spool.
-        Spooled = "spooled",
-        /// The grant is in the database, and in the spool still.
-        Committed = "committed",
-        /// The spool is empty again; readers do not have the grant yet.
-        Unpublished = "unpublished",
-    }
+/// A point of a refresh, in the order in which it passes them.
+#[derive(Clone, Copy, Debug, Display, EnumString, Eq, IntoStaticStr, PartialEq, PartialOrd)]
+#[strum(serialize_all = "snake_case")]
+pub enum Point {
+    /// Nothing has happened yet.
+    Unclaimed,
+    /// The claim and the intent are committed; nothing is sent.
+    Claimed,
+    /// The connection to the provider stands; not a byte is written.
+    Connected,
+    /// The request is written; nothing of an answer has come.
+    Written,
+    /// The head of the answer has come, and nothing of its body.
+    Answered,
+    /// A part of the answer's body has come.
+    PartlyRead,
+    /// The whole answer is in memory.
+    Received,
+    /// The grant is in the spool.
+    Spooled,
+    /// The grant is in the database, and in the spool still.
+    Committed,
+    /// The spool is empty again; readers do not have the grant yet.
+    Unpublished,
 }
 
 /// What a test does with a refresh that reaches a point.

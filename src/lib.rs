@@ -84,4 +84,3 @@ pub mod seal;
 pub mod simulator;
 pub mod spool;
 pub mod store;
-mod words;

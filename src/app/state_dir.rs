@@ -92,7 +92,7 @@ fn replica(mut lock: &File) -> io::Result<String> {
     if name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(name);
     }
-    let name = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
+    let name = hex::encode(secret::random_bytes::<8>());
     lock.set_len(0)?;
     lock.rewind()?;
     lock.write_all(name.as_bytes())?;

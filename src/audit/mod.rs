@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use strum::Display;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -23,89 +24,88 @@ pub use self::{
 use crate::{
     domain::{connection::ConnectionId, slug::Slug},
     seal::secret::Digest,
-    words::words,
 };
 
 /// How many characters the detail of a record may have.
 const MAX_DETAIL: usize = 200;
 
-words! {
-    /// What happened.
-    Kind {
-        /// The account that consented was accepted.
-        AccountConfirmed = "account_confirmed",
-        /// Another account consented than the one that was meant.
-        AccountMismatch = "account_mismatch",
-        /// The broker started; `fingerprint` is of its clients and their providers' addresses, and
-        /// `detail` says whether they are as at the start before.
-        Configuration = "configuration",
-        /// A connection was deleted; `detail` says what becomes of its tokens.
-        ConnectionDeleted = "connection_deleted",
-        /// A connection was made.
-        ConnectionMade = "connection_made",
-        /// The quarantine of a connection was ended.
-        ConnectionReleased = "connection_released",
-        /// All connections were quarantined; `detail` says why.
-        ConnectionsQuarantined = "connections_quarantined",
-        /// A person went to the provider.
-        ConsentBegun = "consent_begun",
-        /// The account's owner declined at the provider.
-        ConsentDenied = "consent_denied",
-        /// The provider gave no token.
-        ConsentFailed = "consent_failed",
-        /// A consent was stored; `detail` says whether its account waits to be confirmed.
-        ConsentFinished = "consent_finished",
-        /// A link or a callback was refused; `detail` says why.
-        ConsentRefused = "consent_refused",
-        /// Something is served no more; `detail` says what.
-        Frozen = "frozen",
-        /// A grant that a crash had left on the disk was stored.
-        GrantRecovered = "grant_recovered",
-        /// A stored token does not open.
-        IntegrityError = "integrity_error",
-        /// A key was ended; `detail` says whose.
-        KeyDeleted = "key_deleted",
-        /// A key came to its end; `detail` says whose.
-        KeyExpired = "key_expired",
-        /// A key was made; `detail` says whose.
-        KeyMade = "key_made",
-        /// A consent link was made; `detail` is its public id.
-        LinkMade = "link_made",
-        /// An operator's access was taken away.
-        OperatorDeleted = "operator_deleted",
-        /// An operator was made with their first key.
-        OperatorMade = "operator_made",
-        /// Somebody asked for a refresh.
-        RefreshAsked = "refresh_asked",
-        /// A refresh brought nothing; `detail` is the verdict, its code, and the state it leads to.
-        RefreshFailed = "refresh_failed",
-        /// A refresh brought a grant; `detail` says why it was made.
-        RefreshGranted = "refresh_granted",
-        /// A service was deleted with its keys.
-        ServiceDeleted = "service_deleted",
-        /// A service was made with its first key.
-        ServiceMade = "service_made",
-        /// A token was handed out.
-        TokenIssued = "token_issued",
-        /// What was deleted is revoked at the provider, or left to a person, as `detail` says.
-        TokensRevoked = "tokens_revoked",
-        /// Something is served again; `detail` says what.
-        Unfrozen = "unfrozen",
-        /// Refusals of one provider were taken back, because there were too many of them.
-        VerdictsTakenBack = "verdicts_taken_back",
-    }
+/// What happened.
+#[derive(Clone, Copy, Debug, Display, Eq, PartialEq)]
+#[strum(serialize_all = "snake_case")]
+pub enum Kind {
+    /// The account that consented was accepted.
+    AccountConfirmed,
+    /// Another account consented than the one that was meant.
+    AccountMismatch,
+    /// The broker started; `fingerprint` is of its clients and their providers' addresses, and
+    /// `detail` says whether they are as at the start before.
+    Configuration,
+    /// A connection was deleted; `detail` says what becomes of its tokens.
+    ConnectionDeleted,
+    /// A connection was made.
+    ConnectionMade,
+    /// The quarantine of a connection was ended.
+    ConnectionReleased,
+    /// All connections were quarantined; `detail` says why.
+    ConnectionsQuarantined,
+    /// A person went to the provider.
+    ConsentBegun,
+    /// The account's owner declined at the provider.
+    ConsentDenied,
+    /// The provider gave no token.
+    ConsentFailed,
+    /// A consent was stored; `detail` says whether its account waits to be confirmed.
+    ConsentFinished,
+    /// A link or a callback was refused; `detail` says why.
+    ConsentRefused,
+    /// Something is served no more; `detail` says what.
+    Frozen,
+    /// A grant that a crash had left on the disk was stored.
+    GrantRecovered,
+    /// A stored token does not open.
+    IntegrityError,
+    /// A key was ended; `detail` says whose.
+    KeyDeleted,
+    /// A key came to its end; `detail` says whose.
+    KeyExpired,
+    /// A key was made; `detail` says whose.
+    KeyMade,
+    /// A consent link was made; `detail` is its public id.
+    LinkMade,
+    /// An operator's access was taken away.
+    OperatorDeleted,
+    /// An operator was made with their first key.
+    OperatorMade,
+    /// Somebody asked for a refresh.
+    RefreshAsked,
+    /// A refresh brought nothing; `detail` is the verdict, its code, and the state it leads to.
+    RefreshFailed,
+    /// A refresh brought a grant; `detail` says why it was made.
+    RefreshGranted,
+    /// A service was deleted with its keys.
+    ServiceDeleted,
+    /// A service was made with its first key.
+    ServiceMade,
+    /// A token was handed out.
+    TokenIssued,
+    /// What was deleted is revoked at the provider, or left to a person, as `detail` says.
+    TokensRevoked,
+    /// Something is served again; `detail` says what.
+    Unfrozen,
+    /// Refusals of one provider were taken back, because there were too many of them.
+    VerdictsTakenBack,
 }
 
-words! {
-    /// How the audit file is.
-    FileHealth {
-        /// It takes records, as far as is known.
-        Ok = "ok",
-        /// It takes records, and those of the last second may not survive a power cut.
-        Unsynced = "unsynced",
-        /// The last record was not written: no token is handed out until one is.
-        Failing = "failing",
-    }
+/// How the audit file is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FileHealth {
+    /// It takes records, as far as is known.
+    Ok,
+    /// It takes records, and those of the last second may not survive a power cut.
+    Unsynced,
+    /// The last record was not written: no token is handed out until one is.
+    Failing,
 }
 
 /// Who does something, and from where.
@@ -189,7 +189,7 @@ impl Record {
         Self {
             id: Uuid::now_v7(),
             at: now,
-            kind: kind.as_str().to_owned(),
+            kind: kind.to_string(),
             actor: by.actor.clone(),
             peer: by.peer.map(|peer| peer.to_canonical().to_string()),
             connection: None,

@@ -8,6 +8,7 @@ use dashmap::DashMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Serialize;
+use strum::{Display, IntoStaticStr};
 use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -30,25 +31,26 @@ use crate::{
     },
     spool::Spool,
     store::{DeletionStep, Revocable, Revoking, Store, StoreError},
-    words::words,
 };
 
 /// What a claim is longer than the call that it covers.
 const LEASE_SLACK: Duration = Duration::from_secs(20);
 
-words! {
-    /// What became of the tokens of a connection that was deleted.
-    Revocation {
-        /// A person has removed the application at the provider: the connection is forgotten.
-        Acknowledged = "acknowledged",
-        /// Nobody can revoke them from here: a person has to remove the application at the provider,
-        /// and then to delete the connection once more.
-        Manual = "manual",
-        /// There is nothing that a person granted: the connection is forgotten.
-        None = "none",
-        /// They are being revoked; the connection is forgotten when that is done.
-        Revoking = "revoking",
-    }
+/// What became of the tokens of a connection that was deleted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Revocation {
+    /// A person has removed the application at the provider: the connection is forgotten.
+    Acknowledged,
+    /// Nobody can revoke them from here: a person has to remove the application at the provider,
+    /// and then to delete the connection once more.
+    Manual,
+    /// There is nothing that a person granted: the connection is forgotten.
+    None,
+    /// They are being revoked; the connection is forgotten when that is done.
+    Revoking,
 }
 
 /// What became of a connection that was deleted.
@@ -124,7 +126,7 @@ impl Deletions {
                 Revocation::Manual
             }
         };
-        self.audit.emit_for(Kind::ConnectionDeleted, by, connection, revocation.as_str());
+        self.audit.emit_for(Kind::ConnectionDeleted, by, connection, revocation.into());
         self.after_deletion(connection, revocation).await?;
         let provider = self.clients.title_of(connection);
         Ok(Deleted {

@@ -24,19 +24,18 @@ use crate::{
         grant::MIN_SCHEDULED_LIFE,
     },
     store::{EngineKind, Store},
-    words::words,
 };
 
-words! {
-    /// How the broker is, all in all.
-    HealthStatus {
-        /// Everything works.
-        Ok = "ok",
-        /// Live tokens are served, and a person should look.
-        Degraded = "degraded",
-        /// Tokens cannot be served.
-        Down = "down",
-    }
+/// How the broker is, all in all.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// Everything works.
+    Ok,
+    /// Live tokens are served, and a person should look.
+    Degraded,
+    /// Tokens cannot be served.
+    Down,
 }
 
 /// How the broker is.

@@ -5,24 +5,24 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
 use super::slug::Slug;
-use crate::{
-    seal::secret::{self, Digest},
-    words::words,
-};
+use crate::seal::secret::{self, Digest};
 
-words! {
-    /// What a service may do with the connections it may use.
-    Verb {
-        /// Accept the account that consented.
-        Confirm = "confirm",
-        /// Make consent links.
-        Consent = "consent",
-        /// Fetch tokens.
-        Token = "token",
-    }
+/// What a service may do with the connections it may use.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display, EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum Verb {
+    /// Accept the account that consented.
+    Confirm,
+    /// Make consent links.
+    Consent,
+    /// Fetch tokens.
+    Token,
 }
 
 /// Names: one, or all with the same beginning, which is followed by `*`. It says which connections a
@@ -116,13 +116,23 @@ pub struct Operator {
     pub created_at: Timestamp,
 }
 
-words! {
-    /// Whose key it is.
-    Holder {
-        /// An operator's.
-        Operator = "operator",
-        /// A service's.
-        Service = "service",
+/// Whose key it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Holder {
+    /// An operator's.
+    Operator,
+    /// A service's.
+    Service,
+}
+
+impl Holder {
+    /// The word for it in the API and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -185,7 +195,7 @@ pub fn new_key(
     now: Timestamp,
     expires_at: Option<Timestamp>,
 ) -> (SecretString, StoredKey) {
-    let id: String = secret::random_bytes::<6>().map(|byte| format!("{byte:02x}")).concat();
+    let id = hex::encode(secret::random_bytes::<6>());
     let prefix = match holder {
         Holder::Operator => "tbo",
         Holder::Service => "tbs",

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -13,7 +14,6 @@ use super::{
     grant::{PendingGrant, SealedGrant},
     slug::Slug,
 };
-use crate::words::words;
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -47,47 +47,65 @@ impl FromStr for ConnectionId {
     }
 }
 
-words! {
-    /// How a connection obtains its tokens (RFC 6749 section 1.3).
-    GrantType {
-        /// A person consents in a browser.
-        AuthorizationCode = "authorization_code",
-        /// The client asks for itself; nobody consents.
-        ClientCredentials = "client_credentials",
+/// How a connection obtains its tokens (RFC 6749 section 1.3).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum GrantType {
+    /// A person consents in a browser.
+    AuthorizationCode,
+    /// The client asks for itself; nobody consents.
+    ClientCredentials,
+}
+
+impl GrantType {
+    /// The word for it in the API and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
-words! {
-    /// The state of a connection.
-    State {
-        /// Serving and refreshing.
-        Active = "active",
-        /// The last refresh failed for a passing reason; the token is served while it lives.
-        BackingOff = "backing_off",
-        /// Our own credentials or settings are refused; the token is served while it lives.
-        BlockedConfig = "blocked_config",
-        /// A stored value does not open: nothing is served until an operator looks.
-        IntegrityError = "integrity_error",
-        /// The provider refused the grant; a person must consent again.
-        NeedsConsent = "needs_consent",
-        /// A person consented; the account still has to be confirmed.
-        PendingConfirm = "pending_confirm",
-        /// Nobody has consented yet.
-        PendingConsent = "pending_consent",
-        /// The database looks restored or copied: served while it lives, not refreshed.
-        Quarantined = "quarantined",
-        /// Deleted, with its tokens; a person has to remove the application at the provider.
-        Revoked = "revoked",
-        /// Being deleted; the provider has not yet accepted the revocation.
-        Revoking = "revoking",
-        /// Evidence contradicts itself: served while it lives, and refreshed seldom.
-        Suspect = "suspect",
-        /// A refresh was sent and its outcome is unknown.
-        Uncertain = "uncertain",
-    }
+/// The state of a connection.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum State {
+    /// Serving and refreshing.
+    Active,
+    /// The last refresh failed for a passing reason; the token is served while it lives.
+    BackingOff,
+    /// Our own credentials or settings are refused; the token is served while it lives.
+    BlockedConfig,
+    /// A stored value does not open: nothing is served until an operator looks.
+    IntegrityError,
+    /// The provider refused the grant; a person must consent again.
+    NeedsConsent,
+    /// A person consented; the account still has to be confirmed.
+    PendingConfirm,
+    /// Nobody has consented yet.
+    PendingConsent,
+    /// The database looks restored or copied: served while it lives, not refreshed.
+    Quarantined,
+    /// Deleted, with its tokens; a person has to remove the application at the provider.
+    Revoked,
+    /// Being deleted; the provider has not yet accepted the revocation.
+    Revoking,
+    /// Evidence contradicts itself: served while it lives, and refreshed seldom.
+    Suspect,
+    /// A refresh was sent and its outcome is unknown.
+    Uncertain,
 }
 
 impl State {
+    /// The word for it in the API and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
     /// Whether a live access token may be handed out in this state.
     #[must_use]
     pub fn serves(self) -> bool {
@@ -260,7 +278,7 @@ mod tests {
 
     #[test]
     fn every_state_has_its_own_word() {
-        for state in State::ALL {
+        for state in State::VARIANTS {
             assert_eq!(state.as_str().parse::<State>().unwrap(), *state);
         }
         assert!("Active".parse::<State>().is_err());

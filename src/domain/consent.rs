@@ -3,14 +3,12 @@
 use std::{fmt, time::Duration};
 
 use jiff::Timestamp;
+use strum::{Display, EnumString, IntoStaticStr};
 use url::Url;
 use uuid::Uuid;
 
 use super::{caller::Requester, connection::ConnectionId, slug::Slug};
-use crate::{
-    seal::{Sealed, secret::Digest},
-    words::words,
-};
+use crate::seal::{Sealed, secret::Digest};
 
 /// How long a link lives.
 pub const LINK_LIFE: Duration = Duration::from_hours(24);
@@ -59,25 +57,32 @@ impl fmt::Display for LinkId {
     }
 }
 
-words! {
-    /// How the last attempt through a link ended.
-    Outcome {
-        /// The code may have been exchanged, and nobody here knows what for: it is never sent again.
-        Ambiguous = "exchange_ambiguous",
-        /// The account is live.
-        Connected = "connected",
-        /// The person declined at the provider.
-        Denied = "denied",
-        /// The provider did not give a token, or gave an answer that makes no sense.
-        Failed = "failed",
-        /// The account waits to be confirmed.
-        PendingConfirm = "pending_confirm",
-        /// Another account consented than the one that was expected.
-        WrongAccount = "wrong_account",
-    }
+/// How the last attempt through a link ended.
+#[derive(Clone, Copy, Debug, Display, EnumString, Eq, IntoStaticStr, PartialEq)]
+#[strum(serialize_all = "snake_case")]
+pub enum Outcome {
+    /// The code may have been exchanged, and nobody here knows what for: it is never sent again.
+    #[strum(to_string = "exchange_ambiguous")]
+    Ambiguous,
+    /// The account is live.
+    Connected,
+    /// The person declined at the provider.
+    Denied,
+    /// The provider did not give a token, or gave an answer that makes no sense.
+    Failed,
+    /// The account waits to be confirmed.
+    PendingConfirm,
+    /// Another account consented than the one that was expected.
+    WrongAccount,
 }
 
 impl Outcome {
+    /// The word for it in the API and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
     /// Whether a grant came of the attempt: its link is spent.
     #[must_use]
     pub fn spends_link(self) -> bool {

@@ -4,23 +4,33 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
 use super::slug::Slug;
-use crate::words::words;
 
-words! {
-    /// What kind of thing is frozen.
-    FreezeKind {
-        /// A registration of ours, with all its connections.
-        Client = "client",
-        /// One connection.
-        Connection = "connection",
-        /// A provider, with all its clients.
-        Provider = "provider",
-        /// An internal caller, whatever it may use otherwise.
-        Service = "service",
+/// What kind of thing is frozen.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum FreezeKind {
+    /// A registration of ours, with all its connections.
+    Client,
+    /// One connection.
+    Connection,
+    /// A provider, with all its clients.
+    Provider,
+    /// An internal caller, whatever it may use otherwise.
+    Service,
+}
+
+impl FreezeKind {
+    /// The word for it in the API and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

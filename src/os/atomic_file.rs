@@ -1,9 +1,8 @@
 //! Small files that are replaced whole.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -19,25 +18,23 @@ pub(crate) fn replace(
     bytes: &[u8],
     dress: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut beside = path.to_owned().into_os_string();
-    beside.push(".new");
-    // What lies there, after a crash or by somebody's hand, may be anybody's to read, or a link.
-    match fs::remove_file(&beside) {
+    // Removes what a crash left: the name is fixed, so that no copies of a secret gather. A link that
+    // somebody planted there goes too.
+    match fs::remove_file(path.with_added_extension("new")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    let write = || {
-        file.write_all(bytes)?;
-        dress(&file)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().inspect_err(|_| {
-        // It is of no use without its place; the old file stands.
-        let _ = fs::remove_file(&beside);
-    })
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new()
+        .prefix(path.file_name().unwrap_or_default())
+        .suffix(".new")
+        .rand_bytes(0)
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    dress(file.as_file())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    str::FromStr,
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use serde::Deserialize;
 use url::{Host, Url};
@@ -83,7 +83,7 @@ impl Network {
         let address = address.to_canonical();
         match self {
             Self::Loopback => address.is_loopback(),
-            Self::Private { networks, .. } => networks.iter().any(|net| net.contains(address)),
+            Self::Private { networks, .. } => networks.iter().any(|net| net.0.contains(&address)),
             Self::Public => match address {
                 IpAddr::V4(address) => is_public_v4(address),
                 IpAddr::V6(address) => is_public_v6(address),
@@ -165,50 +165,22 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 /// A range of addresses, written `10.0.0.0/8`.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
-pub struct Subnet {
-    base: IpAddr,
-    bits: u8,
-}
-
-impl Subnet {
-    fn contains(&self, address: IpAddr) -> bool {
-        match (self.base, address) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => {
-                let shift = 32 - u32::from(self.bits);
-                (base.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(base), IpAddr::V6(address)) => {
-                let shift = 128 - u32::from(self.bits);
-                (base.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
+pub struct Subnet(IpNet);
 
 /// A text is not a range of addresses.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a range of addresses: write it as 10.0.0.0/8")]
 pub struct NotASubnet(String);
 
-impl FromStr for Subnet {
-    type Err = NotASubnet;
-
-    fn from_str(text: &str) -> Result<Self, NotASubnet> {
-        let refuse = || NotASubnet(text.to_owned());
-        let (base, bits) = text.split_once('/').ok_or_else(refuse)?;
-        let base: IpAddr = base.parse().map_err(|_| refuse())?;
-        let bits: u8 = bits.parse().map_err(|_| refuse())?;
-        let widest = if base.is_ipv4() { 32 } else { 128 };
-        if bits <= widest { Ok(Self { base, bits }) } else { Err(refuse()) }
-    }
-}
-
 impl TryFrom<String> for Subnet {
     type Error = NotASubnet;
 
+    /// The address is read by the standard library: ipnet takes `010.0.0.1` for an address, too.
     fn try_from(text: String) -> Result<Self, NotASubnet> {
-        text.parse()
+        let net = text
+            .split_once('/')
+            .and_then(|(base, bits)| IpNet::new(base.parse().ok()?, bits.parse().ok()?).ok());
+        net.map(Self).ok_or(NotASubnet(text))
     }
 }
 
@@ -216,10 +188,14 @@ impl TryFrom<String> for Subnet {
 mod tests {
     use super::*;
 
+    fn subnet(text: &str) -> Result<Subnet, NotASubnet> {
+        text.to_owned().try_into()
+    }
+
     fn private() -> Network {
         Network::Private {
             hosts: vec!["sso.internal".to_owned(), "10.1.2.3".to_owned()],
-            networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            networks: vec![subnet("10.0.0.0/8").unwrap(), subnet("fd00::/8").unwrap()],
         }
     }
 
@@ -323,13 +299,17 @@ mod tests {
 
     #[test]
     fn a_subnet_of_all_or_one_address_works() {
-        let all: Subnet = "0.0.0.0/0".parse().unwrap();
-        assert!(all.contains("255.1.2.3".parse().unwrap()));
-        let one: Subnet = "10.0.0.1/32".parse().unwrap();
-        assert!(one.contains("10.0.0.1".parse().unwrap()));
-        assert!(!one.contains("10.0.0.2".parse().unwrap()));
-        for bad in ["", "10.0.0.0", "10.0.0.0/33", "x/8", "::/129", "10.0.0.0/-1"] {
-            assert!(bad.parse::<Subnet>().is_err(), "{bad}");
+        let contains = |net: &str, address: &str| {
+            let networks = vec![subnet(net).unwrap()];
+            Network::Private { hosts: Vec::new(), networks }.admits(address.parse().unwrap())
+        };
+        assert!(contains("0.0.0.0/0", "255.1.2.3"));
+        assert!(!contains("0.0.0.0/0", "fd00::1"));
+        assert!(contains("10.0.0.1/32", "10.0.0.1"));
+        assert!(!contains("10.0.0.1/32", "10.0.0.2"));
+        let bad = ["", "10.0.0.0", "10.0.0.0/33", "x/8", "::/129", "10.0.0.0/-1", "010.0.0.0/8"];
+        for bad in bad {
+            assert!(subnet(bad).is_err(), "{bad}");
         }
     }
 

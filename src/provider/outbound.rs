@@ -5,13 +5,14 @@ use std::{
     error::Error,
     iter,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use hyper::body::{Body, Bytes, Frame, SizeHint};
+use parking_lot::Mutex;
 use reqwest::{
     Certificate,
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
@@ -283,7 +284,7 @@ impl Body for Guarded {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
         if self.content.is_some() {
-            let connected = self.connected.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let connected = self.connected.get_mut();
             ready!(connected.poll_unpin(context));
         }
         let content = self.content.take();

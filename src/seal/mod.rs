@@ -16,7 +16,7 @@ mod key_file;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use aws_lc_rs::{
@@ -24,6 +24,7 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, Salt},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use parking_lot::{Mutex, RwLock};
 use secrecy::{
     ExposeSecret as _, SecretBox, SecretString,
     zeroize::{Zeroize as _, Zeroizing},
@@ -93,7 +94,7 @@ struct Key {
 impl Key {
     fn generate() -> Self {
         let mut bytes = secret::random_bytes::<KEY_LEN>();
-        let id: String = secret::random_bytes::<4>().map(|byte| format!("{byte:02x}")).concat();
+        let id = hex::encode(secret::random_bytes::<4>());
         let key = Self { id, bytes: SecretBox::new(Box::new(bytes)), waits: false };
         bytes.zeroize();
         key
@@ -148,7 +149,7 @@ impl Keyring {
     /// Looks at the disk, for a file of a few lines.
     pub fn reload_if_changed(&self) {
         let Some(file) = &self.file else { return };
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = file.lock();
         let path = file.path.display();
         let read = key_file::read_if_changed(&file.path, file.stamp.as_ref());
         let problem = match read.and_then(|read| self.apply(read)) {
@@ -189,19 +190,19 @@ impl Keyring {
             );
         }
         keys.extend(lost);
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        *self.keys.write() = Arc::new(keys);
         Ok(Some(stamp))
     }
 
     /// What is wrong with the key file, if it could not be taken up when it was last looked at.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let file = self.file.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.file.as_ref()?.lock();
         file.problem.clone()
     }
 
     fn keys(&self) -> Arc<Keys> {
-        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keys.read())
     }
 
     /// Writes the ring to a new file that only its owner may read.

@@ -1,12 +1,9 @@
 //! What every simulated provider has: a port, a clock, a ledger, and the faults ordered for it.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::{
@@ -55,7 +52,7 @@ impl Core {
     /// The ledger. Never held across an await; and the clock is read under it, or two requests that
     /// meet could each find alive what the other has ended.
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 
     pub(super) fn oracle(&self) -> Oracle {
@@ -65,30 +62,30 @@ impl Core {
 
     /// Orders a fault for each of the next `times` token requests, after those already ordered.
     pub(super) fn order(&self, fault: &Fault, times: usize) {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = self.faults.lock();
         faults.extend(std::iter::repeat_n(fault, times).cloned());
     }
 
     pub(super) fn clear_faults(&self) {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.faults.lock().clear();
         self.cleared.send_replace(());
     }
 
     /// The fault of a token request, and what changes when the faults are cleared.
     pub(super) fn next_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = self.faults.lock();
         Some((faults.pop_front()?, self.cleared.subscribe()))
     }
 
     /// Orders a fault for each of the next `times` revocation requests.
     pub(super) fn order_revocation(&self, fault: &Fault, times: usize) {
-        let mut faults = self.revocation_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = self.revocation_faults.lock();
         faults.extend(std::iter::repeat_n(fault, times).cloned());
     }
 
     /// As [`Self::next_fault`], of a revocation request.
     pub(super) fn next_revocation_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
-        let mut faults = self.revocation_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = self.revocation_faults.lock();
         Some((faults.pop_front()?, self.cleared.subscribe()))
     }
 

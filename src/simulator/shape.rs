@@ -19,12 +19,7 @@ pub(super) fn alphanumeric() -> String {
 
 /// `2 * N` hexadecimal digits.
 pub(super) fn hex<const N: usize>() -> String {
-    use std::fmt::Write as _;
-    random_bytes::<N>().iter().fold(String::with_capacity(2 * N), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hex::encode(random_bytes::<N>())
 }
 
 /// What Ory Hydra issues: `ory_at_….…`, with `at`, `rt` or `ac`.

@@ -1,4 +1,6 @@
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use super::{
     Store, StoreError,
@@ -51,12 +53,12 @@ impl Store {
 
     /// From now on no claim succeeds on another database or an older one, even between two looks.
     pub fn expect(&self, seen: &Watermark) {
-        let mut fence = self.fence.write().unwrap_or_else(PoisonError::into_inner);
+        let mut fence = self.fence.write();
         *fence = Some(seen.clone());
     }
 
     pub(crate) fn expected(&self) -> Option<Watermark> {
-        self.fence.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fence.read().clone()
     }
 
     /// Lets the database remember the cluster that it lies on, unless it remembers one.

@@ -263,7 +263,7 @@ async fn sent(broker: &TestBroker, times: u64) {
 async fn nothing_is_sent_while_the_server_takes_no_writes() {
     let mut database = TestDatabase::postgres().await;
     let mut admin = session(&database.url).await;
-    let role = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
+    let role = hex::encode(secret::random_bytes::<8>());
     let role = format!("test_{role}");
     let run = async |admin: &mut PgConnection, sql: String| {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(admin).await.unwrap();

@@ -396,7 +396,7 @@ impl Replica {
         let config = self.home.path().join("broker.toml");
         let mut arguments = vec!["--config", config.to_str().unwrap()];
         arguments.extend(command);
-        let hold = hold.map(|point| ("TOKEN_BROKER_HOLD", point.as_str()));
+        let hold = hold.map(|point| ("TOKEN_BROKER_HOLD", point.into()));
         Program::start(&arguments, hold.as_slice())
     }
 

@@ -1,7 +1,7 @@
 //! Freezes: what operators freeze is served no more, here at once and elsewhere at the next look at
 //! the store. The background goes on refreshing it, so that its grants are alive when it is unfrozen.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::{Access, keys::Caller};
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 impl Access {
     /// What is frozen, as this process knows it.
     pub(crate) fn current_freezes(&self) -> Arc<Freezes> {
-        Arc::clone(&self.freezes.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.freezes.read())
     }
 
     /// Freezes a thing: from now on nothing of it is served. Returns the freeze that stands and
@@ -97,8 +97,7 @@ impl Access {
     pub(crate) async fn load_freezes(&self) -> Result<(), StoreError> {
         let _turn = self.loading_freezes.lock().await;
         let freezes = self.store.freezes().await?;
-        *self.freezes.write().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(freezes.into_iter().collect());
+        *self.freezes.write() = Arc::new(freezes.into_iter().collect());
         Ok(())
     }
 

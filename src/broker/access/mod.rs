@@ -7,8 +7,9 @@ mod freezes;
 mod keys;
 mod policy;
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
 pub use self::keys::Caller;

@@ -1,6 +1,6 @@
 //! From the store into the cache: a record is opened, or it is known why it does not open.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
+use std::sync::{Arc, atomic::Ordering};
 
 use jiff::Timestamp;
 
@@ -122,7 +122,7 @@ impl Cache {
             self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
         }
         // Otherwise all of it is read again the next time, when the key may be there.
-        *self.missing_key.lock().unwrap_or_else(PoisonError::into_inner) = missing_key;
+        *self.missing_key.lock() = missing_key;
         Ok(())
     }
 

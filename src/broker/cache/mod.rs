@@ -11,7 +11,7 @@ mod token_end;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use std::{
 
 use dashmap::{DashMap, Entry};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use secrecy::SecretString;
 
 pub(crate) use self::token_end::TokenEnd;
@@ -233,6 +234,6 @@ impl Cache {
 
     /// The id of a key that stored tokens need and the key file lacks.
     pub(crate) fn missing_key(&self) -> Option<String> {
-        self.missing_key.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.missing_key.lock().clone()
     }
 }

@@ -1,12 +1,9 @@
 //! The gate before each provider: at which pace it is asked, and when it is left alone. A replica
 //! has its own; what one learns of a provider the others learn from their own requests.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
 use super::{
@@ -223,7 +220,7 @@ impl Gate {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

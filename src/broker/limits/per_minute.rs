@@ -1,11 +1,8 @@
 //! A limit by the minute, for what anybody can cause as often as they like.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, hash::Hash, time::Duration};
+
+use parking_lot::Mutex;
 
 use crate::clock::BootInstant;
 
@@ -28,7 +25,7 @@ impl<K: Eq + Hash> PerMinuteLimiter<K> {
     /// Whether there is room for one more in this minute, of `most`; and, when a minute is over, for
     /// how many there was none.
     pub(crate) fn admits(&self, now: BootInstant, what: K, most: u32) -> (bool, u32) {
-        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut minute = self.0.lock();
         let mut left_out = 0;
         if now.since(minute.began) >= Duration::from_mins(1) {
             left_out = minute.left_out;

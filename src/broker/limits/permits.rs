@@ -1,12 +1,10 @@
 //! Permits for background refreshes: the next that becomes free is for whoever needs it most,
 //! not for whoever came first.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::store::Due;
@@ -49,7 +47,7 @@ impl PrioritySemaphore {
     /// Waits for a permit.
     pub(crate) async fn acquire(&self, priority: Priority) -> Permit {
         let given = {
-            let mut queue = lock(&self.0);
+            let mut queue = self.0.lock();
             if let Some(free) = queue.free.checked_sub(1) {
                 queue.free = free;
                 return Permit(Arc::clone(&self.0));
@@ -67,7 +65,7 @@ impl PrioritySemaphore {
 impl Drop for Permit {
     fn drop(&mut self) {
         let next = {
-            let mut queue = lock(&self.0);
+            let mut queue = self.0.lock();
             let next = loop {
                 match queue.waiting.pop_first() {
                     Some((_, next)) if next.is_closed() => {}
@@ -84,10 +82,6 @@ impl Drop for Permit {
             drop(next.send(Self(Arc::clone(&self.0))));
         }
     }
-}
-
-fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,15 +1,9 @@
 //! The one place that sends, against servers on this machine that misbehave.
 
-use std::{
-    future::ready,
-    net::SocketAddr,
-    pin::pin,
-    process::Command,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{future::ready, net::SocketAddr, pin::pin, process::Command, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
+use parking_lot::Mutex;
 use reqwest::Method;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -57,7 +51,7 @@ impl Server {
             let mut open = Vec::new();
             while let Ok((mut stream, peer)) = listener.accept().await {
                 while let Some(request) = read(&mut stream).await {
-                    seen.lock().unwrap().push((peer, request));
+                    seen.lock().push((peer, request));
                     stream.write_all(answer.as_bytes()).await.unwrap();
                     match then {
                         Then::Close => break,
@@ -90,7 +84,7 @@ impl Server {
 
     /// The requests, and which connection each came over.
     fn seen(&self) -> Vec<(SocketAddr, String)> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 
     async fn asked(&self) -> Result<Reply, ProviderError> {
@@ -345,7 +339,7 @@ async fn nothing_is_sent_out_of_the_network() {
     // A listed name that leads elsewhere: found at dial time.
     let private = Network::Private {
         hosts: vec!["demo.localhost".to_owned()],
-        networks: vec!["10.0.0.0/8".parse().unwrap()],
+        networks: vec!["10.0.0.0/8".to_owned().try_into().unwrap()],
     };
     let url = format!("https://demo.localhost:{port}/");
     let error = send(&url, &profile(private)).await.unwrap_err();

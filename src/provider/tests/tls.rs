@@ -1,15 +1,10 @@
 //! Whose word is taken for who a provider is: a certificate that is expired, of another name or of
 //! nobody known gets not a byte.
 
-use std::{
-    env, fs,
-    future::pending,
-    path::Path,
-    process::Command,
-    sync::{Arc, Mutex},
-};
+use std::{env, fs, future::pending, path::Path, process::Command, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
@@ -66,7 +61,7 @@ async fn provider(
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut request = Vec::new();
             let _ = stream.read_buf(&mut request).await;
-            arrived.lock().unwrap().extend(&request);
+            arrived.lock().extend(&request);
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
             let _ = stream.shutdown().await;
         }
@@ -110,7 +105,7 @@ async fn only_a_certificate_that_is_good_here_and_now_is_spoken_to() {
 
     let (port, seen) = provider(&known, |_| {}).await;
     assert_eq!(ask(port).await.unwrap().status, 200);
-    assert!(seen.lock().unwrap().starts_with(b"POST /token "));
+    assert!(seen.lock().starts_with(b"POST /token "));
 
     let expired = provider(&known, |params| params.not_after = date_time_ymd(2020, 1, 1)).await;
     let early = provider(&known, |params| params.not_before = date_time_ymd(4000, 1, 1)).await;
@@ -124,6 +119,6 @@ async fn only_a_certificate_that_is_good_here_and_now_is_spoken_to() {
     {
         let error = ask(port).await.unwrap_err();
         assert_eq!(error.verdict, Verdict::NotSent, "{why}: {error:?}");
-        assert!(seen.lock().unwrap().is_empty(), "{why}");
+        assert!(seen.lock().is_empty(), "{why}");
     }
 }

@@ -1,9 +1,6 @@
 //! `exchange_api_key`: how an account from before 2020 turns an API key into a code.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Bytes,
@@ -71,7 +68,7 @@ impl Amocrm {
     fn may_exchange_now(&self, account: u64) -> bool {
         const PAUSE: SignedDuration = SignedDuration::from_mins(5);
         let now = self.core.now();
-        let mut exchanged_at = self.exchanged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut exchanged_at = self.exchanged_at.lock();
         let again = exchanged_at.get(&account).is_none_or(|&at| now.duration_since(at) >= PAUSE);
         if again {
             exchanged_at.insert(account, now);

@@ -12,10 +12,7 @@ mod api_key;
 mod problem;
 mod token;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Form, Json, Router,
@@ -26,6 +23,7 @@ use axum::{
     routing::{get, post},
 };
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 

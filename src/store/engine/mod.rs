@@ -13,26 +13,30 @@ use std::{
 };
 
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
 use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use strum::Display;
+use utoipa::ToSchema;
 
 use self::postgres::Postgres;
 use super::StoreError;
-use crate::words::words;
 
 /// How long a step waits for a connection.
 pub(crate) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-words! {
-    /// The database engine behind the store.
-    EngineKind {
-        /// PostgreSQL: any number of replicas.
-        Postgres = "postgres",
-        /// SQLite, embedded: one process.
-        Sqlite = "sqlite",
-    }
+/// The database engine behind the store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[derive(Display)]
+#[strum(serialize_all = "snake_case")]
+pub enum EngineKind {
+    /// PostgreSQL: any number of replicas.
+    Postgres,
+    /// SQLite, embedded: one process.
+    Sqlite,
 }
 
 #[derive(Clone)]

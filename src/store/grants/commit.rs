@@ -318,11 +318,13 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::*;
 
     #[test]
     fn the_states_that_sql_refreshes_are_those_that_refresh() {
-        let words: Vec<_> = State::ALL
+        let words: Vec<_> = State::VARIANTS
             .iter()
             .filter(|state| state.refreshes())
             .map(|state| format!("'{state}'"))

@@ -1,10 +1,7 @@
 //! What may not be found: every secret of a story, raw, URL-, base64- and hex-encoded, and each
 //! stretch of twelve characters of any of these.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt::Write as _,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use base64::{
     Engine as _,
@@ -50,11 +47,7 @@ impl Marks {
         self.add(kind, secret);
         let encoded: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
         self.add(kind, &encoded);
-        let hex = secret.bytes().fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
+        let hex = hex::encode(secret);
         self.add(kind, &hex);
         self.add(kind, &hex.to_uppercase());
         let percent = secret.bytes().fold(String::new(), |all, byte| all + &format!("%{byte:02X}"));

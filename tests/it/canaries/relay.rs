@@ -1,8 +1,9 @@
 //! Stands between the broker and a simulated provider, and hears every word: which secrets there
 //! are, nobody else could tell.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -45,7 +46,7 @@ impl Relay {
 
     /// Every secret that went by.
     pub(super) fn secrets(&self) -> Vec<(Kind, String)> {
-        let heard = self.heard.lock().unwrap();
+        let heard = self.heard.lock();
         heard.iter().flat_map(|said| secrets(&String::from_utf8_lossy(said))).collect()
     }
 }
@@ -60,7 +61,7 @@ async fn pass_on(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unp
         }
     }
     // Who hears the end may look at once at what was heard.
-    heard.lock().unwrap().push(said);
+    heard.lock().push(said);
     drop(to.shutdown().await);
 }
 

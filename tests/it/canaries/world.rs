@@ -6,10 +6,10 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
@@ -203,7 +203,7 @@ impl World {
     /// Keeps an answer, to be looked at when all secrets are known.
     pub(super) fn note(&self, to: &str, answer: &Answer, belongs: &[Kind]) {
         let all = format!("{:?}\n{}", answer.headers, answer.text);
-        self.answers.lock().unwrap().push((to.to_owned(), belongs.to_vec(), all));
+        self.answers.lock().push((to.to_owned(), belongs.to_vec(), all));
     }
 
     /// A request to the internal listener with this key.
@@ -299,7 +299,7 @@ impl World {
         // It may hang up before it has read everything.
         drop(stream.write_all(words).and_then(|()| stream.read_to_end(&mut answer)));
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        self.answers.lock().unwrap().push(("junk".to_owned(), Vec::new(), answer));
+        self.answers.lock().push(("junk".to_owned(), Vec::new(), answer));
     }
 
     pub(super) fn state(&self, name: &str) -> PathBuf {
@@ -351,7 +351,7 @@ impl World {
 
     fn look_at_the_answers(&self) {
         let mut carried = 0;
-        for (to, belongs, text) in self.answers.lock().unwrap().iter() {
+        for (to, belongs, text) in self.answers.lock().iter() {
             self.marks.nowhere_in(&format!("the answer to {to}"), text.as_bytes(), belongs);
             carried += usize::from(self.marks.find(text.as_bytes(), &[]).is_some());
         }

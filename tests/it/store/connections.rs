@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use strum::VariantArray as _;
 use token_broker::{
     domain::{
         connection::{Account, Connection, ConnectionId, LastError, State},
@@ -82,7 +83,7 @@ async fn only_what_is_held_is_marked_as_unreadable(db: TestDatabase) {
     assert!(!db.store.mark_unreadable(id, 1).await.unwrap());
     assert!(!db.store.mark_unreadable(ConnectionId::new(), 2).await.unwrap());
     assert_eq!(state().await, State::Active);
-    for &before in State::ALL {
+    for &before in State::VARIANTS {
         db.set_state(id, before, Some("a_reason")).await;
         let marked = db.store.mark_unreadable(id, 2).await.unwrap();
         assert_eq!(marked, !before.is_deleted(), "{before}");

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
+use strum::VariantArray as _;
 use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
     domain::{
@@ -139,7 +140,7 @@ async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
     let mut unknown = record(&db, id).await;
     unknown.connection.id = ConnectionId::new();
     assert!(db.store.claim(&unknown, "one", None, LEASE).await.unwrap().is_err());
-    for state in State::ALL {
+    for state in State::VARIANTS {
         db.set_state(id, *state, None).await;
         let claimed = claim(&db, id, "one", 1).await;
         assert_eq!(claimed.is_ok(), state.refreshes(), "{state}");

@@ -55,7 +55,7 @@ impl TestDatabase {
 
     /// A schema of its own on this server.
     pub(crate) async fn postgres_at(admin_url: String) -> Self {
-        let random = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
+        let random = hex::encode(secret::random_bytes::<8>());
         let name = format!("test_{random}");
         execute_on_postgres(&admin_url, format!("CREATE SCHEMA {name}")).await;
         let separator = if admin_url.contains('?') { '&' } else { '?' };
