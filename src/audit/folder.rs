@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::AuditEvent;
 use crate::os::atomic_file::replace;
 
 /// How many bytes are read at once: more than the longest line has.
@@ -30,7 +30,7 @@ pub(super) struct Cursor {
 /// What was read from the files.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) records: Vec<Record>,
+    pub(super) records: Vec<AuditEvent>,
     /// How many lines are no records: torn by a crash or a full disk, and never relied on.
     pub(super) unreadable: usize,
     /// Where to go on once they are shipped.
@@ -120,7 +120,7 @@ impl Folder {
                 let (lines, read) = lines(&self.file(number), next.offset)?;
                 for line in lines.split_inclusive(|byte| *byte == b'\n').take(room) {
                     next.offset += line.len() as u64;
-                    match Record::read(line) {
+                    match AuditEvent::read(line) {
                         Some(record) => batch.records.push(record),
                         // A write that failed half-way leaves an empty line behind it.
                         None => batch.unreadable += usize::from(line.len() > 1),
@@ -179,15 +179,16 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::audit::{By, Kind};
+    use crate::audit::{Actor, EventKind};
 
-    fn records(count: usize) -> Vec<Record> {
-        let record = || Record::new(Kind::TokenIssued, &By::broker(), Timestamp::UNIX_EPOCH);
+    fn records(count: usize) -> Vec<AuditEvent> {
+        let record =
+            || AuditEvent::new(EventKind::TokenIssued, &Actor::broker(), Timestamp::UNIX_EPOCH);
         (0..count).map(|_| record()).collect()
     }
 
-    fn bytes(records: &[Record]) -> Vec<u8> {
-        records.iter().flat_map(Record::line).collect()
+    fn bytes(records: &[AuditEvent]) -> Vec<u8> {
+        records.iter().flat_map(AuditEvent::line).collect()
     }
 
     fn folder() -> (tempfile::TempDir, Folder) {

@@ -31,7 +31,7 @@ const MAX_DETAIL: usize = 200;
 
 words! {
     /// What happened.
-    Kind {
+    EventKind {
         /// The account that consented was accepted.
         AccountConfirmed = "account_confirmed",
         /// Another account consented than the one that was meant.
@@ -110,18 +110,18 @@ words! {
 
 /// Who does something, and from where.
 #[derive(Clone, Debug)]
-pub struct By {
+pub struct Actor {
     /// `service billing`, `operator alice`, `browser`, `broker` or `command line`.
-    pub actor: String,
+    pub name: String,
     /// The other end of the socket, if there is one.
     pub peer: Option<IpAddr>,
 }
 
-impl By {
+impl Actor {
     /// Whoever showed a key, as its label says.
     #[must_use]
-    pub fn new(actor: impl Into<String>, peer: Option<IpAddr>) -> Self {
-        Self { actor: actor.into(), peer }
+    pub fn new(name: impl Into<String>, peer: Option<IpAddr>) -> Self {
+        Self { name: name.into(), peer }
     }
 
     /// Somebody's browser.
@@ -145,7 +145,8 @@ impl By {
 
 /// One event. Its texts have no control characters, whoever they come from.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Record {
+#[schema(as = Record)]
+pub struct AuditEvent {
     /// Names the record; a record is kept once, however often it is shipped.
     #[serde(serialize_with = "print", deserialize_with = "parse")]
     #[schema(value_type = String)]
@@ -182,15 +183,15 @@ pub struct Record {
     pub detail: Option<String>,
 }
 
-impl Record {
+impl AuditEvent {
     /// A record of what happens now.
     #[must_use]
-    pub fn new(kind: Kind, by: &By, now: Timestamp) -> Self {
+    pub fn new(kind: EventKind, by: &Actor, now: Timestamp) -> Self {
         Self {
             id: Uuid::now_v7(),
             at: now,
             kind: kind.as_str().to_owned(),
-            actor: by.actor.clone(),
+            actor: by.name.clone(),
             peer: by.peer.map(|peer| peer.to_canonical().to_string()),
             connection: None,
             connection_id: None,
@@ -275,20 +276,21 @@ fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
 
 /// A record with its place in the order in which records were committed.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Event {
+#[schema(as = Event)]
+pub struct StoredEvent {
     /// Its place: no record with a lower one ever comes after it. Some places stay empty.
     pub seq: i64,
     /// The record.
     #[serde(flatten)]
-    pub record: Record,
+    pub record: AuditEvent,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn record() -> Record {
-        Record::new(Kind::RefreshFailed, &By::broker(), Timestamp::UNIX_EPOCH)
+    fn record() -> AuditEvent {
+        AuditEvent::new(EventKind::RefreshFailed, &Actor::broker(), Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -301,8 +303,8 @@ mod tests {
             .with_detail("refused");
         let line = record.line();
         assert_eq!(line.last(), Some(&b'\n'));
-        assert_eq!(Record::read(&line).unwrap(), record);
-        assert!(Record::read(&line[..line.len() / 2]).is_none(), "torn");
+        assert_eq!(AuditEvent::read(&line).unwrap(), record);
+        assert!(AuditEvent::read(&line[..line.len() / 2]).is_none(), "torn");
     }
 
     #[test]
@@ -317,10 +319,10 @@ mod tests {
 
     #[test]
     fn a_line_that_no_database_takes_is_not_ours() {
-        let line = |detail: &str| Record { detail: Some(detail.to_owned()), ..record() }.line();
-        assert!(Record::read(&line("plain")).is_some());
-        assert!(Record::read(&line("\0")).is_none());
-        assert!(Record::read(&line(&"x".repeat(2_000))).is_none());
+        let line = |detail: &str| AuditEvent { detail: Some(detail.to_owned()), ..record() }.line();
+        assert!(AuditEvent::read(&line("plain")).is_some());
+        assert!(AuditEvent::read(&line("\0")).is_none());
+        assert!(AuditEvent::read(&line(&"x".repeat(2_000))).is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
-use super::{Record, Trail, folder::Cursor};
+use super::{AuditEvent, Trail, folder::Cursor};
 
 /// How many records go into the database at once.
 pub const BATCH: usize = 500;
@@ -18,7 +18,7 @@ pub const BATCH: usize = 500;
 /// When the files or the taker fail. Some of the records may have been taken then.
 pub async fn ship<E: From<io::Error>>(
     trail: &Arc<Trail>,
-    take: impl AsyncFnOnce(&[Record]) -> Result<(), E>,
+    take: impl AsyncFnOnce(&[AuditEvent]) -> Result<(), E>,
 ) -> Result<usize, E> {
     let _turn = trail.shipping.lock().await;
     trail.flush().await;

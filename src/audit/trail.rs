@@ -18,7 +18,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{FileHealth, Record, folder::Folder};
+use super::{AuditEvent, FileHealth, folder::Folder};
 use crate::clock::{Clock, Stopwatch};
 
 /// How long a record is waited for. Then its token stays here.
@@ -130,7 +130,7 @@ impl Trail {
     /// # Errors
     ///
     /// When the file cannot be written, or does not answer in time.
-    pub async fn accept(&self, record: &Record) -> Result<(), NotAccepted> {
+    pub async fn append(&self, record: &AuditEvent) -> Result<(), NotAccepted> {
         let (waits, accepted) = oneshot::channel();
         let entry = Entry { line: record.line(), waits: Some(waits) };
         self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_accepted())?;
@@ -156,7 +156,7 @@ impl Trail {
     }
 
     /// Hands in a record of what has happened already. If it cannot be written it is in the log.
-    pub fn note(&self, record: &Record) {
+    pub fn emit(&self, record: &AuditEvent) {
         let entry = Entry { line: record.line(), waits: None };
         if let Err(error) = self.entries.try_send(Message::Entry(entry)) {
             let (mpsc::TrySendError::Full(message) | mpsc::TrySendError::Disconnected(message)) =

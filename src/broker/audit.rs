@@ -13,7 +13,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{Broker, BrokerError};
 use crate::{
-    audit::{self, BATCH, By, Event, FileHealth, Kind, Record},
+    audit::{self, Actor, AuditEvent, BATCH, EventKind, FileHealth, StoredEvent},
     clock::BootInstant,
     domain::connection::Connection,
     seal::secret::Digest,
@@ -77,12 +77,12 @@ pub enum ShipError {
 
 impl Broker {
     /// A record of what happens now.
-    pub(crate) fn record(&self, kind: Kind, by: &By) -> Record {
-        Record::new(kind, by, self.clock.now())
+    pub(crate) fn record(&self, kind: EventKind, by: &Actor) -> AuditEvent {
+        AuditEvent::new(kind, by, self.clock.now())
     }
 
     /// The record, about this connection.
-    pub(crate) fn of(&self, record: Record, connection: &Connection) -> Record {
+    pub(crate) fn of(&self, record: AuditEvent, connection: &Connection) -> AuditEvent {
         let record = record.about(connection.id, &connection.name);
         match self.clients.get(&connection.client) {
             Some(client) => record.at_provider(client.profile.name.as_str()),
@@ -91,24 +91,30 @@ impl Broker {
     }
 
     /// Hands in a record of what has happened: nothing waits for it.
-    pub(crate) fn note(&self, record: &Record) {
-        self.trail.note(record);
+    pub(crate) fn note(&self, record: &AuditEvent) {
+        self.trail.emit(record);
     }
 
     /// Hands in a record about a connection, with a few words.
-    pub(crate) fn note_of(&self, kind: Kind, by: &By, connection: &Connection, detail: &str) {
+    pub(crate) fn note_of(
+        &self,
+        kind: EventKind,
+        by: &Actor,
+        connection: &Connection,
+        detail: &str,
+    ) {
         let record = self.of(self.record(kind, by), connection);
         self.note(&if detail.is_empty() { record } else { record.with_detail(detail) });
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket.
-    pub(crate) fn record_anonymous_refusal(&self, by: &By, why: &str) {
+    pub(crate) fn record_anonymous_refusal(&self, by: &Actor, why: &str) {
         self.record_refusal(by, None, why);
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket, and perhaps the
     /// connection that they have seen a link or a callback of.
-    pub(crate) fn record_refusal(&self, by: &By, connection: Option<&Connection>, why: &str) {
+    pub(crate) fn record_refusal(&self, by: &Actor, connection: Option<&Connection>, why: &str) {
         let of = connection.map(|connection| connection.id);
         let most = if of.is_some() { MAX_REFUSALS_OF_CONNECTION } else { MAX_ANONYMOUS_REFUSALS };
         let (admitted, left_out) = self.refused.admits(self.clock.since_boot(), of, most);
@@ -116,7 +122,7 @@ impl Broker {
             tracing::warn!(left_out, "more refusals in a minute than are recorded");
         }
         if admitted {
-            let record = self.record(Kind::ConsentRefused, by).with_detail(why);
+            let record = self.record(EventKind::ConsentRefused, by).with_detail(why);
             self.note(&match connection {
                 Some(connection) => self.of(record, connection),
                 None => record,
@@ -125,8 +131,8 @@ impl Broker {
     }
 
     /// Waits until the audit file has accepted a record.
-    pub(crate) async fn accept(&self, record: &Record) -> Result<(), BrokerError> {
-        self.trail.accept(record).await.map_err(|_| BrokerError::Unaudited)
+    pub(crate) async fn accept(&self, record: &AuditEvent) -> Result<(), BrokerError> {
+        self.trail.append(record).await.map_err(|_| BrokerError::Unaudited)
     }
 
     /// How the audit file is, and how many of its records are not in the store yet.
@@ -156,8 +162,8 @@ impl Broker {
             Ok(Ok(Some(false))) => "unchanged",
             _ => "unknown",
         };
-        let record = self.record(Kind::Configuration, &By::broker()).with_detail(detail);
-        self.note(&Record { fingerprint: Some(fingerprint), ..record });
+        let record = self.record(EventKind::Configuration, &Actor::broker()).with_detail(detail);
+        self.note(&AuditEvent { fingerprint: Some(fingerprint), ..record });
     }
 
     /// Ships what lies in the audit files to the store. Returns how many records it were.
@@ -168,7 +174,7 @@ impl Broker {
     pub async fn ship_events(&self) -> Result<usize, ShipError> {
         let mut shipped = 0;
         loop {
-            let take = async |records: &[Record]| Ok(self.store.insert_events(records).await?);
+            let take = async |records: &[AuditEvent]| Ok(self.store.insert_events(records).await?);
             match audit::ship(&self.trail, take).await {
                 Ok(count) => {
                     shipped += count;
@@ -195,7 +201,7 @@ impl Broker {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<Event>, BrokerError> {
+    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<StoredEvent>, BrokerError> {
         Ok(self.store.events(after, limit).await?)
     }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::{Broker, BrokerError, Caller, RefreshReason, cache::CachedConnection};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     domain::{
         connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
         slug::Slug,
@@ -90,7 +90,7 @@ impl Broker {
     /// When the client is unknown, the provider does not offer the grant, or the name is taken.
     pub async fn create_connection(
         self: &Arc<Self>,
-        by: &By,
+        by: &Actor,
         new: NewConnection,
     ) -> Result<ConnectionView, BrokerError> {
         let client = self.client_by_name(&new.client)?;
@@ -125,7 +125,7 @@ impl Broker {
         self.store.create(&connection).await?;
         self.refresh_cache(connection.id).await?;
         tracing::info!(connection = %new.name, "connection made");
-        self.note_of(Kind::ConnectionMade, by, &connection, "");
+        self.note_of(EventKind::ConnectionMade, by, &connection, "");
         if direct {
             // A failure is recorded with the connection, and the refresher tries again.
             let _ = self.refresh(&connection, 0, RefreshReason::Created).await;
@@ -208,7 +208,7 @@ impl Broker {
     /// When it does not exist, its state does not allow it, or the refresh fails.
     pub async fn refresh_now(
         self: &Arc<Self>,
-        by: &By,
+        by: &Actor,
         name: &str,
     ) -> Result<ConnectionView, BrokerError> {
         let live = self.live(name).await?;
@@ -226,7 +226,7 @@ impl Broker {
             }
             _ => {}
         }
-        self.note_of(Kind::RefreshAsked, by, connection, "");
+        self.note_of(EventKind::RefreshAsked, by, connection, "");
         self.refresh(connection, live.generation, RefreshReason::Operator).await?;
         self.view(&connection.name).await
     }

@@ -17,7 +17,7 @@ use super::{
     refresh::{commit::retry_forever, in_flight::RefreshReason},
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     domain::{
         connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
         slug::Slug,
@@ -78,7 +78,7 @@ impl Broker {
     /// # Errors
     ///
     /// When it does not exist or the store fails.
-    pub async fn delete_connection(&self, by: &By, name: &str) -> Result<Deleted, BrokerError> {
+    pub async fn delete_connection(&self, by: &Actor, name: &str) -> Result<Deleted, BrokerError> {
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -106,7 +106,7 @@ impl Broker {
                 Revocation::Manual
             }
         };
-        self.note_of(Kind::ConnectionDeleted, by, connection, revocation.as_str());
+        self.note_of(EventKind::ConnectionDeleted, by, connection, revocation.as_str());
         self.after_deletion(connection, revocation).await?;
         let provider = self.title_of(connection);
         Ok(Deleted {
@@ -378,11 +378,16 @@ impl Broker {
                 self.memory.forget(name.as_str(), *id);
                 self.shred_spool(*id).await;
                 tracing::info!(connection = %name, "its tokens are revoked; it is forgotten");
-                self.note_of(Kind::TokensRevoked, &By::broker(), connection, "revoked");
+                self.note_of(EventKind::TokensRevoked, &Actor::broker(), connection, "revoked");
                 Ok(false)
             }
             DeletionStep::LeftToPerson => {
-                self.note_of(Kind::TokensRevoked, &By::broker(), connection, "left to a person");
+                self.note_of(
+                    EventKind::TokensRevoked,
+                    &Actor::broker(),
+                    connection,
+                    "left to a person",
+                );
                 self.shred_spool(*id).await;
                 self.refresh_cache(*id).await?;
                 Ok(false)

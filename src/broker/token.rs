@@ -12,7 +12,7 @@ use super::{
     refresh::in_flight::RefreshReason,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     clock::Moment,
     domain::{
         caller::{Service, Verb},
@@ -223,10 +223,10 @@ impl Broker {
         peer: Option<IpAddr>,
         detail: Option<&str>,
     ) -> Result<(), BrokerError> {
-        let by = By::new(Caller::label_of(service), peer);
+        let by = Actor::new(Caller::label_of(service), peer);
         let connection = &token.live.connection;
         let record = self
-            .record(Kind::TokenIssued, &by)
+            .record(EventKind::TokenIssued, &by)
             .about(connection.id, &connection.name)
             .at_provider(&token.provider)
             .with_grant(token.fingerprint(), token.generation());

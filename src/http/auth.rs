@@ -14,7 +14,7 @@ use secrecy::SecretString;
 
 use super::{Problem, State};
 use crate::{
-    audit::By,
+    audit::Actor,
     broker::{BrokerError, Caller},
     domain::{caller::Service, slug::Slug},
 };
@@ -25,7 +25,7 @@ pub(crate) struct AsOperator {
     /// The operator.
     pub(crate) name: Slug,
     /// The same for the record: who, and from where.
-    pub(crate) by: By,
+    pub(crate) by: Actor,
 }
 
 /// The other end of the socket.
@@ -58,7 +58,7 @@ impl FromRequestParts<State> for AsOperator {
             return Err(BrokerError::NotFound(advice.to_owned()).into());
         }
         let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
-        let by = By::new(caller.label(), peer(&parts.extensions));
+        let by = Actor::new(caller.label(), peer(&parts.extensions));
         match caller {
             Caller::Operator(name) => Ok(Self { name, by }),
             Caller::Service(_) => Err(BrokerError::Forbidden(

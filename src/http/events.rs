@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{NO_STORE, Problem, State, auth::AsOperator};
-use crate::audit::Event;
+use crate::audit::StoredEvent;
 
 /// The most events that an answer holds.
 const MAX_EVENTS: u32 = 1_000;
@@ -36,7 +36,7 @@ fn usual() -> u32 {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Events {
     /// In the order in which they came into the database, which is not quite that of `at`.
-    events: Vec<Event>,
+    events: Vec<StoredEvent>,
     /// What to ask for next, now or later: nothing is missed between.
     next_after: i64,
 }

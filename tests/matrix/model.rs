@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
     app::state_dir::WatermarkFile,
-    audit::{By, Trail},
+    audit::{Actor, Trail},
     broker::{Broker, LastSeen, Parts},
     clock::Clock,
     config::Config,
@@ -447,7 +447,7 @@ impl<'w> Walk<'w> {
         let could_save = self.could_save().await;
         // What is stored may be dead, and only its use tells.
         brokers[0].sync().await.unwrap();
-        let _ = brokers[0].refresh_now(&By::broker(), "avito-shop").await;
+        let _ = brokers[0].refresh_now(&Actor::broker(), "avito-shop").await;
         self.settle(&brokers).await;
         let record = self.world.record(self.id).await;
         let (state, reason) = (record.connection.state, record.connection.reason.as_deref());

@@ -6,13 +6,13 @@ use std::{
 use jiff::Timestamp;
 
 use super::*;
-use crate::audit::{By, Kind};
+use crate::audit::{Actor, EventKind};
 
-fn record() -> Record {
-    Record::new(Kind::TokenIssued, &By::broker(), Timestamp::UNIX_EPOCH)
+fn record() -> AuditEvent {
+    AuditEvent::new(EventKind::TokenIssued, &Actor::broker(), Timestamp::UNIX_EPOCH)
 }
 
-fn read(trail: &Trail) -> Vec<Record> {
+fn read(trail: &Trail) -> Vec<AuditEvent> {
     trail.folder.read(usize::MAX).unwrap().records
 }
 
@@ -21,13 +21,13 @@ async fn a_record_is_in_the_file_when_it_is_accepted() {
     let home = tempfile::tempdir().unwrap();
     let trail = Trail::open(home.path()).unwrap();
     let all = [record(), record()];
-    trail.accept(&all[0]).await.unwrap();
+    trail.append(&all[0]).await.unwrap();
     assert_eq!(read(&trail), all[..1]);
-    trail.note(&all[1]);
+    trail.emit(&all[1]);
     trail.close();
     assert_eq!(read(&trail), all);
     assert_eq!(trail.unshipped(), 2);
-    assert!(trail.accept(&record()).await.is_err(), "it is closed");
+    assert!(trail.append(&record()).await.is_err(), "it is closed");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(trail.folder.path()), 0o700);
     assert_eq!(mode(&trail.folder.file(1)), 0o600);
@@ -39,23 +39,23 @@ async fn a_folder_that_is_taken_away_is_made_again_or_refuses() {
     let home = tempfile::tempdir().unwrap();
     let trail = Trail::open(home.path()).unwrap();
     let folder = trail.folder.path().to_owned();
-    trail.accept(&record()).await.unwrap();
+    trail.append(&record()).await.unwrap();
     fs::remove_dir_all(&folder).unwrap();
     let second = record();
-    trail.accept(&second).await.unwrap();
+    trail.append(&second).await.unwrap();
     assert_eq!(read(&trail), [second]);
 
     fs::rename(&folder, home.path().join("moved")).unwrap();
     fs::write(&folder, b"").unwrap();
     for _ in 0..2 {
-        assert!(trail.accept(&record()).await.is_err());
+        assert!(trail.append(&record()).await.is_err());
         assert_eq!(trail.health(), FileHealth::Failing);
     }
     fs::remove_file(&folder).unwrap();
     trail.flush().await;
     assert_eq!(trail.health(), FileHealth::Ok, "with no record to write");
     let third = record();
-    trail.accept(&third).await.unwrap();
+    trail.append(&third).await.unwrap();
     assert_eq!(read(&trail), [third]);
     assert_eq!(trail.health(), FileHealth::Ok);
 }
@@ -67,15 +67,15 @@ async fn a_file_that_hangs_is_waited_for_a_quarter_of_a_second() {
     let (entries, queue) = mpsc::sync_channel(1);
     let writing = mem::replace(&mut trail.entries, entries);
     let begun = Clock::system().stopwatch();
-    assert!(trail.accept(&record()).await.is_err());
+    assert!(trail.append(&record()).await.is_err());
     assert!((PATIENCE..PATIENCE * 20).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     assert_eq!(trail.health(), FileHealth::Failing);
-    assert!(trail.accept(&record()).await.is_err(), "the queue is full, so nobody waits");
+    assert!(trail.append(&record()).await.is_err(), "the queue is full, so nobody waits");
     // Nobody acted on it: when the file goes on, it is not written.
     writing.send(queue.recv().unwrap()).unwrap();
     let later = record();
     trail.entries = writing;
-    trail.note(&later);
+    trail.emit(&later);
     trail.close();
     assert_eq!(read(&trail), [later]);
 }

@@ -2,7 +2,7 @@
 //! The background goes on refreshing it, so that its grants are alive when it is unfrozen.
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{Broker, BrokerError, Caller},
     domain::{
         caller::{Holder, Requester},
@@ -28,7 +28,7 @@ impl Broker {
         name: &Slug,
         reason: &str,
         operator: &Slug,
-        by: &By,
+        by: &Actor,
     ) -> Result<(Freeze, bool), BrokerError> {
         let known = match kind {
             FreezeKind::Client => self.clients.contains_key(name) || self.has_strays_of(name),
@@ -48,7 +48,7 @@ impl Broker {
         let frozen = self.store.freeze(kind, name, reason, operator).await?;
         self.load_freezes().await?;
         tracing::warn!(%kind, %name, by = %operator, "frozen: nothing of it is served");
-        self.note(&self.record(Kind::Frozen, by).with_detail(&format!("{kind} {name}")));
+        self.note(&self.record(EventKind::Frozen, by).with_detail(&format!("{kind} {name}")));
         Ok(frozen)
     }
 
@@ -61,15 +61,15 @@ impl Broker {
         &self,
         kind: FreezeKind,
         name: &Slug,
-        by: &By,
+        by: &Actor,
     ) -> Result<(), BrokerError> {
         let was_frozen = self.store.unfreeze(kind, name.as_str()).await?;
         self.load_freezes().await?;
         if !was_frozen {
             return Err(BrokerError::NotFound(format!("{kind} `{name}` is not frozen")));
         }
-        tracing::warn!(%kind, %name, by = by.actor, "unfrozen: it is served again");
-        self.note(&self.record(Kind::Unfrozen, by).with_detail(&format!("{kind} {name}")));
+        tracing::warn!(%kind, %name, by = by.name, "unfrozen: it is served again");
+        self.note(&self.record(EventKind::Unfrozen, by).with_detail(&format!("{kind} {name}")));
         Ok(())
     }
 

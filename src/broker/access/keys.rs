@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         Broker, BrokerError,
         cache::{Caller, Keys, KnownKey},
@@ -68,7 +68,7 @@ impl Broker {
         let now = self.clock.now();
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
         self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
-        self.note_key(Kind::OperatorMade, &By::command_line(), &stored);
+        self.note_key(EventKind::OperatorMade, &Actor::command_line(), &stored);
         self.take_up_keys().await;
         Ok(key)
     }
@@ -80,7 +80,7 @@ impl Broker {
     /// When the name is taken, nothing is allowed, or the store fails.
     pub async fn create_service(
         &self,
-        by: &By,
+        by: &Actor,
         name: Slug,
         connections: Vec<Pattern>,
         verbs: BTreeSet<Verb>,
@@ -99,7 +99,7 @@ impl Broker {
         let service = Service { name: name.clone(), connections, verbs, created_at: now };
         let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
         self.store.create_service(&service, &stored).await?;
-        self.note_key(Kind::ServiceMade, by, &stored);
+        self.note_key(EventKind::ServiceMade, by, &stored);
         self.take_up_keys().await;
         Ok((service, key, stored))
     }
@@ -111,7 +111,7 @@ impl Broker {
     /// When there is no such service, it has two live keys already, or the store fails.
     pub async fn add_service_key(
         &self,
-        by: &By,
+        by: &Actor,
         name: &Slug,
         expires_at: Option<Timestamp>,
     ) -> Result<(SecretString, StoredKey), BrokerError> {
@@ -124,7 +124,7 @@ impl Broker {
                 "service `{name}` has two live keys already; delete one first"
             )));
         }
-        self.note_key(Kind::KeyMade, by, &stored);
+        self.note_key(EventKind::KeyMade, by, &stored);
         self.take_up_keys().await;
         Ok((key, stored))
     }
@@ -168,10 +168,10 @@ impl Broker {
     /// # Errors
     ///
     /// When there is no such service or the store fails.
-    pub async fn delete_service(&self, by: &By, name: &Slug) -> Result<(), BrokerError> {
+    pub async fn delete_service(&self, by: &Actor, name: &Slug) -> Result<(), BrokerError> {
         let existed = self.store.delete_service(name).await?;
         if existed {
-            let record = self.record(Kind::ServiceDeleted, by);
+            let record = self.record(EventKind::ServiceDeleted, by);
             self.note(&record.with_detail(&format!("service {name}")));
         }
         self.load_keys().await?;
@@ -189,7 +189,7 @@ impl Broker {
     /// When the service has no such key or the store fails.
     pub async fn delete_service_key(
         &self,
-        by: &By,
+        by: &Actor,
         name: &Slug,
         id: &str,
     ) -> Result<(), BrokerError> {
@@ -198,7 +198,7 @@ impl Broker {
             return Err(BrokerError::NotFound(format!("service `{name}` has no such key")));
         };
         if self.store.delete_key(id).await? {
-            self.note_key(Kind::KeyDeleted, by, key);
+            self.note_key(EventKind::KeyDeleted, by, key);
         }
         self.load_keys().await?;
         Ok(())
@@ -236,7 +236,7 @@ impl Broker {
         let now = self.clock.now();
         for (id, KnownKey { stored, .. }) in &self.memory.keys().by_id {
             if !keys.by_id.contains_key(id) && stored.expires_at.is_some_and(|end| end <= now) {
-                let record = self.record(Kind::KeyExpired, &By::broker());
+                let record = self.record(EventKind::KeyExpired, &Actor::broker());
                 self.note(&record.with_detail(&label(stored)).once_for(id));
             }
         }
@@ -244,7 +244,7 @@ impl Broker {
         Ok(())
     }
 
-    fn note_key(&self, kind: Kind, by: &By, key: &StoredKey) {
+    fn note_key(&self, kind: EventKind, by: &Actor, key: &StoredKey) {
         self.note(&self.record(kind, by).with_detail(&label(key)));
     }
 }

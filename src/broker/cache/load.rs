@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{CachedConnection, CachedGrant, End};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{Broker, BrokerError},
     domain::{
         connection::{ConnectionId, HeldGrant, Record, State},
@@ -73,7 +73,7 @@ impl Broker {
             connection.id = %id, %error,
             "a stored token does not open; nothing is served until a new consent or a deletion"
         );
-        let broken = self.record(Kind::IntegrityError, &By::broker());
+        let broken = self.record(EventKind::IntegrityError, &Actor::broker());
         self.note(&self.of(broken, &record.connection));
         true
     }

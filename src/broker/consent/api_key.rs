@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::exchange::Exchange;
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{Broker, BrokerError, ConnectionView, NewConnection, refresh::commit::retry_forever},
     domain::{
         connection::{GrantType, Vars},
@@ -44,7 +44,7 @@ impl Broker {
     /// connection is open, the provider refuses, or the store fails.
     pub async fn connect_with_api_key(
         self: &Arc<Self>,
-        by: &By,
+        by: &Actor,
         new: NewConnection,
         request: KeyExchangeRequest,
     ) -> Result<ConnectionView, BrokerError> {
@@ -95,7 +95,7 @@ impl Broker {
                 error.message
             )));
         }
-        self.note_of(Kind::ConsentBegun, by, &record.connection, "API key");
+        self.note_of(EventKind::ConsentBegun, by, &record.connection, "API key");
         tracing::info!(connection = %name, "API key accepted; the code is on its way");
         self.view(&name).await
     }
@@ -112,7 +112,7 @@ impl Broker {
         params: &BTreeMap<String, String>,
         peer: Option<IpAddr>,
     ) -> Result<(), BrokerError> {
-        let by = By::browser(peer);
+        let by = Actor::browser(peer);
         let refused = || {
             self.record_anonymous_refusal(&by, "no API-key exchange");
             BrokerError::Invalid("no API-key exchange is pending for this account".to_owned())

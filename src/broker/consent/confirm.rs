@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         Broker, BrokerError, Caller, ConnectionView, ReceivedGrant,
         recovery::quarantine::ensure_not_quarantined, refresh::commit::due_at,
@@ -36,7 +36,7 @@ impl Broker {
                 ));
             }
         }
-        let by = By::new(caller.label(), peer);
+        let by = Actor::new(caller.label(), peer);
         self.ensure_caller_not_frozen(caller)?;
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
@@ -60,7 +60,7 @@ impl Broker {
             if !self.store.drop_pending_until(id, pending.received_at).await? {
                 return Err(changed());
             }
-            self.note_of(Kind::AccountMismatch, &by, &record.connection, "confirmed another");
+            self.note_of(EventKind::AccountMismatch, &by, &record.connection, "confirmed another");
             self.refresh_cache(id).await?;
             return Err(BrokerError::Invalid(
                 "another account consented than the one named in `account`; its tokens were \
@@ -101,7 +101,7 @@ impl Broker {
             return Err(changed());
         }
         tracing::info!(connection = %name, by = %caller.label(), "account confirmed");
-        let confirmed = self.of(self.record(Kind::AccountConfirmed, &by), &record.connection);
+        let confirmed = self.of(self.record(EventKind::AccountConfirmed, &by), &record.connection);
         self.note(&confirmed.with_grant(Digest::of(&access).fingerprint(), next.generation));
         self.raise_watermark();
         let record = self.refresh_cache(id).await?;

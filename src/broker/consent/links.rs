@@ -8,7 +8,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{Broker, BrokerError, Caller, Gone, NewConnection},
     domain::{
         caller::{Requester, Service, Verb},
@@ -80,7 +80,7 @@ impl Broker {
         peer: Option<IpAddr>,
         request: LinkRequest,
     ) -> Result<MadeLink, BrokerError> {
-        let by = By::new(caller.label(), peer);
+        let by = Actor::new(caller.label(), peer);
         let name = &request.connection;
         may_ask(caller, &request)?;
         self.ensure_caller_not_frozen(caller)?;
@@ -153,7 +153,7 @@ impl Broker {
         tracing::info!(
             link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
         );
-        self.note_of(Kind::LinkMade, &by, connection, &format!("link {}", link.id));
+        self.note_of(EventKind::LinkMade, &by, connection, &format!("link {}", link.id));
         Ok(MadeLink {
             url: self.link_url(&secret),
             expires_at: link.expires_at,
@@ -186,7 +186,7 @@ impl Broker {
     async fn create_for_link(
         self: &Arc<Self>,
         caller: &Caller,
-        by: &By,
+        by: &Actor,
         request: &LinkRequest,
     ) -> Result<Record, BrokerError> {
         let client = request.client.clone().ok_or_else(|| {

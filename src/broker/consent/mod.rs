@@ -15,7 +15,7 @@ use url::Url;
 use self::exchange::Exchange;
 use super::{Broker, BrokerError, Gone, LinkPage, refresh::commit::retry_forever};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     domain::{
         connection::Connection,
         consent::{
@@ -55,7 +55,7 @@ impl Broker {
         browser: &SecretString,
         peer: Option<IpAddr>,
     ) -> Result<Url, BrokerError> {
-        let by = By::browser(peer);
+        let by = Actor::browser(peer);
         let _turn = self.visitors.turn().await?;
         let begun = self.begin_by(&by, secret, browser).await;
         let refused = match &begun {
@@ -72,7 +72,7 @@ impl Broker {
     }
 
     /// Records that a link was refused: with its connection where there is such a link.
-    async fn note_refused_link(&self, by: &By, secret: &SecretString, why: &str) {
+    async fn note_refused_link(&self, by: &Actor, secret: &SecretString, why: &str) {
         let link = self.store.link(&Digest::of(secret)).await.ok().flatten();
         match link {
             Some(link) => match self.store.record_by_id(link.connection).await {
@@ -88,12 +88,12 @@ impl Broker {
 
     /// Records that a browser was refused for the form of its request alone.
     pub fn note_refused_request(&self, peer: Option<IpAddr>, why: &'static str) {
-        self.record_anonymous_refusal(&By::browser(peer), why);
+        self.record_anonymous_refusal(&Actor::browser(peer), why);
     }
 
     async fn begin_by(
         &self,
-        by: &By,
+        by: &Actor,
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
@@ -159,7 +159,7 @@ impl Broker {
             ));
         }
         let detail = format!("link {}", consent.link);
-        self.note_of(Kind::ConsentBegun, by, &connection, &detail);
+        self.note_of(EventKind::ConsentBegun, by, &connection, &detail);
         Ok(url)
     }
 
@@ -173,7 +173,7 @@ impl Broker {
         self: &Arc<Self>,
         callback: Callback,
     ) -> Result<SecretString, BrokerError> {
-        let by = By::browser(callback.peer);
+        let by = Actor::browser(callback.peer);
         let refused = || {
             BrokerError::Invalid(
                 "this callback belongs to no consent that is under way in this browser; open the \
@@ -228,7 +228,7 @@ impl Broker {
     }
 
     /// Records that a callback was refused although its `state` may be one of ours.
-    async fn note_refused_state(&self, by: &By, state: &Digest) {
+    async fn note_refused_state(&self, by: &Actor, state: &Digest) {
         let connection = self.store.consent_of_state(state).await.ok().flatten();
         let record = match connection {
             Some(id) => self.store.record_by_id(id).await.ok().flatten(),
@@ -246,7 +246,7 @@ impl Broker {
     /// Records how an attempt at a consent ended.
     pub(crate) fn note_ending(
         &self,
-        by: &By,
+        by: &Actor,
         connection: &Connection,
         ending: Result<&Ending, &BrokerError>,
     ) {
@@ -259,11 +259,11 @@ impl Broker {
             _ => None,
         };
         let kind = match ending.map(|ending| ending.outcome) {
-            Ok(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
-            Ok(Outcome::Denied) => Kind::ConsentDenied,
-            Ok(Outcome::WrongAccount) => Kind::AccountMismatch,
-            Err(_) if refused.is_some() => Kind::ConsentRefused,
-            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => Kind::ConsentFailed,
+            Ok(Outcome::Connected | Outcome::PendingConfirm) => EventKind::ConsentFinished,
+            Ok(Outcome::Denied) => EventKind::ConsentDenied,
+            Ok(Outcome::WrongAccount) => EventKind::AccountMismatch,
+            Err(_) if refused.is_some() => EventKind::ConsentRefused,
+            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => EventKind::ConsentFailed,
         };
         let detail = match ending {
             Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),

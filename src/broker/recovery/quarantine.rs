@@ -7,7 +7,7 @@ use tokio::sync::MutexGuard;
 
 use super::watermark::LastSeen;
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{Broker, BrokerError},
     domain::{
         connection::{Connection, State},
@@ -86,7 +86,7 @@ impl Broker {
     ) -> Result<bool, StoreError> {
         let stopped = self.store.quarantine(found, quarantines, doubt.reason()).await?;
         if stopped.is_some() {
-            let record = self.record(Kind::ConnectionsQuarantined, &By::broker());
+            let record = self.record(EventKind::ConnectionsQuarantined, &Actor::broker());
             self.note(&record.with_detail(doubt.reason()));
         }
         match stopped {

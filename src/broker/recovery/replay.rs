@@ -6,7 +6,7 @@ use std::io;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         Broker, BrokerError,
         refresh::commit::{retry_forever, settle},
@@ -82,7 +82,7 @@ impl Broker {
             }
             let record = self.refresh_cache(id).await?;
             if recovered {
-                self.note_of(Kind::GrantRecovered, &By::broker(), &record.connection, "");
+                self.note_of(EventKind::GrantRecovered, &Actor::broker(), &record.connection, "");
             }
             settle(kept).await;
         } else {

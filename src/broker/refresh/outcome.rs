@@ -11,7 +11,7 @@ use super::{
     in_flight::RefreshReason,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         Broker, BrokerError, ReceivedGrant,
         limits::mass_refusal::{MassRefusal, RefusalWeight},
@@ -55,7 +55,8 @@ impl Broker {
                 connection = %connection.name, provider = %client.profile.name, generation,
                 %expires_at, "refreshed"
             );
-            let granted = self.of(self.record(Kind::RefreshGranted, &By::broker()), connection);
+            let granted =
+                self.of(self.record(EventKind::RefreshGranted, &Actor::broker()), connection);
             let granted = granted.with_grant(Digest::of(&grant.access).fingerprint(), generation);
             let why = why.borrow().to_string();
             self.note(&granted.with_detail(&why));
@@ -185,7 +186,7 @@ impl Broker {
             status = error.status, code = error.code, state = %state, "refresh failed: {}", error.message
         );
         let detail = format!("{}, {}, {state}", word(&error.verdict), error.code);
-        self.note_of(Kind::RefreshFailed, &By::broker(), connection, &detail);
+        self.note_of(EventKind::RefreshFailed, &Actor::broker(), connection, &detail);
         let failure = store::Failure {
             connection: connection.id,
             from_generation: from,
@@ -233,7 +234,7 @@ impl Broker {
         })
         .await;
         tracing::warn!(taken_back, %provider, "verdicts were taken back");
-        let record = self.record(Kind::VerdictsTakenBack, &By::broker());
+        let record = self.record(EventKind::VerdictsTakenBack, &Actor::broker());
         self.note(&record.at_provider(provider.as_str()).with_detail(&taken_back.to_string()));
     }
 
@@ -274,7 +275,7 @@ impl Broker {
         let after = self.refresh_cache(record.connection.id).await?.connection;
         if given_up {
             let detail = format!("not sent, {reason}, {}", after.state);
-            self.note_of(Kind::RefreshFailed, &By::broker(), &after, &detail);
+            self.note_of(EventKind::RefreshFailed, &Actor::broker(), &after, &detail);
             Err(BrokerError::ConsentRequired { reason: reason.to_owned() })
         } else {
             Ok(())

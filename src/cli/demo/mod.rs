@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{CliError, args::Demo, environment, say, serve::until_signal};
 use crate::{
     app::{App, Listeners},
-    audit::By,
+    audit::Actor,
     broker::{Broker, Caller, ConnectionView, LinkRequest, NewConnection},
     clock::Clock,
     config::{Config, logging},
@@ -159,7 +159,7 @@ async fn prepare(
 ) -> Result<Prepared, CliError> {
     let name: Slug = "demo".parse().map_err(CliError::internal)?;
     let operator = Caller::Operator(name.clone());
-    let by = By::new(operator.label(), None);
+    let by = Actor::new(operator.label(), None);
     let operator_key = broker.create_operator(name.clone()).await?;
     let everything = vec!["*".parse().map_err(CliError::internal)?];
     let verbs = BTreeSet::from([Verb::Token]);
