@@ -156,7 +156,7 @@ fn same_deployment(ours: &Slug, named: &str) -> Result<(), StartError> {
 #[derive(Debug)]
 pub struct App {
     broker: Arc<Broker>,
-    state: http::State,
+    state: http::AppState,
     listeners: Listeners,
     shutdown: CancellationToken,
     drain: Duration,
@@ -200,7 +200,7 @@ impl App {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/spool: {error}"))
         })?;
-        let trail = Trail::open(&config.state_dir).map_err(|error| {
+        let trail = Trail::open(&config.state_dir, clock.clone()).map_err(|error| {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/audit: {error}"))
         })?;
@@ -223,7 +223,7 @@ impl App {
             watermark,
             trail,
             keep_events: config.keep_events,
-            clock,
+            clock: clock.clone(),
             clients: config.clients,
             public_url: config.public_url.clone(),
             return_to: config.return_to,
@@ -239,11 +239,12 @@ impl App {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }
         let shutdown = CancellationToken::new();
-        let state = http::State {
+        let state = http::AppState {
             broker: Arc::clone(&broker),
             public_url: config.public_url,
             internal_url: config.internal_url,
             draining: shutdown.clone(),
+            clock,
         };
         let limits = Limits::within_system();
         Ok(Self { broker, state, listeners, shutdown, drain, limits, _state_dir: state_dir })

@@ -105,13 +105,13 @@ impl Trail {
     /// # Errors
     ///
     /// When the folder cannot be made or read, or no thread be started.
-    pub fn open(state_dir: &Path) -> io::Result<Self> {
+    pub fn open(state_dir: &Path, clock: Clock) -> io::Result<Self> {
         let folder = Folder::of(state_dir);
         folder.make()?;
         let condition = Arc::new(Condition::default());
         condition.written.store(folder.unshipped()?, Ordering::Relaxed);
         let (entries, queue) = mpsc::sync_channel(QUEUE);
-        let writer = Writer::start(folder.clone(), Arc::clone(&condition))?;
+        let writer = Writer::start(folder.clone(), Arc::clone(&condition), clock)?;
         let thread = thread::Builder::new().name("audit".to_owned());
         let thread = thread.spawn(move || writer.run(&queue))?;
         Ok(Self {
@@ -235,6 +235,7 @@ struct Writer {
     /// To the thread that brings files to the disk.
     to_sync: Sender<Arc<File>>,
     syncer: JoinHandle<()>,
+    clock: Clock,
     last_sync: Stopwatch,
     /// Something was written since.
     dirty: bool,
@@ -263,14 +264,22 @@ impl From<io::Error> for Failed {
 }
 
 impl Writer {
-    fn start(folder: Folder, condition: Arc<Condition>) -> io::Result<Self> {
+    fn start(folder: Folder, condition: Arc<Condition>, clock: Clock) -> io::Result<Self> {
         let (to_sync, files) = mpsc::channel();
         let (path, shared) = (folder.path().to_owned(), Arc::clone(&condition));
         let syncer = thread::Builder::new().name("audit-sync".to_owned());
         let syncer = syncer.spawn(move || sync(&files, &path, &shared))?;
-        let last_sync = Clock::system().stopwatch();
-        let (number, current) = (0, None);
-        Ok(Self { folder, condition, number, current, to_sync, syncer, last_sync, dirty: false })
+        Ok(Self {
+            folder,
+            condition,
+            number: 0,
+            current: None,
+            to_sync,
+            syncer,
+            last_sync: clock.stopwatch(),
+            clock,
+            dirty: false,
+        })
     }
 
     fn run(mut self, entries: &Receiver<Message>) {
@@ -416,7 +425,7 @@ impl Writer {
     fn hand_to_sync(&mut self, file: Arc<File>) {
         // It ends only after we have closed the channel.
         let _ = self.to_sync.send(file);
-        self.last_sync = Clock::system().stopwatch();
+        self.last_sync = self.clock.stopwatch();
     }
 
     fn close(mut self) {

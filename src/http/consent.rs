@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    extract::{Path, RawQuery, State as Extract, rejection::PathRejection},
+    extract::{Path, RawQuery, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use askama::Template;
 
 use super::{
-    State,
+    AppState,
     auth::Peer,
     pages::{Ask, Connected, Message, Previous, STYLE_SOURCE, Waiting, WrongAccount},
 };
@@ -30,7 +30,7 @@ use crate::{
 /// Shows what a link is for, or how its last attempt ended. Changes nothing, so that neither a
 /// link preview nor a scanner can use the link up.
 pub(crate) async fn show(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     link: Result<Path<String>, PathRejection>,
     jar: CookieJar,
 ) -> Response {
@@ -45,7 +45,7 @@ pub(crate) async fn show(
 /// The person pressed the button: binds this browser and goes to the provider.
 #[expect(clippy::disallowed_methods, reason = "the binding goes into the browser's cookie")]
 pub(crate) async fn begin(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     link: Result<Path<String>, PathRejection>,
     Peer(peer): Peer,
     jar: CookieJar,
@@ -77,7 +77,7 @@ pub(crate) async fn begin(
 /// The provider sent the browser back.
 #[expect(clippy::disallowed_methods, reason = "the way back to the link's own page")]
 pub(crate) async fn callback(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     client: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     Peer(peer): Peer,
@@ -307,11 +307,11 @@ pub(super) fn single_params(query: &str) -> Option<BTreeMap<String, String>> {
 }
 
 /// `__Host-` binds the cookie to this host over https; on loopback http a browser refuses it.
-fn cookie_name(state: &State) -> &'static str {
+fn cookie_name(state: &AppState) -> &'static str {
     if state.public_url.scheme() == "https" { "__Host-token-broker" } else { "token-broker" }
 }
 
-fn cookie(state: &State, value: &str) -> Cookie<'static> {
+fn cookie(state: &AppState, value: &str) -> Cookie<'static> {
     Cookie::build((cookie_name(state), value.to_owned()))
         .path("/")
         .http_only(true)
@@ -321,13 +321,13 @@ fn cookie(state: &State, value: &str) -> Cookie<'static> {
         .build()
 }
 
-fn browser(state: &State, jar: &CookieJar) -> Option<SecretString> {
+fn browser(state: &AppState, jar: &CookieJar) -> Option<SecretString> {
     let value = jar.get(cookie_name(state))?.value();
     is_random(value).then(|| SecretString::from(value))
 }
 
 /// Whether the button was pressed on our own page: no other site may start a consent.
-fn from_our_page(headers: &HeaderMap, state: &State) -> bool {
+fn from_our_page(headers: &HeaderMap, state: &AppState) -> bool {
     match headers.get("sec-fetch-site") {
         Some(site) => site == "same-origin",
         None => headers

@@ -2,13 +2,13 @@
 
 use axum::{
     Json,
-    extract::{Query, State as Extract, rejection::QueryRejection},
+    extract::{Query, State, rejection::QueryRejection},
     response::IntoResponse,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{NO_STORE, Problem, State, auth::AsOperator};
+use super::{AppState, NO_STORE, Problem, auth::Operator};
 use crate::audit::StoredEvent;
 
 /// The most events that an answer holds.
@@ -58,8 +58,8 @@ pub(crate) struct Events {
     security(("operator_key" = []))
 )]
 pub(crate) async fn list(
-    Extract(state): Extract<State>,
-    _operator: AsOperator,
+    State(state): State<AppState>,
+    _operator: Operator,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let fits = |Query(query): Query<EventsQuery>| {

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{Problem, State};
+use super::{AppState, Problem};
 
 /// The largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
@@ -15,10 +15,10 @@ pub(crate) const MAX_BODY: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct PathParam<T>(pub(crate) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<State> for PathParam<T> {
+impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for PathParam<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let Path(segment) = Path::from_request_parts(parts, state).await.map_err(|_| {
             Problem::new(StatusCode::NOT_FOUND, "not_found", "the path is not valid UTF-8")
         })?;
@@ -28,12 +28,12 @@ impl<T: DeserializeOwned + Send> FromRequestParts<State> for PathParam<T> {
 
 /// A JSON body of the given form.
 #[derive(Debug)]
-pub(crate) struct Body<T>(pub(crate) T);
+pub(crate) struct JsonBody<T>(pub(crate) T);
 
-impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, Problem> {
         let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
             Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,

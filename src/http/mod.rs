@@ -6,6 +6,7 @@
 mod auth;
 mod connections;
 mod consent;
+mod deadline;
 mod error;
 mod events;
 mod extract;
@@ -19,14 +20,13 @@ pub mod pages;
 mod properties;
 pub mod server;
 mod services;
-mod slow;
 mod token;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{MatchedPath, Request},
+    extract::{MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -53,7 +53,7 @@ const NO_STORE: [(HeaderName, HeaderValue); 1] =
 
 /// What every handler has at hand.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct AppState {
     /// The use cases.
     pub broker: Arc<Broker>,
     /// Where browsers reach us.
@@ -62,10 +62,12 @@ pub struct State {
     pub internal_url: Url,
     /// Cancelled when the process begins to end.
     pub draining: CancellationToken,
+    /// Measures how long requests take.
+    pub clock: Clock,
 }
 
 /// What browsers and providers reach.
-pub fn public_router(state: State) -> Router {
+pub fn public_router(state: AppState) -> Router {
     let router = Router::new()
         .route("/connect/{secret}", get(consent::show).post(consent::begin))
         // `get` would answer HEAD as well, and a callback counts.
@@ -73,13 +75,13 @@ pub fn public_router(state: State) -> Router {
         .route("/health/live", get(health::live))
         .method_not_allowed_fallback(consent::method_not_allowed)
         .fallback(consent::not_found);
-    layered(router, consent::late, consent::broken)
+    layered(router, &state, consent::late, consent::broken)
         .layer(middleware::map_response(page_headers))
         .with_state(state)
 }
 
 /// What services, operators and ops reach.
-pub fn internal_router(state: State) -> Router {
+pub fn internal_router(state: AppState) -> Router {
     let (router, api) = api_router().split_for_parts();
     let document = openapi::complete(api);
     let router = router
@@ -91,11 +93,11 @@ pub fn internal_router(state: State) -> Router {
         Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", advice).into_response()
     };
     let broken = || Problem::from(BrokerError::Internal).into_response();
-    layered(router, late, broken).with_state(state)
+    layered(router, &state, late, broken).with_state(state)
 }
 
 /// The routes with their descriptions: the API document is made from the same list.
-fn api_router() -> OpenApiRouter<State> {
+fn api_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(token::token))
         .routes(routes!(token::rejected))
@@ -121,10 +123,11 @@ fn api_router() -> OpenApiRouter<State> {
 /// What both listeners have around their routes, each with its own answer to a request that takes
 /// too long and to a fault of ours.
 fn layered(
-    router: Router<State>,
+    router: Router<AppState>,
+    state: &AppState,
     late: fn() -> Response,
     broken: fn() -> Response,
-) -> Router<State> {
+) -> Router<AppState> {
     let in_time = move |request: Request, next: Next| async move {
         timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| late())
     };
@@ -132,11 +135,11 @@ fn layered(
         .layer(middleware::from_fn(in_time))
         .layer(CatchPanicLayer::custom(move |_| broken()))
         .layer(middleware::map_response(common_headers))
-        .layer(middleware::from_fn(trace))
+        .layer(middleware::from_fn_with_state(state.clock.clone(), trace))
 }
 
 /// One span a request, named by the matched route and never by the path: a path may hold a secret.
-async fn trace(request: Request, next: Next) -> Response {
+async fn trace(State(clock): State<Clock>, request: Request, next: Next) -> Response {
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -145,9 +148,9 @@ async fn trace(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let span = tracing::debug_span!("http.request", %method, route);
     async move {
-        let clock = Clock::system().stopwatch();
+        let stopwatch = clock.stopwatch();
         let response = next.run(request).await;
-        let duration_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = u64::try_from(stopwatch.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(status = response.status().as_u16(), duration_ms, "answered");
         response
     }

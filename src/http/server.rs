@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer as _, util::MapRequestLayer};
 
-use super::slow::{Hurried, in_time};
+use super::deadline::{WriteDeadline, body_deadline};
 
 /// How large a request head may be: 16 KiB for headers besides an 8 KiB URL.
 const MAX_HEAD: usize = 24 * 1024;
@@ -112,10 +112,10 @@ pub async fn serve(
             }
         };
         let _ = stream.set_nodelay(true);
-        let stream = Hurried::new(stream, limits.write);
+        let stream = WriteDeadline::new(stream, limits.write);
         let service = MapRequestLayer::new(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
-            request.map(|body| in_time(body, limits.body))
+            request.map(|body| body_deadline(body, limits.body))
         })
         .layer(router.clone());
         let connection =

@@ -260,7 +260,7 @@ async fn start(
         spool: Spool::open(spool.path()).unwrap(),
         watermark: LastSeen::read(WatermarkFile::of(spool.path())).unwrap(),
         replica: format!("replica-{number}"),
-        trail: Trail::open(spool.path()).unwrap(),
+        trail: Trail::open(spool.path(), clock.clone()).unwrap(),
         keep_events: Duration::from_hours(24),
         clock,
         clients: world.clients.clone(),
