@@ -19,8 +19,8 @@ use url::Url;
 
 use super::{
     core::Core,
-    ledger::{Authorisation, End, Ledger, Pair, Refusal},
-    oracle::Endpoint,
+    ledger::{Authorisation, Ledger, Pair, Refusal},
+    oracle::{End, Endpoint},
     page::{self, Choice, Consent, Decision, Verdict},
     request::{self, Encoding, Params, TokenRequest, bearer},
     rotation::Rotation,

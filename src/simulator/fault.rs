@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{divar, serve::HangUp};
+use super::{hydra::OAuthError, serve::HangUp};
 
 /// What goes wrong with one token or revocation request.
 ///
@@ -168,7 +168,7 @@ impl Fault {
                 let body = axum::Json(json!({"error": "invalid_grant"}));
                 (StatusCode::BAD_REQUEST, body).into_response()
             }
-            Self::Contended => divar::contended(),
+            Self::Contended => OAuthError::contended().into_response(),
             Self::CutJson => change(answer, |body| Body::from(body.slice(..body.len() / 2))).await,
             Self::CutBody { at } => change(answer, |body| begin(&body, at, hang_up())).await,
             Self::Stall { at } => change(answer, |body| begin(&body, at, future::pending())).await,

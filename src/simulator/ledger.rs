@@ -10,44 +10,13 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
 
 use self::successor::Successor;
 use super::{
-    oracle::{Endpoint, Known, Oracle},
+    oracle::{End, Endpoint, Kind, Known, Oracle},
     rotation::{Rotation, Successors},
 };
 use crate::seal::secret::Digest;
-
-/// A code, an access token or a refresh token.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// An authorization code.
-    Code,
-    /// An access token.
-    Access,
-    /// A refresh token.
-    Refresh,
-}
-
-/// Why a code or token no longer works.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum End {
-    /// Its life is over.
-    Expired,
-    /// A code that was redeemed.
-    Redeemed,
-    /// A newer pair took its place.
-    Rotated,
-    /// The code behind it was presented a second time.
-    CodeReused,
-    /// A refresh token of its chain was presented after its end.
-    RefreshReused,
-    /// The client asked for its end (RFC 7009).
-    Revoked,
-}
 
 /// Who authorised what: the same for all tokens of a chain.
 #[derive(Clone, Debug)]

@@ -40,6 +40,7 @@ mod control;
 mod core;
 mod divar;
 mod fault;
+mod hydra;
 mod ledger;
 mod oracle;
 mod page;

@@ -5,10 +5,39 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-pub use super::ledger::{End, Kind};
 use crate::seal::secret::Digest;
 
-/// Where a request arrived.
+/// A code, an access token or a refresh token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// An authorization code.
+    Code,
+    /// An access token.
+    Access,
+    /// A refresh token.
+    Refresh,
+}
+
+/// Why a code or token no longer works.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// Its life is over.
+    Expired,
+    /// A code that was redeemed.
+    Redeemed,
+    /// A newer pair took its place.
+    Rotated,
+    /// The code behind it was presented a second time.
+    CodeReused,
+    /// A refresh token of its chain was presented after its end.
+    RefreshReused,
+    /// The client asked for its end (RFC 7009).
+    Revoked,
+}
+
+/// The endpoint that a request arrived at.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {

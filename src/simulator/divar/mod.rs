@@ -4,7 +4,6 @@
 //! Not verified by any source, and so ours: that Divar's Hydra is a plain one, what is answered to a
 //! refresh without its documented extra parameters, and the status of an expired access token.
 
-mod error;
 mod revocation;
 mod token;
 
@@ -22,6 +21,7 @@ use serde_json::{Map, json};
 
 use super::{
     core::Core,
+    hydra,
     ledger::Authorisation,
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
@@ -64,13 +64,6 @@ pub(super) fn api(divar: Arc<Divar>) -> Router {
 
 fn problem(status: StatusCode, text: &str) -> Response {
     page::problem(status, "Divar", "This did not work", text)
-}
-
-/// What a refresh is told that lost the race against another one.
-pub(super) fn contended() -> Response {
-    let hint = "Failed to refresh token because of multiple concurrent requests using the same \
-                token. Please retry the request.";
-    error::OAuthError::invalid_request(hint).into_response()
 }
 
 /// An error of Divar's own API, in the form of `google.rpc.Status`.
@@ -127,7 +120,7 @@ impl Divar {
             .filter(|one| !one.is_empty())
             .collect();
         if let Some(scope) = scopes.iter().find(|scope| !self.allows(scope)) {
-            return refused("invalid_scope", &error::scope_not_allowed(scope));
+            return refused("invalid_scope", &hydra::scope_not_allowed(scope));
         }
         let challenge = query.get("code_challenge");
         if challenge.is_some() && !query.is("code_challenge_method", "S256") {

@@ -10,10 +10,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{Divar, error::OAuthError, problem};
+use super::{Divar, problem};
 use crate::simulator::{
-    ledger::End,
-    oracle::Endpoint,
+    hydra::OAuthError,
+    oracle::{End, Endpoint},
     request::{Encoding, TokenRequest},
     settings::RevocationEndpoint,
 };

@@ -12,11 +12,13 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::json;
 
-use super::{Divar, error::OAuthError};
+use super::Divar;
 use crate::{
     seal::secret::Digest,
     simulator::{
-        ledger::{Authorisation, End, Pair, Refusal},
+        hydra::OAuthError,
+        ledger::{Authorisation, Pair, Refusal},
+        oracle::End,
         request::{self, Params, TokenRequest},
         settings::{Hydra, RefreshParameters},
         shape,
