@@ -7,8 +7,8 @@ use url::Url;
 
 use super::{
     ConfigError,
+    raw::{self, List},
     secret::one_of,
-    written::{self, List},
     wrong,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-impl written::Client {
+impl raw::Client {
     pub(super) fn check(
         mut self,
         name: &Slug,

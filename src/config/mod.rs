@@ -5,8 +5,8 @@
 //! line of the file is ever quoted: it may be a secret.
 mod client;
 pub mod logging;
+mod raw;
 mod secret;
-mod written;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,8 +19,12 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
-pub use self::{client::redirect_uri, secret::read_secret};
-use self::{secret::one_of, written::Written};
+pub use self::{
+    client::redirect_uri,
+    logging::{Log, LogFormat},
+    secret::read_secret,
+};
+use self::{raw::RawConfig, secret::one_of};
 use crate::{
     domain::slug::{NotASlug, Slug},
     provider::{Catalogue, client::Client},
@@ -67,24 +71,6 @@ pub enum Database {
     Embedded(PathBuf),
     /// A server, by its URL; the URL may hold a password.
     Server(SecretString),
-}
-
-/// How to log.
-#[derive(Clone, Debug)]
-pub struct Log {
-    /// For people or for machines.
-    pub format: LogFormat,
-    /// Directives of `tracing_subscriber::EnvFilter`.
-    pub filter: String,
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// One ok_or_log line.
-    Text,
 }
 
 /// One line that names the setting and says what was expected.
@@ -145,16 +131,18 @@ impl Config {
         overrides: &toml::Table,
     ) -> Result<Self, ConfigError> {
         let variables: Vec<String> = environment.keys().cloned().collect();
-        Written::read(file, environment, overrides).and_then(Written::check).map_err(|mut error| {
-            if let ConfigError::Setting { setting, variable, .. } = &mut error {
-                *variable = written::variable(setting, variables.iter()).cloned();
-            }
-            error
-        })
+        RawConfig::read(file, environment, overrides).and_then(RawConfig::check).map_err(
+            |mut error| {
+                if let ConfigError::Setting { setting, variable, .. } = &mut error {
+                    *variable = raw::variable(setting, variables.iter()).cloned();
+                }
+                error
+            },
+        )
     }
 }
 
-impl Written {
+impl RawConfig {
     fn check(self) -> Result<Config, ConfigError> {
         let public_url = check_public_url(&self.public_url)?;
         let internal_url = check_origin("internal_url", &self.internal_url)?;
@@ -206,7 +194,7 @@ impl Written {
     }
 }
 
-impl written::Audit {
+impl raw::Audit {
     fn check(&self) -> Result<Duration, ConfigError> {
         match self.keep_days {
             1..=36_500 => Ok(Duration::from_hours(24) * self.keep_days),
@@ -215,7 +203,7 @@ impl written::Audit {
     }
 }
 
-impl written::Log {
+impl raw::Log {
     fn check(self) -> Result<Log, ConfigError> {
         let format = match self.format.as_str() {
             "json" => LogFormat::Json,

@@ -24,7 +24,7 @@ const SEPARATOR: &str = "__";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct Written {
+pub(super) struct RawConfig {
     pub(super) public_url: String,
     pub(super) public_listen: String,
     pub(super) internal_url: String,
@@ -115,7 +115,7 @@ impl List {
     }
 }
 
-impl Written {
+impl RawConfig {
     /// Embedded defaults, then `file`, then `environment`, then `overrides`.
     pub(super) fn read(
         file: Option<&Path>,
