@@ -187,7 +187,7 @@ impl App {
         check_deployment(&config, &store).await?;
         let outbound = Outbound::new(clock.clone(), failpoints.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
-        if outbound.roots() == TrustAnchors::BuiltIn {
+        if outbound.trust_anchors() == TrustAnchors::BuiltIn {
             tracing::info!("this machine has no list of certificates: the built-in one is used");
         }
         if let Database::Embedded(path) = &config.database {

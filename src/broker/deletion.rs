@@ -19,6 +19,7 @@ use super::{
 use crate::{
     audit::{Actor, EventKind},
     domain::{
+        broker_code,
         connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
         slug::Slug,
     },
@@ -301,7 +302,10 @@ impl Broker {
         let refused = |code: &str| Verdict::Refused { reason: code.to_owned() };
         let refuse = |code, message: &str| ProviderError::new(refused(code), None, code, message);
         let Some(revocation) = &client.profile.revocation else {
-            return Err(refuse("no_revocation", "The provider's profile offers no revocation."));
+            return Err(refuse(
+                broker_code::NO_REVOCATION,
+                "The provider's profile offers no revocation.",
+            ));
         };
         let access = access.map(|token| (RevokedToken::Access, token));
         let refresh = refresh.map(|token| (RevokedToken::Refresh, token));
@@ -310,7 +314,7 @@ impl Broker {
             RevokedToken::Refresh => refresh.or(access),
         };
         let Some((kind, token)) = token else {
-            return Err(refuse("integrity_error", "The stored tokens do not open."));
+            return Err(refuse(broker_code::INTEGRITY_ERROR, "The stored tokens do not open."));
         };
         let request = request::revoke(client, kind, &token, &connection.vars).map_err(|error| {
             let message = format!("The request cannot be made: {error}.");
@@ -333,7 +337,12 @@ impl Broker {
                 Ok(token) => Ok(Some(token)),
                 Err(error @ OpenError::UnknownKey(_)) => {
                     let message = format!("A token to revoke is {error}.");
-                    Err(ProviderError::new(Verdict::NotSent, None, "unknown_key", message))
+                    Err(ProviderError::new(
+                        Verdict::NotSent,
+                        None,
+                        broker_code::UNKNOWN_KEY,
+                        message,
+                    ))
                 }
                 Err(error) => {
                     tracing::error!(%error, "a token to revoke does not open");

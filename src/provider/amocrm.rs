@@ -7,8 +7,9 @@ use super::{
     client::Client,
     error::ProviderError,
     profile::Profile,
+    reply::Reply,
     request::{Body, OutboundRequest, RequestError, Values},
-    response::{Reply, refusal},
+    response::refusal,
 };
 use crate::domain::connection::Vars;
 

@@ -1,15 +1,15 @@
-//! What an answer that brings no grant means.
+//! Errors of calls to providers: the verdict on an answer without a grant, and its code.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use secrecy::SecretString;
 use serde_json::Value;
 
 use super::{
     profile::{ErrorRule, Profile, RuleVerdict, Scalar},
-    response::Reply,
+    reply::Reply,
 };
-use crate::domain::connection::LastError;
+use crate::{domain::broker_code, words::words};
 
 /// What follows from a request that brought nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,35 +36,43 @@ pub enum Verdict {
     TooLate,
 }
 
-/// Our own words among the codes of errors. A provider that says one of them is not quoted: what
-/// follows from a word of ours follows from none of its.
-pub(super) const OUR_CODES: [&str; 25] = [
-    "account_call",
-    "answer_too_large",
-    "compressed_answer",
-    "connect_failed",
-    "connect_timeout",
-    "connection_broken",
-    "integrity_error",
-    "lost_in_rotation",
-    "no_access_token",
-    "no_account",
-    "no_refresh_token",
-    "no_revocation",
-    "not_sent",
-    "outside_network",
-    LastError::MISCONFIGURED,
-    "send_window_over",
-    "timeout",
-    "tls",
-    "token_url_changed",
-    "unknown_key",
-    "unreadable_answer",
-    "unusable_access_token",
-    "unusable_header",
-    "unusable_token_type",
-    "went_back",
-];
+words! {
+    /// The codes that this room gives. A provider that answers one of them is not quoted.
+    ErrorCode {
+        /// The answer is larger than is read.
+        AnswerTooLarge = "answer_too_large",
+        /// The answer is compressed although we refuse that.
+        CompressedAnswer = "compressed_answer",
+        /// No connection to the provider.
+        ConnectFailed = "connect_failed",
+        /// No connection to the provider in time.
+        ConnectTimeout = "connect_timeout",
+        /// The connection broke after it stood.
+        ConnectionBroken = "connection_broken",
+        /// The token answer holds no access token.
+        NoAccessToken = "no_access_token",
+        /// The account answer holds no account.
+        NoAccount = "no_account",
+        /// The request could not be made or sent.
+        NotSent = "not_sent",
+        /// The URL lies outside the profile's network.
+        OutsideNetwork = "outside_network",
+        /// The last moment to send safely has passed.
+        SendWindowOver = "send_window_over",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// TLS does not start.
+        Tls = "tls",
+        /// The answer is not the JSON that it should be.
+        UnreadableAnswer = "unreadable_answer",
+        /// The access token cannot stand in a header.
+        UnusableAccessToken = "unusable_access_token",
+        /// A secret of the client cannot stand in a header.
+        UnusableHeader = "unusable_header",
+        /// The access token is not a bearer token.
+        UnusableTokenType = "unusable_token_type",
+    }
+}
 
 /// A request to a provider brought nothing. Holds no text of the provider's.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +82,8 @@ pub struct ProviderError {
     pub verdict: Verdict,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// A stable word, one of `OUR_CODES` or `http_` and the status; or the provider's RFC 6749 error
-    /// code, which is none of them.
+    /// A stable word: an [`ErrorCode`], one of [`broker_code`], `http_` and the status, or the
+    /// provider's RFC 6749 error code, which is none of those.
     pub code: String,
     /// One sentence for a person.
     pub message: String,
@@ -89,13 +97,13 @@ impl ProviderError {
     pub(crate) fn new(
         verdict: Verdict,
         status: impl Into<Option<u16>>,
-        code: &str,
+        code: impl Display,
         message: impl Into<String>,
     ) -> Self {
         Self {
             verdict,
             status: status.into(),
-            code: code.to_owned(),
+            code: code.to_string(),
             message: message.into(),
             salvaged_refresh: None,
         }
@@ -109,7 +117,7 @@ pub(super) fn judge(profile: &Profile, reply: &Reply, json: Option<&Value>) -> P
     let status = reply.status;
     let busy = Verdict::Busy { retry_after: reply.retry_after.or_else(|| wait_in_body(json?)) };
     let said = json.and_then(|json| json.get("error")?.as_str()).and_then(error_code);
-    let code = said.clone().filter(|word| !is_ours(word));
+    let code = said.clone().filter(|word| !is_reserved(word));
     let code = code.unwrap_or_else(|| format!("http_{status}"));
     let error = |verdict, message: &str| ProviderError::new(verdict, status, &code, message);
 
@@ -190,9 +198,11 @@ fn error_code(text: &str) -> Option<String> {
     ((1..=64).contains(&text.len()) && text.bytes().all(word)).then(|| text.to_owned())
 }
 
-/// Whether a word is one that only we say.
-fn is_ours(word: &str) -> bool {
-    OUR_CODES.contains(&word) || word.starts_with("http_")
+/// Whether a code is reserved for the broker, so that no provider's answer passes for one of ours.
+fn is_reserved(word: &str) -> bool {
+    word.parse::<ErrorCode>().is_ok()
+        || broker_code::ALL.contains(&word)
+        || word.starts_with("http_")
 }
 
 /// amoCRM writes the wait into the body. <https://developers.kommo.com/docs/http-codes>

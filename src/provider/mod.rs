@@ -64,6 +64,7 @@ mod error;
 mod network;
 mod outbound;
 mod profile;
+mod reply;
 pub mod request;
 mod response;
 mod revocation;
@@ -73,7 +74,7 @@ mod vars;
 
 pub use self::{
     catalogue::{Catalogue, ProfileError},
-    error::{ProviderError, Verdict},
+    error::{ErrorCode, ProviderError, Verdict},
     network::{Network, NotASubnet, OutOfBounds, Subnet},
     outbound::{MAX_BODY, Outbound, TlsError, TrustAnchors},
     profile::{
@@ -81,8 +82,9 @@ pub use self::{
         KeyExchangeEndpoint, Pace, Profile, Resource, Revocation, RevokedToken, Rotation,
         RuleVerdict, Scalar, Scope, Setting, StandardParam, TokenEndpoint, Tokens, Var,
     },
-    request::{Authorization, Body, Held, OutboundRequest, RequestError},
-    response::{Grant, MAX_TOKEN, Reply, read_account, read_grant, read_retry_after},
+    reply::{MAX_TOKEN, Reply},
+    request::{Authorization, Body, CurrentTokens, OutboundRequest, RequestError},
+    response::{Grant, read_account, read_grant, read_retry_after},
     revocation::read_revocation,
     template::{RenderUrlError, Template, TemplateError, Unset, UrlTemplate},
     vars::VarError,

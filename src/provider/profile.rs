@@ -1,5 +1,8 @@
 //! A provider's profile: what its TOML file says, as checked types.
 
+mod defaults;
+mod duration;
+
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use reqwest::header::HeaderName;
@@ -100,7 +103,7 @@ pub struct Authorize {
     #[serde(default)]
     pub params: BTreeMap<String, Template>,
     /// Whether PKCE is used (always with S256).
-    #[serde(default = "yes")]
+    #[serde(default = "defaults::pkce")]
     pub pkce: bool,
     /// The issuer that the provider names in every callback (RFC 9207): one that names none, or
     /// another, is refused. None for a provider that is not known to name itself.
@@ -141,12 +144,6 @@ pub struct Scope {
     pub always: Vec<String>,
 }
 
-impl Default for Scope {
-    fn default() -> Self {
-        Self { separator: " ".to_owned(), always: Vec::new() }
-    }
-}
-
 /// The token endpoint (RFC 6749 section 3.2).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,7 +154,7 @@ pub struct TokenEndpoint {
     #[serde(default)]
     pub body: BodyFormat,
     /// How long a request to the provider may take in all.
-    #[serde(default = "default_timeout", deserialize_with = "life")]
+    #[serde(default = "defaults::timeout", deserialize_with = "duration::required")]
     pub timeout: Duration,
 }
 
@@ -249,31 +246,19 @@ pub enum ClientAuth {
 #[serde(default, deny_unknown_fields)]
 pub struct Tokens {
     /// The life of an access token whose `expires_in` is missing or makes no sense.
-    #[serde(deserialize_with = "life")]
+    #[serde(deserialize_with = "duration::required")]
     pub access_life: Duration,
     /// The longest `expires_in` that is believed.
-    #[serde(deserialize_with = "life")]
+    #[serde(deserialize_with = "duration::required")]
     pub max_access_life: Duration,
     /// How long a refresh token lives unused; none if nobody knows.
-    #[serde(deserialize_with = "some_life")]
+    #[serde(deserialize_with = "duration::optional")]
     pub refresh_idle_life: Option<Duration>,
     /// What becomes of a refresh token that was used.
     pub rotation: Rotation,
     /// How long a used refresh token still works, for [`Rotation::Grace`].
-    #[serde(deserialize_with = "some_life")]
+    #[serde(deserialize_with = "duration::optional")]
     pub grace: Option<Duration>,
-}
-
-impl Default for Tokens {
-    fn default() -> Self {
-        Self {
-            access_life: Duration::from_mins(10),
-            max_access_life: Duration::from_hours(90 * 24),
-            refresh_idle_life: None,
-            rotation: Rotation::SingleUse,
-            grace: None,
-        }
-    }
 }
 
 /// How fast a provider may be asked for tokens, by each replica.
@@ -286,13 +271,6 @@ pub struct Pace {
     pub burst: NonZeroU32,
     /// How many background refreshes may be under way at once.
     pub in_flight: NonZeroU32,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        let number = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
-        Self { per_second: number(5), burst: number(10), in_flight: number(8) }
-    }
 }
 
 impl Tokens {
@@ -402,7 +380,7 @@ pub struct Resource {
     /// Where the account's API begins.
     pub base_url: UrlTemplate,
     /// Headers, by name as the provider writes it.
-    #[serde(default = "bearer")]
+    #[serde(default = "defaults::resource_headers")]
     pub headers: BTreeMap<String, Template>,
 }
 
@@ -422,46 +400,6 @@ pub struct Setting {
     pub about: String,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(40)
-}
-
-fn bearer() -> BTreeMap<String, Template> {
-    let token = Template::try_from("Bearer {access_token}".to_owned());
-    token.into_iter().map(|token| ("Authorization".to_owned(), token)).collect()
-}
-
-fn life<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(input)?;
-    parse_life(&text).ok_or_else(|| {
-        let expected = "a whole number with s, m, h or d, such as \"90s\" or \"24h\"";
-        serde::de::Error::custom(format!("`{text}` is not a duration: write {expected}"))
-    })
-}
-
-fn some_life<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
-    life(input).map(Some)
-}
-
-/// A whole number above zero with `s`, `m`, `h` or `d`, up to ten years.
-fn parse_life(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    let number: u64 = number.bytes().all(|b| b.is_ascii_digit()).then(|| number.parse().ok())??;
-    let seconds = number.checked_mul(unit)?;
-    (1..=10 * 365 * 86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
-}
-
 /// A header's name as HTTP has it; none if it cannot be one, or belongs to the connection itself.
 pub(super) fn header_name(text: &str) -> Option<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
@@ -474,16 +412,6 @@ pub(super) fn header_name(text: &str) -> Option<HeaderName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_duration_is_a_number_with_a_unit() {
-        for (text, seconds) in [("1s", 1), ("2m", 120), ("24h", 86_400), ("90d", 7_776_000)] {
-            assert_eq!(parse_life(text), Some(Duration::from_secs(seconds)), "{text}");
-        }
-        for bad in ["", "h", "0s", "-1s", "+1s", "1", "1.5h", "1w", "1 h", "9999999d", "1é"] {
-            assert_eq!(parse_life(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_token_is_presented_again_where_that_cannot_hurt() {

@@ -77,9 +77,9 @@ pub struct Authorization<'a> {
     pub vars: &'a Vars,
 }
 
-/// What a connection holds when it asks for a refresh.
+/// The tokens that a connection holds when it asks for a refresh.
 #[derive(Clone, Copy, Debug)]
-pub struct Held<'a> {
+pub struct CurrentTokens<'a> {
     /// The refresh token.
     pub refresh: &'a SecretString,
     /// The last access token, alive or not: Divar wants it.
@@ -177,14 +177,14 @@ pub fn client_credentials(
 /// As [`authorize_url`].
 pub fn refresh(
     client: &Client,
-    held: Held<'_>,
+    tokens: CurrentTokens<'_>,
     redirect_uri: &str,
     vars: &Vars,
 ) -> Result<OutboundRequest, RequestError> {
     let grant = client.profile.grants.refresh_token.as_ref();
     let grant = grant.ok_or(RequestError::NotOffered("refresh_token"))?;
-    let values = Values { redirect_uri, access: Some(held.access), ..Values::of(client, vars) };
-    values.token_request("refresh_token", grant, vec![("refresh_token", held.refresh.clone())])
+    let values = Values { redirect_uri, access: Some(tokens.access), ..Values::of(client, vars) };
+    values.token_request("refresh_token", grant, vec![("refresh_token", tokens.refresh.clone())])
 }
 
 /// Asks for a token to be revoked (RFC 7009 section 2.1).

@@ -4,7 +4,10 @@ use secrecy::SecretString;
 
 use crate::{
     broker::Broker,
-    domain::connection::{Account, Record, Vars},
+    domain::{
+        broker_code,
+        connection::{Account, Record, Vars},
+    },
     provider::{ProviderError, Verdict, client::Client, read_account, request},
 };
 
@@ -43,7 +46,7 @@ impl Broker {
         let request = request.map_err(|error| ProviderError {
             verdict: Verdict::Misconfigured,
             status: None,
-            code: "account_call".to_owned(),
+            code: broker_code::ACCOUNT_CALL.to_owned(),
             message: error.to_string(),
             salvaged_refresh: None,
         })?;

@@ -11,7 +11,7 @@ use crate::{
         connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
     },
-    provider::{Grant, Held, ProviderError, Verdict, client::Client, request},
+    provider::{CurrentTokens, Grant, ProviderError, Verdict, client::Client, request},
     seal::{Place, secret::Digest},
     store,
 };
@@ -41,7 +41,7 @@ impl Broker {
         }
         if let Err(ProviderError { salvaged_refresh: Some(refresh), .. }) = &reply {
             // The code is spent, and the refresh token is all that came of it: it brings the rest.
-            let held = Held { refresh, access: &SecretString::default() };
+            let held = CurrentTokens { refresh, access: &SecretString::default() };
             let request = request::refresh(client, held, exchange.redirect_uri, &exchange.vars)
                 .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
             reply = self.ask(client, request, None).await.map(|grant| Grant {

@@ -26,11 +26,14 @@ use self::{
 use super::{Broker, BrokerError};
 use crate::{
     clock::BootInstant,
-    domain::connection::{ConnectionId, GrantType, Record},
+    domain::{
+        broker_code,
+        connection::{ConnectionId, GrantType, Record},
+    },
     failpoint::Point,
     provider::{
-        Grant, Held, OutboundRequest, Profile, ProviderError, RequestError, Rotation, Verdict,
-        client::Client, read_grant, request,
+        CurrentTokens, Grant, OutboundRequest, Profile, ProviderError, RequestError, Rotation,
+        Verdict, client::Client, read_grant, request,
     },
     seal::secret::Digest,
     spool::Reservation,
@@ -307,7 +310,7 @@ impl Broker {
             && let Some(refresh) = self.open_refresh(connection.id, grant).map_err(unsealed)?
         {
             let access = self.open_access(connection.id, grant).map_err(unsealed)?;
-            let held = Held { refresh: &refresh, access: &access };
+            let held = CurrentTokens { refresh: &refresh, access: &access };
             let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
                 .map_err(|error| misconfigured(&error))?;
             // Where it cannot be made, that is told when there is nothing else left to send.
@@ -358,8 +361,8 @@ impl Nothing {
     /// The word for it.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::ToPresent => "no_refresh_token",
-            Self::ToPresentAgain => "lost_in_rotation",
+            Self::ToPresent => broker_code::NO_REFRESH_TOKEN,
+            Self::ToPresentAgain => broker_code::LOST_IN_ROTATION,
         }
     }
 

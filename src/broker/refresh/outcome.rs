@@ -17,6 +17,7 @@ use crate::{
         limits::mass_refusal::{MassRefusal, RefusalWeight},
     },
     domain::{
+        broker_code,
         connection::{ConnectionId, GrantType, HeldGrant, LastError, Record, State, backoff},
         grant_conflict::GrantLineage,
     },
@@ -305,7 +306,7 @@ fn state_after(verdict: &Verdict, record: &Record) -> (State, Option<String>) {
             // An earlier presentation that nobody knows the end of explains the refusal: the
             // provider has replaced the token, and its answer was lost on the way.
             let lost = record.open_attempts > 0;
-            let reason = if lost { "lost_in_rotation" } else { reason };
+            let reason = if lost { broker_code::LOST_IN_ROTATION } else { reason };
             (State::NeedsConsent, Some(reason.to_owned()))
         }
         Verdict::Misconfigured => (connection.state, connection.reason.clone()),

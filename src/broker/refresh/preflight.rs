@@ -6,7 +6,10 @@ use std::time::Duration;
 use super::in_flight::RefreshReason;
 use crate::{
     broker::{Broker, BrokerError},
-    domain::connection::{Connection, LastError, Record, State},
+    domain::{
+        broker_code,
+        connection::{Connection, LastError, Record, State},
+    },
     provider::client::Client,
 };
 
@@ -40,12 +43,15 @@ impl Broker {
         }
         let now = self.clock.now();
         let message = "the database holds an older grant than the one last seen";
-        let error =
-            LastError { code: "went_back".to_owned(), message: message.to_owned(), at: now };
+        let error = LastError {
+            code: broker_code::WENT_BACK.to_owned(),
+            message: message.to_owned(),
+            at: now,
+        };
         tracing::error!(connection = %connection.name, "{message}; nothing is refreshed from it");
         let until = now + SUSPECT_PAUSE;
         self.store
-            .suspend_refresh(record, State::Suspect, "went_back", Some(&error), until)
+            .suspend_refresh(record, State::Suspect, broker_code::WENT_BACK, Some(&error), until)
             .await?;
         Err(BrokerError::Unavailable { reason: message.to_owned(), retry_after: SUSPECT_PAUSE })
     }
@@ -69,12 +75,18 @@ impl Broker {
                 );
                 tracing::error!(connection = %name, "{message}");
                 let now = self.clock.now();
-                let code = "token_url_changed".to_owned();
+                let code = broker_code::TOKEN_URL_CHANGED.to_owned();
                 let error = LastError { code, message: message.clone(), at: now };
                 let until = now + SUSPECT_PAUSE;
                 let state = State::BlockedConfig;
                 self.store
-                    .suspend_refresh(record, state, "token_url_changed", Some(&error), until)
+                    .suspend_refresh(
+                        record,
+                        state,
+                        broker_code::TOKEN_URL_CHANGED,
+                        Some(&error),
+                        until,
+                    )
                     .await?;
                 self.refresh_cache(*id).await?;
                 return Err(BrokerError::Misconfigured(message));

@@ -388,7 +388,7 @@ fn a_machine_without_certificates_gets_the_built_in_ones() {
     let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
     if with_environment("a_machine_without_certificates_gets_the_built_in_ones", &none) {
         assert_eq!(
-            Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(),
+            Outbound::new(Clock::system(), Failpoints::default()).unwrap().trust_anchors(),
             TrustAnchors::BuiltIn
         );
     }

@@ -12,8 +12,8 @@ use super::replies::reply;
 use crate::{
     properties::cases,
     provider::{
-        Authorization, Catalogue, Held, MAX_TOKEN, Profile, Verdict, read_account, read_grant,
-        request, salvage, test_support,
+        Authorization, Catalogue, CurrentTokens, MAX_TOKEN, Profile, Verdict, read_account,
+        read_grant, request, salvage, test_support,
     },
 };
 
@@ -311,8 +311,8 @@ fn use_it(profile: std::sync::Arc<Profile>) {
     let _ = request::authorize_url(&client, &asked);
     let _ = request::code_exchange(&client, &access, None, "https://b.example/c", &vars);
     let _ = request::client_credentials(&client, &[], &vars);
-    let held = Held { refresh: &access, access: &access };
-    let _ = request::refresh(&client, held, "https://b.example/c", &vars);
+    let tokens = CurrentTokens { refresh: &access, access: &access };
+    let _ = request::refresh(&client, tokens, "https://b.example/c", &vars);
     let _ = request::account(&client, &access, &vars);
     let _ = request::api_base_url(&client, &vars);
     let _ = request::resource_headers(&client, &access, &vars);
