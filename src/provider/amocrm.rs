@@ -1,4 +1,4 @@
-//! What amoCRM and Kommo do that no profile can say.
+//! amoCRM and Kommo beyond their profiles: the account host, and the exchange of API keys.
 
 use reqwest::Method;
 use secrecy::SecretString;
@@ -16,7 +16,7 @@ use crate::domain::connection::Vars;
 /// The variable that holds the account's host.
 pub(crate) const ACCOUNT_HOST: &str = "account_host";
 
-/// Whether what a callback says of variable `name` may be true of the account that is meant. Asked
+/// True if the value of variable `name` in a callback may belong to the intended account. Checked
 /// before a code or a secret is sent to the host that it names.
 ///
 /// It is what it was `before`, when the account was connected. Only an account's host changes, when

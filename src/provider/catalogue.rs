@@ -133,8 +133,7 @@ fn profile(name: &Slug, mut table: toml::Table) -> Result<Profile, String> {
     Ok(profile)
 }
 
-/// What was expected, and where. What stands there is not shown: it may be a secret in the wrong
-/// place.
+/// The expected form and its place. The value is not shown: it may be a secret in the wrong place.
 fn describe(why: &toml::de::Error) -> String {
     let text = why.to_string();
     match text.rsplit_once(", expected ") {

@@ -1,4 +1,4 @@
-//! What a profile must hold to besides its types: refused at start, not when a token is due.
+//! Checks of a profile beyond its types, made at start and not when a token is due.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use super::{
     vars::is_label,
 };
 
-/// What templates may always name, by the place they stand in.
+/// The names that templates may always use, by the place they stand in.
 const AUTHORIZE: &[&str] = &["client_id", "redirect_uri"];
 const CODE: &[&str] = &["client_id", "redirect_uri"];
 const CREDENTIALS: &[&str] = &["client_id"];

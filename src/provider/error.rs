@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{domain::broker_code, words::words};
 
-/// What follows from a request that brought nothing.
+/// The consequence of a request that brought nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// It may have been acted upon: whoever sends it again must know what that costs.
@@ -78,7 +78,7 @@ words! {
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct ProviderError {
-    /// What follows.
+    /// The consequence.
     pub verdict: Verdict,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
@@ -110,7 +110,7 @@ impl ProviderError {
     }
 }
 
-/// What an answer without a grant means: the profile's rules first, then RFC 6749, then HTTP.
+/// Judges an answer without a grant: the profile's rules first, then RFC 6749, then HTTP.
 ///
 /// Nothing is `Refused` but by a listed rule or by `invalid_grant`, and neither on 429 or 5xx.
 pub(super) fn judge(profile: &Profile, reply: &Reply, json: Option<&Value>) -> ProviderError {
@@ -198,7 +198,7 @@ fn error_code(text: &str) -> Option<String> {
     ((1..=64).contains(&text.len()) && text.bytes().all(word)).then(|| text.to_owned())
 }
 
-/// Whether a code is reserved for the broker, so that no provider's answer passes for one of ours.
+/// True if a code is reserved for the broker, so that no provider's answer passes for one of ours.
 fn is_reserved(word: &str) -> bool {
     word.parse::<ErrorCode>().is_ok()
         || broker_code::ALL.contains(&word)

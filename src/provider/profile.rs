@@ -14,53 +14,53 @@ use super::{
 };
 use crate::domain::{connection::GrantType, slug::Slug};
 
-/// What is known of one provider. The format is explained in [the room's page](super).
+/// One provider. The format is explained in [the room's page](super).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// The name of its file.
     pub name: Slug,
-    /// What people call it.
+    /// The name for people.
     pub title: String,
-    /// Which addresses may be called.
+    /// The addresses that may be called.
     #[serde(default)]
     pub network: Network,
     /// Values that differ between accounts, by the name that templates use.
     #[serde(default)]
     pub vars: BTreeMap<String, Var>,
-    /// Where a person consents; none where nobody does.
+    /// The authorization endpoint; none where no person consents.
     pub authorize: Option<Authorize>,
-    /// How scopes are written.
+    /// The notation of scopes.
     #[serde(default)]
     pub scope: Scope,
-    /// Where tokens are asked for.
+    /// The token endpoint.
     pub token: TokenEndpoint,
-    /// Where tokens are revoked (RFC 7009); none if the provider does not say.
+    /// The revocation endpoint (RFC 7009); none if the provider documents none.
     pub revocation: Option<Revocation>,
     /// The grants that the provider offers.
     pub grants: Grants,
-    /// How long tokens live, and what becomes of a refresh token that was used.
+    /// Lifetimes of tokens, and the rotation of refresh tokens.
     #[serde(default)]
     pub tokens: Tokens,
-    /// How fast it may be asked for tokens.
+    /// The rate of token requests.
     #[serde(default)]
     pub pace: Pace,
-    /// What its refusals mean, where RFC 6749 does not say so; the first that fits decides.
+    /// Verdicts on error answers beyond RFC 6749; the first rule that fits decides.
     #[serde(default)]
     pub errors: Vec<ErrorRule>,
-    /// Who the token belongs to.
+    /// The account call.
     pub account: Option<AccountCall>,
-    /// How a service calls the provider with a token.
+    /// The form of resource calls.
     pub resource: Resource,
-    /// Where an amoCRM API key is turned into a code.
+    /// The endpoint that turns an amoCRM API key into a code.
     pub key_exchange: Option<KeyExchangeEndpoint>,
-    /// What a client needs besides id and secret; all of it is secret.
+    /// A client's settings besides id and secret; all of them are secret.
     #[serde(default)]
     pub client: BTreeMap<String, Setting>,
 }
 
 impl Profile {
-    /// How a grant is asked for; none if the provider does not offer it.
+    /// The token request of a grant type; none if the provider does not offer it.
     #[must_use]
     pub fn grant(&self, grant_type: GrantType) -> Option<&GrantRequest> {
         match grant_type {
@@ -69,7 +69,7 @@ impl Profile {
         }
     }
 
-    /// Whether PKCE (RFC 7636) is used.
+    /// True if PKCE (RFC 7636) is used.
     #[must_use]
     pub fn pkce(&self) -> bool {
         self.authorize.as_ref().is_some_and(|authorize| authorize.pkce)
@@ -102,7 +102,7 @@ pub struct Authorize {
     /// Parameters of its own.
     #[serde(default)]
     pub params: BTreeMap<String, Template>,
-    /// Whether PKCE is used (always with S256).
+    /// PKCE, always with S256.
     #[serde(default = "defaults::pkce")]
     pub pkce: bool,
     /// The issuer that the provider names in every callback (RFC 9207): one that names none, or
@@ -114,7 +114,7 @@ pub struct Authorize {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum StandardParam {
-    /// Where the browser is sent back to.
+    /// The redirect URI.
     RedirectUri,
     /// Always `code`.
     ResponseType,
@@ -134,13 +134,13 @@ impl StandardParam {
     }
 }
 
-/// How scopes are written.
+/// The notation of scopes.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scope {
-    /// What stands between two of them.
+    /// The text between two scopes.
     pub separator: String,
-    /// What every request asks for besides its own.
+    /// Scopes that every request asks for.
     pub always: Vec<String>,
 }
 
@@ -150,10 +150,10 @@ pub struct Scope {
 pub struct TokenEndpoint {
     /// Its URL.
     pub url: UrlTemplate,
-    /// How the request's parameters are written.
+    /// The encoding of the request's parameters.
     #[serde(default)]
     pub body: BodyFormat,
-    /// How long a request to the provider may take in all.
+    /// The limit for a whole request to the provider.
     #[serde(default = "defaults::timeout", deserialize_with = "duration::required")]
     pub timeout: Duration,
 }
@@ -164,15 +164,14 @@ pub struct TokenEndpoint {
 pub struct Revocation {
     /// Its URL.
     pub url: UrlTemplate,
-    /// How the client proves who it is.
+    /// The client authentication.
     pub client_auth: ClientAuth,
-    /// Which token is revoked; the other one goes with it, and where there is none is revoked in its
-    /// place.
+    /// The token to present. The other one ends with it, and stands in where this one is missing.
     #[serde(default)]
     pub token: RevokedToken,
 }
 
-/// Which token of a grant is presented to be revoked.
+/// The token of a grant that is presented for revocation.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum RevokedToken {
@@ -194,7 +193,7 @@ impl RevokedToken {
     }
 }
 
-/// How a token request's parameters are written.
+/// The encoding of a token request's parameters.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum BodyFormat {
@@ -217,11 +216,11 @@ pub struct Grants {
     pub refresh_token: Option<GrantRequest>,
 }
 
-/// How a token is asked for with one grant.
+/// The token request of one grant type.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
-    /// How the client proves who it is.
+    /// The client authentication.
     pub client_auth: ClientAuth,
     /// Standard parameters that the provider does not take.
     #[serde(default)]
@@ -231,7 +230,7 @@ pub struct GrantRequest {
     pub params: BTreeMap<String, Template>,
 }
 
-/// How a client proves who it is (RFC 6749 section 2.3.1).
+/// Client authentication (RFC 6749 section 2.3.1).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
@@ -241,7 +240,7 @@ pub enum ClientAuth {
     Body,
 }
 
-/// How long tokens live, and what becomes of a refresh token that was used.
+/// Lifetimes of tokens, and the rotation of refresh tokens.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tokens {
@@ -251,38 +250,38 @@ pub struct Tokens {
     /// The longest `expires_in` that is believed.
     #[serde(deserialize_with = "duration::required")]
     pub max_access_life: Duration,
-    /// How long a refresh token lives unused; none if nobody knows.
+    /// The life of an unused refresh token; none if unknown.
     #[serde(deserialize_with = "duration::optional")]
     pub refresh_idle_life: Option<Duration>,
-    /// What becomes of a refresh token that was used.
+    /// The fate of a refresh token that was used.
     pub rotation: Rotation,
-    /// How long a used refresh token still works, for [`Rotation::Grace`].
+    /// The life of a used refresh token, for [`Rotation::Grace`].
     #[serde(deserialize_with = "duration::optional")]
     pub grace: Option<Duration>,
 }
 
-/// How fast a provider may be asked for tokens, by each replica.
+/// The rate of token requests to a provider, for each replica.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pace {
     /// Token requests a second.
     pub per_second: NonZeroU32,
-    /// How many may go at once after a pause.
+    /// Token requests that may go at once after a pause.
     pub burst: NonZeroU32,
-    /// How many background refreshes may be under way at once.
+    /// Background refreshes that may be under way at once.
     pub in_flight: NonZeroU32,
 }
 
 impl Tokens {
-    /// How often a refresh token is used at the least, so that it does not die of disuse: three
-    /// times in its idle life, or weekly where nobody knows that.
+    /// The longest time between two uses of a refresh token, so that it does not die of disuse: a
+    /// third of its idle life, or a week where that is unknown.
     #[must_use]
     pub fn keep_alive(&self) -> Duration {
         self.refresh_idle_life.map_or(Duration::from_hours(7 * 24), |life| life / 3)
     }
 }
 
-/// What becomes of a refresh token that was used.
+/// The fate of a refresh token that was used.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum Rotation {
@@ -297,8 +296,8 @@ pub enum Rotation {
 }
 
 impl Rotation {
-    /// Whether a refresh token may be presented once more after `open_attempts` whose outcome
-    /// nobody knows, while its access token lives or not.
+    /// True if a refresh token may be presented once more after `open_attempts` with an unknown
+    /// outcome, while its access token lives or not.
     ///
     /// A repetition can hurt only where it kills what the provider may have issued; there it waits
     /// until the access token has ended and nothing is left to lose. Elsewhere it costs nothing: if
@@ -312,7 +311,7 @@ impl Rotation {
     }
 }
 
-/// What one kind of answer means.
+/// The verdict on one kind of answer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorRule {
@@ -324,7 +323,7 @@ pub struct ErrorRule {
     /// Members that must not be there.
     #[serde(default)]
     pub absent: Vec<String>,
-    /// What it means.
+    /// The verdict.
     pub verdict: RuleVerdict,
     /// For a refusal, why, as a stable word.
     pub reason: Option<String>,
@@ -342,7 +341,7 @@ pub enum Scalar {
     Text(String),
 }
 
-/// What a rule can say of an answer.
+/// The verdicts that a rule can give.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleVerdict {
@@ -373,18 +372,18 @@ pub struct AccountCall {
     pub headers: Option<BTreeMap<String, Template>>,
 }
 
-/// How a service calls the provider with a token.
+/// The form of a service's calls with a token.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resource {
-    /// Where the account's API begins.
+    /// The base URL of the account's API.
     pub base_url: UrlTemplate,
     /// Headers, by name as the provider writes it.
     #[serde(default = "defaults::resource_headers")]
     pub headers: BTreeMap<String, Template>,
 }
 
-/// Where an amoCRM API key is turned into a code.
+/// The endpoint that turns an amoCRM API key into a code.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyExchangeEndpoint {
@@ -396,7 +395,7 @@ pub struct KeyExchangeEndpoint {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setting {
-    /// What it is, for the person who has to find it.
+    /// A description for the person who has to find it.
     pub about: String,
 }
 

@@ -25,15 +25,15 @@ use crate::domain::connection::Vars;
 pub struct OutboundRequest {
     /// GET or POST.
     pub method: Method,
-    /// Where it goes; never with a secret in it.
+    /// The URL; never with a secret in it.
     pub url: Url,
     /// Besides what every request carries.
     pub headers: Vec<(HeaderName, SecretString)>,
-    /// What it carries.
+    /// The body.
     pub body: Body,
 }
 
-/// What a request carries.
+/// The body of a request.
 #[derive(Debug)]
 pub enum Body {
     /// Nothing.
@@ -64,7 +64,7 @@ pub enum RequestError {
     Var(#[from] VarError),
 }
 
-/// What a browser is sent to the provider with.
+/// The parameters of an authorization request.
 #[derive(Clone, Copy, Debug)]
 pub struct Authorization<'a> {
     /// Comes back in the callback and ties it to this consent.
@@ -73,7 +73,7 @@ pub struct Authorization<'a> {
     pub scopes: &'a [String],
     /// PKCE's S256 challenge; used only where the profile has PKCE, and needed there.
     pub challenge: Option<&'a str>,
-    /// What is known of the account beforehand; mostly nothing.
+    /// The account's variables, as far as they are known beforehand.
     pub vars: &'a Vars,
 }
 
@@ -230,7 +230,7 @@ pub fn account(
     Some(request())
 }
 
-/// Where the account's API begins.
+/// The base URL of the account's API.
 ///
 /// # Errors
 ///
@@ -264,7 +264,7 @@ fn scope(client: &Client, scopes: &[String]) -> String {
     rest.fold(first.clone(), |text, scope| text + &client.profile.scope.separator + scope)
 }
 
-/// What the templates of one request may name.
+/// The values that the templates of one request may name.
 pub(super) struct Values<'a> {
     client: &'a Client,
     vars: &'a Vars,

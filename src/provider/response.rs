@@ -29,7 +29,7 @@ pub struct Grant {
     pub access: SecretString,
     /// The refresh token; none if the answer has none, and then the one that was sent stays.
     pub refresh: Option<SecretString>,
-    /// How long the access token lives, counted from when the request was sent.
+    /// The life of the access token, counted from when the request was sent.
     pub expires_in: Duration,
     /// The scopes granted; none if the answer does not say, and then they are those asked for.
     pub scopes: Option<Vec<String>>,
@@ -177,7 +177,7 @@ pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, Provide
     })
 }
 
-/// What an answer means that is no success.
+/// The error of an answer that is no success.
 pub(super) fn refusal(profile: &Profile, reply: &Reply) -> ProviderError {
     judge(profile, reply, parse(bytes(reply)).as_ref())
 }

@@ -5,8 +5,8 @@ use super::{
     reply::Reply,
 };
 
-/// Whether a token is revoked by now: success means so, also for a token that the provider does not
-/// know any more.
+/// Reads the answer to a revocation. Success means revoked, also for a token that the provider no
+/// longer knows.
 ///
 /// # Errors
 ///

@@ -86,7 +86,7 @@ impl TryFrom<String> for Template {
     }
 }
 
-/// Whether a text can be the name of a placeholder.
+/// True if a text can be the name of a placeholder.
 pub(super) fn is_name(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_lowercase())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

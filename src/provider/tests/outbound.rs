@@ -33,7 +33,7 @@ struct Server {
     requests: Arc<Mutex<Vec<(SocketAddr, String)>>>,
 }
 
-/// What a server does after its answer.
+/// The server's behaviour after its answer.
 #[derive(Clone, Copy)]
 enum Then {
     /// Closes the connection.
@@ -310,7 +310,7 @@ async fn a_request_that_is_held_up_past_its_time_never_leaves() {
     stream.read_to_end(&mut arrived).await.unwrap();
     assert!(arrived.is_empty(), "{}", String::from_utf8_lossy(&arrived));
 
-    // Whose time is over already does not even dial.
+    // After the send window not even a connection is opened.
     drop(listener);
     let error = outbound.send(&profile, post(&url), Some(before)).await.unwrap_err();
     assert_eq!((error.verdict, &*error.code), (Verdict::TooLate, "send_window_over"));

@@ -1,6 +1,5 @@
-//! What holds for every answer that a provider, or whoever stands in its place, may send, for
-//! every callback, and for every profile that somebody may write. There are no hooks yet: when
-//! there are, their payloads belong here.
+//! Properties of every possible answer, callback and profile. Payloads of provider hooks belong
+//! here as soon as there are hooks.
 
 use std::{collections::BTreeMap, fs};
 
@@ -134,8 +133,8 @@ fn check_grant(provider: &str, status: u16, body: &[u8]) -> Result<(), TestCaseE
     Ok(())
 }
 
-/// Whether the profile lists a refusal of this answer, or RFC 6749 does: the rule of `judge`, said
-/// in another way.
+/// True if the profile or RFC 6749 refuses with this answer: the rule of `judge`, written in
+/// another way.
 fn is_listed(profile: &Profile, status: u16, json: &Value) -> bool {
     let by_rfc = json["error"] == "invalid_grant";
     let by_rule = profile.errors.iter().filter(|rule| rule.reason.is_some()).any(|rule| {

@@ -266,7 +266,7 @@ fn no_secret_shows_in_debug_output() {
     let tokens = CurrentTokens { refresh: &refresh, access: &access };
     let request = request::refresh(&cards.client, tokens, "", &cards.vars).unwrap();
     let account = request::account(&cards.client, &access, &cards.vars).unwrap().unwrap();
-    let shown = format!("{held:?} {request:?} {account:?} {:?}", cards.client);
+    let shown = format!("{tokens:?} {request:?} {account:?} {:?}", cards.client);
     assert!(!shown.contains("canary") && !shown.contains("«client_secret»"), "{shown}");
     assert!(!shown.contains("«api_key»"), "{shown}");
 }
