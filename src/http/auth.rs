@@ -1,4 +1,4 @@
-//! Who calls the internal listener, as extractors.
+//! Callers of the internal listener, as extractors.
 
 use std::{
     convert::Infallible,

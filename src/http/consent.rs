@@ -65,7 +65,7 @@ pub(crate) async fn begin(
     let held = browser(&state, &jar);
     let browser = held.clone().unwrap_or_else(secret::random);
     let begun = state.broker.begin_consent(&link, &browser, peer).await;
-    // Whatever went wrong may have gone wrong after the link was bound to this browser.
+    // An error may come after the link was bound to this browser.
     let jar = match (&begun, held) {
         (Err(BrokerError::Gone(_)), _) | (_, Some(_)) => jar,
         (_, None) => jar.add(cookie(&state, browser.expose_secret())),
@@ -138,7 +138,8 @@ fn render(page: &LinkPage) -> Response {
             let return_to = link.return_to.as_ref();
             html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
         }
-        // What waited was discarded or forgotten, or it is another account's connection by now.
+        // The waiting grant was discarded or has expired, or the connection has another account by
+        // now.
         Some(_) if spent => gone(Gone::Used),
         Some(Outcome::WrongAccount) if link.expected_account.is_some() => {
             let expected_account = link.expected_account.as_deref().unwrap_or_default();
@@ -163,7 +164,7 @@ fn render(page: &LinkPage) -> Response {
     }
 }
 
-/// What went wrong, as a page.
+/// An error as a page.
 fn explain(error: &BrokerError) -> Response {
     let (status, title, advice) = match error {
         BrokerError::Gone(why) => return gone(*why),
@@ -290,7 +291,7 @@ fn link_secret(segment: Result<Path<String>, PathRejection>) -> Option<SecretStr
     is_random(&text).then(|| SecretString::from(text))
 }
 
-/// Whether a text has the form of [`secret::random`].
+/// True if a text has the form of [`secret::random`].
 pub(super) fn is_random(text: &str) -> bool {
     text.len() == 43 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
@@ -326,7 +327,7 @@ fn browser(state: &AppState, jar: &CookieJar) -> Option<SecretString> {
     is_random(value).then(|| SecretString::from(value))
 }
 
-/// Whether the button was pressed on our own page: no other site may start a consent.
+/// True if the button was pressed on our own page: no other site may start a consent.
 fn from_our_page(headers: &HeaderMap, state: &AppState) -> bool {
     match headers.get("sec-fetch-site") {
         Some(site) => site == "same-origin",

@@ -49,7 +49,7 @@ impl<S> WriteDeadline<S> {
         Self { stream, limit, waiting: None }
     }
 
-    /// What came of a write; one that has waited for too long has failed.
+    /// Passes on the outcome of a write; one that has waited for too long has failed.
     fn poll_deadline<T>(
         &mut self,
         context: &mut Context<'_>,

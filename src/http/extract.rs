@@ -11,7 +11,7 @@ use super::{AppState, Problem};
 /// The largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 
-/// What stands in the path where the route has a name for it.
+/// The parameters of the path.
 #[derive(Debug)]
 pub(crate) struct PathParam<T>(pub(crate) T);
 
@@ -54,7 +54,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     }
 }
 
-/// What is wrong with a body. Unknown and missing members are named; a value is never quoted.
+/// The problem with a body. Unknown and missing members are named; a value is never quoted.
 fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match error.classify() {

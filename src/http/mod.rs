@@ -51,14 +51,14 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 const NO_STORE: [(HeaderName, HeaderValue); 1] =
     [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
 
-/// What every handler has at hand.
+/// The state of every handler.
 #[derive(Clone, Debug)]
 pub struct AppState {
     /// The use cases.
     pub broker: Arc<Broker>,
-    /// Where browsers reach us.
+    /// The URL for browsers.
     pub public_url: Url,
-    /// Where services reach us.
+    /// The URL for services.
     pub internal_url: Url,
     /// Cancelled when the process begins to end.
     pub draining: CancellationToken,
@@ -66,7 +66,7 @@ pub struct AppState {
     pub clock: Clock,
 }
 
-/// What browsers and providers reach.
+/// The public listener's routes, for browsers and providers.
 pub fn public_router(state: AppState) -> Router {
     let router = Router::new()
         .route("/connect/{secret}", get(consent::show).post(consent::begin))
@@ -80,7 +80,7 @@ pub fn public_router(state: AppState) -> Router {
         .with_state(state)
 }
 
-/// What services, operators and ops reach.
+/// The internal listener's routes, for services, operators and ops.
 pub fn internal_router(state: AppState) -> Router {
     let (router, api) = api_router().split_for_parts();
     let document = openapi::complete(api);
@@ -120,8 +120,8 @@ fn api_router() -> OpenApiRouter<AppState> {
         .routes(routes!(health::ready))
 }
 
-/// What both listeners have around their routes, each with its own answer to a request that takes
-/// too long and to a fault of ours.
+/// Adds the layers of both listeners. Each has its own answer to a request that takes too long and
+/// to a panic.
 fn layered(
     router: Router<AppState>,
     state: &AppState,
@@ -164,7 +164,7 @@ async fn common_headers(mut response: Response) -> Response {
     response
 }
 
-/// What every public answer carries, errors included.
+/// Headers of every public answer, errors included.
 async fn page_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [

@@ -22,13 +22,13 @@ pub static STYLE_SOURCE: LazyLock<String> = LazyLock::new(|| {
     format!("'sha256-{}'", STANDARD.encode(Digest::of_bytes(STYLE.as_bytes()).as_bytes()))
 });
 
-/// What a consent link opens: who asks for what, and the button that starts a consent.
+/// The consent page: the requester, the scopes, and the button that starts a consent.
 ///
 /// The form posts to the address that the page was read from.
 #[derive(Template)]
 #[template(path = "ask.html", config = "src/http/pages/askama.toml")]
 pub struct Ask<'a> {
-    /// Who made the link: `operator alice`, `service billing`.
+    /// The maker of the link: `operator alice`, `service billing`.
     pub requested_by: &'a str,
     /// The connection's name.
     pub connection: &'a str,
@@ -40,7 +40,7 @@ pub struct Ask<'a> {
     pub expected_account: Option<&'a str>,
     /// When the link ends.
     pub ends_at: Timestamp,
-    /// How the attempt before this one ended, if it did and failed.
+    /// The end of the attempt before this one, if it failed.
     pub previous: Option<Previous<'a>>,
 }
 
@@ -95,9 +95,9 @@ pub struct Connected<'a> {
     pub connection: &'a str,
     /// The provider's title.
     pub provider: &'a str,
-    /// Who consented; none where the provider cannot say.
+    /// The account that consented; none where the provider cannot say.
     pub account: Option<&'a Account>,
-    /// Where the person may go now. Shown only for http and https.
+    /// The link back to the service. Shown only for http and https.
     pub return_to: Option<&'a Url>,
 }
 
@@ -117,7 +117,7 @@ pub struct Waiting<'a> {
     pub connection: &'a str,
     /// The provider's title.
     pub provider: &'a str,
-    /// Who consented; none where the provider cannot say.
+    /// The account that consented; none where the provider cannot say.
     pub account: Option<&'a Account>,
 }
 
@@ -137,9 +137,9 @@ pub struct WrongAccount<'a> {
 #[derive(Template)]
 #[template(path = "message.html", config = "src/http/pages/askama.toml")]
 pub struct Message<'a> {
-    /// What happened, as a heading without a full stop.
+    /// The event, as a heading without a full stop.
     pub title: &'a str,
-    /// What to do about it, as a sentence or two.
+    /// Advice in a sentence or two.
     pub advice: &'a str,
 }
 

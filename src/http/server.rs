@@ -24,22 +24,22 @@ use tower::{Layer as _, util::MapRequestLayer};
 
 use super::deadline::{WriteDeadline, body_deadline};
 
-/// How large a request head may be: 16 KiB for headers besides an 8 KiB URL.
+/// The largest request head: 16 KiB of headers besides an 8 KiB URL.
 const MAX_HEAD: usize = 24 * 1024;
 
-/// What a listener allows its clients.
+/// The limits of one listener's clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long a client may take to send a request head, from the start of the connection or the
-    /// end of the request before: silence ends with it.
+    /// Time to send a request head, from the start of the connection or the end of the request
+    /// before: an idle connection ends with it.
     pub head: Duration,
-    /// How long a client may take to send a request body, from when it is first read.
+    /// Time to send a request body, from when it is first read.
     pub body: Duration,
-    /// How long a client may take to receive an answer, from when it first does not read.
+    /// Time to receive an answer, from the first write that has to wait.
     pub write: Duration,
-    /// How many connections are served at once; more wait in the kernel's queue.
+    /// Connections that are served at once; more wait in the kernel's queue.
     pub connections: usize,
-    /// How long open requests may take at shutdown.
+    /// Grace for open requests at shutdown.
     pub grace: Duration,
 }
 
@@ -122,7 +122,7 @@ pub async fn serve(
             builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         connections.spawn(async move {
-            // How a connection ends is the client's affair; requests log for themselves.
+            // The end of a connection is not logged; requests log for themselves.
             let _ = connection.await;
             drop(slot);
         });
