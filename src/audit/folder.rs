@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::AuditEvent;
 use crate::os::atomic_file::replace;
 
-/// How many bytes are read at once: more than the longest line has.
+/// Bytes that are read at once: more than the longest line has.
 const CHUNK: u64 = 1024 * 1024;
 
 /// The folder `audit` of a state directory.
@@ -27,13 +27,13 @@ pub(super) struct Cursor {
     pub(super) offset: u64,
 }
 
-/// What was read from the files.
+/// A batch of events read from the files.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) records: Vec<AuditEvent>,
-    /// How many lines are no records: torn by a crash or a full disk, and never relied on.
+    /// The number of lines that are no events: torn by a crash or a full disk, and never relied on.
     pub(super) unreadable: usize,
-    /// Where to go on once they are shipped.
+    /// The cursor after this batch, to be stored once it is shipped.
     pub(super) next: Cursor,
     /// Nothing more was there.
     pub(super) last: bool,
@@ -90,7 +90,7 @@ impl Folder {
         Ok(())
     }
 
-    /// What was last noted under this name in place of what is noted now.
+    /// Replaces a small text by its name, and gives the text before it.
     pub(super) fn note(&self, name: &str, text: &str) -> io::Result<Option<String>> {
         let path = self.0.join(name);
         let before = fs::read_to_string(&path).ok();
@@ -141,7 +141,7 @@ impl Folder {
         Ok(batch)
     }
 
-    /// How many lines are not shipped yet.
+    /// The number of lines that are not shipped yet.
     pub(super) fn unshipped(&self) -> io::Result<u64> {
         let cursor = self.cursor();
         let mut count = 0;

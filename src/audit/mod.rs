@@ -26,11 +26,11 @@ use crate::{
     words::words,
 };
 
-/// How many characters the detail of a record may have.
+/// The longest detail of an event, in characters.
 const MAX_DETAIL: usize = 200;
 
 words! {
-    /// What happened.
+    /// The kinds of events.
     EventKind {
         /// The account that consented was accepted.
         AccountConfirmed = "account_confirmed",
@@ -87,7 +87,7 @@ words! {
         ServiceMade = "service_made",
         /// A token was handed out.
         TokenIssued = "token_issued",
-        /// What was deleted is revoked at the provider, or left to a person, as `detail` says.
+        /// The tokens of a deleted connection were revoked, or left to a person, as `detail` says.
         TokensRevoked = "tokens_revoked",
         /// Something is served again; `detail` says what.
         Unfrozen = "unfrozen",
@@ -97,7 +97,7 @@ words! {
 }
 
 words! {
-    /// How the audit file is.
+    /// The health of the audit file.
     FileHealth {
         /// It takes records, as far as is known.
         Ok = "ok",
@@ -108,7 +108,7 @@ words! {
     }
 }
 
-/// Who does something, and from where.
+/// The party that acts, and its address.
 #[derive(Clone, Debug)]
 pub struct Actor {
     /// `service billing`, `operator alice`, `browser`, `broker` or `command line`.
@@ -246,7 +246,7 @@ impl AuditEvent {
         line
     }
 
-    /// What a line of a file says; none if it was not written whole, or not by us.
+    /// Parses a line of a file; none if it was not written whole, or not by us.
     fn read(line: &[u8]) -> Option<Self> {
         let record: Self = serde_json::from_slice(line).ok()?;
         let texts = [

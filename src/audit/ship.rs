@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use super::{AuditEvent, Trail, folder::Cursor};
 
-/// How many records go into the database at once.
+/// Events that go into the database at once.
 pub const BATCH: usize = 500;
 
 /// Ships what lies in the files to whoever takes it, up to [`BATCH`] records, and removes the files

@@ -21,19 +21,19 @@ use tokio::{sync::oneshot, time::timeout};
 use super::{AuditEvent, FileHealth, folder::Folder};
 use crate::clock::{Clock, Stopwatch};
 
-/// How long a record is waited for. Then its token stays here.
+/// The longest wait for an event to be written. Afterwards its token is not handed out.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// How many records may wait for the thread.
+/// Events that may wait for the writer.
 const QUEUE: usize = 8_192;
 
-/// How many bytes a batch has before no more records are added to it.
+/// The size in bytes from which no more events are added to a batch.
 const MAX_BATCH: usize = 1024 * 1024;
 
-/// How many bytes a file has before the next one is begun.
+/// The size in bytes from which the next file is begun.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
-/// How long what was written may wait to be brought to the disk.
+/// The longest time between a write and its fsync.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// Nobody accepted a record: what it is about must not happen, if that can still be helped.
@@ -48,20 +48,20 @@ pub struct Trail {
     entries: SyncSender<Message>,
     condition: Arc<Condition>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// How many records were shipped, of those that [`Condition`] counts as written.
+    /// Events shipped, out of those that [`Condition`] counts as written.
     shipped: AtomicU64,
     /// One after the other, so that the cursor never goes back.
     pub(super) shipping: tokio::sync::Mutex<()>,
 }
 
-/// How the file is. Shared with the threads.
+/// The condition of the file, shared with the threads.
 #[derive(Debug, Default)]
 struct Condition {
     /// The last record was not written.
     failing: AtomicBool,
-    /// What was written last may never reach the disk.
+    /// The last fsync failed: written events may never reach the disk.
     unsynced: AtomicBool,
-    /// How many records lay in the files when they were opened or were written since.
+    /// Events that lay in the files when they were opened or were written since.
     written: AtomicU64,
 }
 
@@ -87,12 +87,12 @@ enum Message {
 /// A record that waits to be written.
 struct Entry {
     line: Vec<u8>,
-    /// Who waits for it; nobody for a record of what has happened already.
+    /// The waiting caller; none for an event that has happened already.
     waits: Option<oneshot::Sender<()>>,
 }
 
 impl Entry {
-    /// Whether somebody may still act on it, or has.
+    /// False once the caller has given up: nothing was handed out then.
     fn counts(&self) -> bool {
         self.waits.as_ref().is_none_or(|waits| !waits.is_closed())
     }
@@ -168,19 +168,19 @@ impl Trail {
         }
     }
 
-    /// How the file is.
+    /// The health of the file.
     #[must_use]
     pub fn health(&self) -> FileHealth {
         self.condition.health()
     }
 
-    /// How many records are not in the database yet.
+    /// The number of events that are not in the database yet.
     #[must_use]
     pub fn unshipped(&self) -> u64 {
         self.written().saturating_sub(self.shipped.load(Ordering::Relaxed))
     }
 
-    /// How many records have been written, to be told apart from those written later.
+    /// The number of events written so far, to be told apart from later ones.
     pub(super) fn written(&self) -> u64 {
         self.condition.written.load(Ordering::Acquire)
     }
@@ -219,13 +219,13 @@ impl Trail {
     }
 }
 
-/// What a lost record would have said: it holds no secret.
+/// Logs an event that was not written. It holds no secret.
 fn log_lost(entry: &Entry) {
     let line = String::from_utf8_lossy(&entry.line);
     tracing::error!(record = line.trim_end(), "an audit record was not written");
 }
 
-/// What the thread works with.
+/// The state of the writer thread.
 struct Writer {
     folder: Folder,
     condition: Arc<Condition>,
@@ -336,7 +336,7 @@ impl Writer {
         }
         let written = match self.write(&lines) {
             Err(Failed::Gone) => {
-                // Whatever took it away: there may be room for a new one.
+                // The folder may be back, or a new one can be made.
                 self.current = None;
                 self.write(&lines)
             }
@@ -370,7 +370,7 @@ impl Writer {
 
     fn write(&mut self, lines: &[u8]) -> Result<(), Failed> {
         let full = self.current.as_ref().is_some_and(|current| current.size >= MAX_FILE);
-        // Whether later writes to a file reach the disk is unknown once one has not.
+        // After a failed fsync, later writes to the same file may be lost, too.
         let doubtful = self.dirty && self.condition.unsynced.load(Ordering::Relaxed);
         if (full || doubtful)
             && let Some(current) = self.current.take()
