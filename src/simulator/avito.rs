@@ -58,7 +58,7 @@ pub(super) fn api(avito: Arc<Avito>) -> Router {
         .with_state(avito)
 }
 
-/// What Kong, the gateway, says of every path it does not know.
+/// The answer of Kong, the gateway, on every unknown path.
 async fn no_route() -> Response {
     let body = json!({"message": "no Route matched with those values"});
     (StatusCode::NOT_FOUND, Json(body)).into_response()

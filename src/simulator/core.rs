@@ -1,4 +1,4 @@
-//! What every simulated provider has: a port, a clock, a ledger, and the faults ordered for it.
+//! The core of every simulated provider: a port, a clock, a ledger, and the faults ordered for it.
 
 use std::{
     collections::VecDeque,

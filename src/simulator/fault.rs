@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::{hydra::OAuthError, serve::HangUp};
 
-/// What goes wrong with one token or revocation request.
+/// A fault of one token or revocation request.
 ///
 /// `processed` says on which side of the state change: with `true` the code or refresh token is
 /// spent and the answer lost, with `false` the provider never saw the request.
@@ -58,12 +58,12 @@ pub enum Fault {
     },
     /// 429 with this `Retry-After`: a number, a date, nonsense.
     Busy {
-        /// What the header says.
+        /// The header's value.
         retry_after: String,
     },
     /// 503 with this `Retry-After`.
     Overloaded {
-        /// What the header says.
+        /// The header's value.
         retry_after: String,
     },
     /// 400 `invalid_grant` (RFC 6749 section 5.2) for a grant that lives: the provider is mistaken.
@@ -74,25 +74,25 @@ pub enum Fault {
     CutJson,
     /// The head and the first bytes of the body, then the connection closes.
     CutBody {
-        /// How many bytes of the body; if it has no more, they all come but never their end.
+        /// The number of bytes of the body; if it has no more, they all come but never their end.
         at: usize,
     },
     /// The head and the first bytes of the body, then nothing, until the client hangs up or the
     /// simulator ends.
     Stall {
-        /// How many bytes of the body; if it has no more, they all come but never their end.
+        /// The number of bytes of the body; if it has no more, they all come but never their end.
         at: usize,
     },
     /// The answer without `access_token`.
     NoAccessToken,
     /// The answer with this `expires_in`: a string, a float, negative, absurd.
     ExpiresIn {
-        /// What stands in its place.
+        /// The value in its place.
         value: Value,
     },
     /// The answer with this `scope`; without any if it is null.
     Scope {
-        /// What stands in its place.
+        /// The value in its place.
         value: Value,
     },
     /// 200 with this body in place of the true one, which is lost; `{refresh_token}` in it stands for
@@ -105,13 +105,13 @@ pub enum Fault {
     Late,
     /// The true answer, this much later.
     Slow {
-        /// How much later, in real time, whatever the simulator's clock says.
+        /// The delay in real time, whatever the simulator's clock says.
         milliseconds: u64,
     },
 }
 
 impl Fault {
-    /// Whether the provider never sees the request.
+    /// True if the provider never sees the request.
     pub(super) fn comes_before_processing(&self) -> bool {
         match self {
             Self::Html { processed }

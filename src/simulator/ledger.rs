@@ -1,4 +1,4 @@
-//! What a provider remembers of every code and token it ever issued.
+//! A provider's memory of every code and token it ever issued.
 //!
 //! Pure: time is an argument and texts come from outside, kept only as digests (but for `successor`).
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::seal::secret::Digest;
 
-/// Who authorised what: the same for all tokens of a chain.
+/// The subject of an authorisation: the same for all tokens of a chain.
 #[derive(Clone, Debug)]
 pub(super) struct Authorisation {
     /// The account's id, as text.
@@ -223,7 +223,7 @@ impl Ledger {
         Arc::clone(&self.chains[self.entries[at].chain].authorisation)
     }
 
-    /// Whether a text is the access token that was issued together with a refresh token.
+    /// True if a text is the access token that was issued together with a refresh token.
     pub(super) fn issued_together(&self, access: &str, Id(refresh): Id) -> bool {
         let refresh = &self.entries[refresh];
         self.by_digest.get(&digest(access)).map(|&at| &self.entries[at]).is_some_and(|access| {
@@ -232,7 +232,7 @@ impl Ledger {
         })
     }
 
-    /// How many access tokens are alive.
+    /// The number of live access tokens.
     pub(super) fn live_access_tokens(&self, now: Timestamp) -> usize {
         let alive = |entry: &&Entry| entry.kind == Kind::Access && entry.ended(now).is_none();
         self.entries.iter().filter(alive).count()

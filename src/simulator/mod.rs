@@ -15,7 +15,7 @@
 //!
 //! # Rotation
 //!
-//! What becomes of a used refresh token is by default what that provider does. With
+//! A used refresh token meets by default the same fate as at the real provider. With
 //! [`rotation`](settings::AvitoSettings::rotation) every token endpoint can be any of six classes.
 //!
 //! # What a real provider would never tell
@@ -125,7 +125,7 @@ impl Simulator {
         self.core.port
     }
 
-    /// What it issued, and what was presented to it.
+    /// A view of everything issued by it and presented to it.
     #[must_use]
     pub fn oracle(&self) -> Oracle {
         self.core.oracle()

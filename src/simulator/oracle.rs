@@ -62,16 +62,16 @@ pub enum Endpoint {
 pub struct Oracle {
     /// The simulator's clock.
     pub now: Timestamp,
-    /// How many requests arrived, by endpoint.
+    /// Requests that arrived, by endpoint.
     pub requests: BTreeMap<Endpoint, u64>,
-    /// How many codes and tokens arrived that were never issued here, by endpoint.
+    /// Codes and tokens that arrived but were never issued here, by endpoint.
     pub unknown: BTreeMap<Endpoint, u64>,
     /// Every code and token ever issued, in order of issue.
     pub known: Vec<Known>,
 }
 
 impl Oracle {
-    /// What is known of a code or token.
+    /// The entry of a code or token.
     #[must_use]
     pub fn of(&self, text: &str) -> Option<&Known> {
         let fingerprint = Digest::of_bytes(text.as_bytes()).fingerprint();
@@ -90,7 +90,7 @@ impl Oracle {
         chains
     }
 
-    /// How often that refresh token arrived which arrived most often, whatever was answered.
+    /// The arrivals of the refresh token that arrived most often, whatever was answered.
     #[must_use]
     pub fn most_presentations(&self) -> u64 {
         self.refresh_tokens().map(|token| token.presented.values().sum()).max().unwrap_or(0)
@@ -108,11 +108,11 @@ pub struct Known {
     pub id: usize,
     /// The first 16 hexadecimal digits of its SHA-256 digest.
     pub fingerprint: String,
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
     /// The authorisation it came from, from 1: a consent or one client-credentials request.
     pub chain: usize,
-    /// Which pair of its chain it belongs to, from 1; a code has 0.
+    /// The number of its pair within the chain, from 1; a code has 0.
     pub generation: u32,
     /// The account that it acts for.
     pub account: String,
@@ -120,10 +120,10 @@ pub struct Known {
     pub issued_at: Timestamp,
     /// When it ends or ended.
     pub ends_at: Timestamp,
-    /// Whether it works now.
+    /// True while it works.
     pub alive: bool,
     /// Why it no longer works.
     pub ended: Option<End>,
-    /// How often it arrived, by endpoint, whatever was answered.
+    /// Arrivals by endpoint, whatever was answered.
     pub presented: BTreeMap<Endpoint, u64>,
 }

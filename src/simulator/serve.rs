@@ -14,14 +14,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-/// What answers on which host name of one listener.
+/// The routers of one listener, by host name.
 #[derive(Debug)]
 pub(super) struct Hosts {
     /// `localhost`: what a browser sees.
     pub site: Router,
-    /// What the broker and the services call.
+    /// The API, called by the broker and the services.
     pub api: Router,
-    /// Where `api` answers.
+    /// The hosts of `api`.
     pub api_host: ApiHost,
     /// `/_simulator/`, on every host.
     pub control: Router,

@@ -41,7 +41,7 @@ use super::{
     shape,
 };
 
-/// Which of the two products.
+/// One of the two products.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Product {
     Amocrm,
@@ -56,7 +56,7 @@ impl Product {
         }
     }
 
-    /// What follows the subdomain in the host of an account.
+    /// The suffix of an account's host.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Self::Amocrm => ".amocrm.localhost",
@@ -136,7 +136,7 @@ impl Amocrm {
         self.settings.accounts.iter().find(|account| account.subdomain == subdomain)
     }
 
-    /// What a callback with a code carries.
+    /// The parameters of a callback with a code.
     fn issue_code(&self, account: &AmocrmAccount, redirect_uri: &str) -> String {
         // The payload of the PHP library's codes and refresh tokens begins like this.
         let code = format!("def50200{}", shape::hex::<300>());
