@@ -26,7 +26,7 @@ pub enum LogFormat {
 ///
 /// # Errors
 ///
-/// What was expected.
+/// The expected form.
 pub fn parse(filter: &str) -> Result<EnvFilter, &'static str> {
     EnvFilter::try_new(filter).map_err(
         |_| "expected a level such as `info`, or directives such as `info,token_broker=debug`",

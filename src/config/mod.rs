@@ -34,37 +34,37 @@ use crate::{
 /// Everything the broker is told, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Where browsers and providers reach us: scheme and host, perhaps a port; no path.
+    /// The URL for browsers and providers: scheme and host, perhaps a port; no path.
     pub public_url: Url,
-    /// What the public listener binds.
+    /// The address of the public listener.
     pub public_listen: SocketAddr,
-    /// Where services reach us, and the issuer in the OAuth metadata.
+    /// The URL for services, and the issuer in the OAuth metadata.
     pub internal_url: Url,
-    /// What the internal listener binds.
+    /// The address of the internal listener.
     pub internal_listen: SocketAddr,
     /// This replica's own folder.
     pub state_dir: PathBuf,
     /// The name of this installation, which its database must be of.
     pub deployment: Option<Slug>,
-    /// Where the connections are kept.
+    /// The database of the connections.
     pub database: Database,
     /// The file of sealing keys.
     pub key_file: PathBuf,
     /// For how long the database keeps audit records.
     pub keep_events: Duration,
-    /// How to log.
+    /// The logging settings.
     pub log: Log,
     /// Every known provider.
     pub providers: Catalogue,
     /// Our registrations.
     pub clients: BTreeMap<Slug, Arc<Client>>,
-    /// Where a person may be sent after consenting.
+    /// The URLs that a person may be sent to after consenting.
     pub return_to: BTreeMap<Slug, Url>,
-    /// How `simulate` and `demo` imitate the providers.
+    /// The settings of `simulate` and `demo`.
     pub simulators: SimulatorSettings,
 }
 
-/// Where the connections are kept.
+/// The database of the connections.
 #[derive(Clone, Debug)]
 pub enum Database {
     /// A file of our own, for one process.
@@ -81,7 +81,7 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the place.
+        /// The problem, with its place.
         problem: String,
     },
     /// A provider's profile is wrong.
@@ -94,7 +94,7 @@ pub enum ConfigError {
         setting: String,
         /// The environment variable that sets it, if one does.
         variable: Option<String>,
-        /// What is wrong and what was expected.
+        /// The problem, and the expected form.
         problem: String,
     },
 }

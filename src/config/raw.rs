@@ -16,10 +16,10 @@ use crate::simulator::SimulatorSettings;
 
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 
-/// What the names of environment variables begin with.
+/// The prefix of the names of environment variables.
 const PREFIX: &str = "TOKEN_BROKER";
 
-/// What stands between the parts of such a name.
+/// The separator between the parts of such a name.
 const SEPARATOR: &str = "__";
 
 #[derive(Deserialize)]
