@@ -38,8 +38,8 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// What a command ends with: a line for a person and an exit code for a script, in the numbers of
-/// BSD's sysexits.
+/// The end of a command: a line for a person and an exit code for a script, in the numbers of BSD's
+/// sysexits.
 #[derive(Debug)]
 pub(crate) struct CliError {
     message: String,

@@ -134,7 +134,7 @@ fn class(rotation: Rotation) -> &'static str {
     }
 }
 
-/// What the release of a connection leads to.
+/// The consequence of releasing a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     /// It waits as it did before.

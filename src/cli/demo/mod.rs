@@ -92,7 +92,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), CliError> {
     outcome
 }
 
-/// Where the demo keeps its database and key.
+/// The folder of the demo's database and key.
 enum Place {
     Kept(PathBuf),
     Temporary(TempDir),
@@ -144,7 +144,7 @@ fn base(url: &url::Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
-/// What was made for the person who tries it out.
+/// The connections and keys made for the person who tries it out.
 struct Prepared {
     operator_key: SecretString,
     service_key: SecretString,
@@ -204,7 +204,7 @@ async fn prepare(
     Ok(Prepared { operator_key, service_key, connections, links })
 }
 
-/// What is printed when all is ready.
+/// The text printed when all is ready.
 #[derive(Serialize)]
 struct Ready {
     public_url: String,
@@ -296,7 +296,7 @@ impl Ready {
         Ok(())
     }
 
-    /// How to use a token: with the headers and the base URL that come with it.
+    /// A resource call with a token: its headers and base URL.
     fn resource_lines(&self) -> String {
         let Self { internal_url, service_key, .. } = self;
         let fetch = |connection: &str| {

@@ -48,7 +48,7 @@ fn parse(url: &str) -> Result<Url, CliError> {
     Url::parse(url).map_err(CliError::internal)
 }
 
-/// Where an answer sends the browser.
+/// The URL that an answer redirects to.
 fn next(response: &Response) -> Result<Url, CliError> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location
