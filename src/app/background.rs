@@ -12,23 +12,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
 
-/// How often to look for due connections and for changes made elsewhere.
+/// The interval for due connections and changes made elsewhere.
 const TICK: Duration = Duration::from_secs(2);
 
-/// How long changes made elsewhere are gathered after a look at them.
+/// The time for which notifications are gathered after a look at them.
 const BURST: Duration = Duration::from_millis(100);
 
-/// How often to forget what has ended.
+/// The interval for deleting expired rows.
 const PURGE_TICK: Duration = Duration::from_mins(1);
 
-/// How often to ship audit records to the database.
+/// The interval for shipping audit events to the database.
 const SHIP_TICK: Duration = Duration::from_secs(1);
 
-/// How many due connections a look may start. They wait for a place among their provider's, so a
-/// provider with many is no hindrance to the others.
+/// Due connections that one look may start. They wait for a permit of their provider, so a provider
+/// with many is no hindrance to the others.
 const MAX_DUE: u32 = 1_000;
 
-/// How many revocations a look may start at each provider.
+/// Revocations that one look may start at each provider.
 const MAX_REVOCATIONS: u32 = 20;
 
 /// Runs until `shutdown`.
@@ -98,7 +98,7 @@ async fn ship(broker: &Broker) {
     let mut ticks = every(SHIP_TICK);
     loop {
         ticks.tick().await;
-        // What goes wrong is logged where it happens, once.
+        // Errors are logged once, at their source.
         let _ = broker.ship_events().await;
     }
 }

@@ -32,14 +32,14 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// How many calls to a provider may follow one another in what is under way at shutdown: a code, the
-/// refresh token that was all that came of it, and the question whose account it is.
+/// The longest chain of provider calls under way at shutdown: a code, the refresh token that was
+/// all that came of it, and the account call.
 const LONGEST_CHAIN: u32 = 3;
 
-/// How much longer than its calls what is under way may take at shutdown.
+/// Extra time for work under way at shutdown, beyond its calls.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
 
-/// Where the database keeps the name of the installation that it belongs to.
+/// The `meta` key of the installation's name.
 pub const DEPLOYMENT: &str = "deployment";
 
 /// The two sockets, bound before anything else happens: a taken port must change nothing.

@@ -11,7 +11,7 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// Where the sealed value lies by which a foreign key is known before anything is changed.
+/// The place of the sealed sample that shows a foreign key before anything is changed.
 const SEALING_CHECK: Place<'static> =
     Place { record: "database", field: "sealing_check", generation: 0 };
 
@@ -62,7 +62,7 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
     Ok(Some(keyring))
 }
 
-/// Whether a key was removed too early.
+/// True if a key was removed too early.
 async fn check_needed_keys(
     path: &Path,
     keyring: &Keyring,

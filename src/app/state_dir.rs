@@ -1,4 +1,4 @@
-//! What is this process's own: the folder `state_dir` and, in the embedded case, the database. Both
+//! This process's own files: the folder `state_dir` and, in the embedded case, the database. Both
 //! are locked for as long as the process lives.
 
 use std::{
@@ -117,7 +117,7 @@ pub fn make_state_dir(config: &Config) -> Result<(), StartError> {
     }
 }
 
-/// What is wrong with a folder into which everybody may write.
+/// The error for a folder into which everybody may write.
 pub(crate) fn open_to_all(folder: &Path) -> Option<String> {
     let mode = fs::metadata(folder).ok()?.mode() & 0o777;
     let open = mode & 0o002 != 0;
