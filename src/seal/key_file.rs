@@ -109,7 +109,7 @@ fn parse(text: &str) -> Result<Keys, KeyFileError> {
     if keys.is_empty() { Err(KeyFileError::Empty) } else { Ok(keys) }
 }
 
-/// Whether a line is meant to be a key.
+/// True if a line is meant to be a key.
 fn is_key(line: &str) -> bool {
     let line = line.trim();
     !line.is_empty() && !line.starts_with('#')
@@ -207,7 +207,7 @@ pub fn promote_key(path: &Path) -> Result<Option<String>, KeyFileError> {
 /// Puts a changed text in the place of a key file, unless there is none: a crash leaves the one or
 /// the other. Nobody but the owner of the old file, and its group if that could, may read the new one.
 fn change(path: &Path, edit: impl FnOnce(&str) -> Option<String>) -> Result<(), KeyFileError> {
-    // What a link points to is replaced, not the link.
+    // The target of a link is replaced, not the link.
     let path = path.canonicalize()?;
     let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
     // Whoever else changes the file waits until we have.
@@ -283,7 +283,7 @@ mod tests {
         let words = format!("# ours\n\n k1  {}\n# the end", URL_SAFE_NO_PAD.encode([7; 32]));
         fs::write(&path, &words).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        // What a crash left behind is in nobody's way.
+        // A crash's leftover is in nobody's way.
         fs::write(folder.path().join("keys.new"), "torn").unwrap();
         assert_eq!(promote_key(&path).unwrap(), None);
         assert_eq!(fs::read_to_string(&path).unwrap(), words);

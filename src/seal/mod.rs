@@ -213,7 +213,7 @@ impl Keyring {
         Ok(Some(stamp))
     }
 
-    /// What is wrong with the key file, if it could not be taken up when it was last looked at.
+    /// The problem with the key file, if it could not be loaded when it was last read.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let file = self.file.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,8 +251,8 @@ impl Keyring {
         self.keys().iter().skip(1).filter(|key| key.waits).map(|key| key.id.clone()).collect()
     }
 
-    /// Whether the ring holds the key of a sealed value, after another look at the key file if need
-    /// be. True as well for what is not a sealed value at all: no key opens that.
+    /// True if the ring holds the key of a sealed value, after reading the key file again if need
+    /// be. True as well for a text that is no sealed value: no key opens that.
     pub fn has_key(&self, sealed: &Sealed) -> bool {
         let Some(id) = sealed.key_id() else { return true };
         let holds = || self.keys().iter().any(|key| key.id == id);
