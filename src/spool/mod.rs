@@ -44,7 +44,7 @@ pub struct Spool {
 /// A grant as it lies in the spool.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Whose it is.
+    /// The connection.
     pub connection: ConnectionId,
     /// The account that it was asked for, where that was known.
     pub account: Option<String>,
@@ -71,7 +71,7 @@ struct Written {
 }
 
 impl Spool {
-    /// How long a grant is remembered after it was stored.
+    /// The time for which a grant is remembered after it was stored.
     pub const REMEMBERED: Duration = Duration::from_mins(15);
 
     /// Opens the spool of a state directory, and makes it if need be.
@@ -102,7 +102,7 @@ impl Spool {
         Ok(slot)
     }
 
-    /// What lies in the spool, each with what forgets it. A file that was reserved and never used is
+    /// The grants in the spool, each with its handle. A file that was reserved and never used is
     /// removed; one that holds no whole entry is put aside.
     ///
     /// # Errors
@@ -251,7 +251,7 @@ impl Drop for Reservation {
 pub struct SpooledGrant {
     path: PathBuf,
     stored: PathBuf,
-    /// Where the grant ends in the room that was made for it, in bytes.
+    /// The end of the grant within its reserved file, in bytes.
     length: usize,
 }
 
@@ -294,7 +294,7 @@ impl SpooledGrant {
     }
 }
 
-/// What was written into the room for it.
+/// Reads the entry of a reserved file.
 fn text(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     &bytes[..end]
