@@ -21,7 +21,7 @@ pub(crate) fn replace(
 ) -> io::Result<()> {
     let mut beside = path.to_owned().into_os_string();
     beside.push(".new");
-    // What lies there, after a crash or by somebody's hand, may be anybody's to read, or a link.
+    // A leftover of a crash may be readable for others, or a link.
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
