@@ -1,4 +1,4 @@
-//! Who calls the internal listener: services and operators, and the keys they show.
+//! Callers of the internal listener: services and operators, and their keys.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 words! {
-    /// What a service may do with the connections it may use.
+    /// The verbs of a service on its connections.
     Verb {
         /// Accept the account that consented.
         Confirm = "confirm",
@@ -38,7 +38,7 @@ pub struct Pattern(String);
 pub struct NotAPattern(String);
 
 impl Pattern {
-    /// Whether the pattern covers a name.
+    /// True if the pattern covers a name.
     #[must_use]
     pub fn covers(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {
@@ -87,20 +87,20 @@ pub struct Service {
     pub name: Slug,
     /// The connections it may use.
     pub connections: Vec<Pattern>,
-    /// What it may do with them.
+    /// The verbs it has on them.
     pub verbs: BTreeSet<Verb>,
     /// When it was made.
     pub created_at: Timestamp,
 }
 
 impl Service {
-    /// Whether the service may use the connection at all.
+    /// True if the service may use the connection at all.
     #[must_use]
     pub fn sees(&self, connection: &str) -> bool {
         self.connections.iter().any(|pattern| pattern.covers(connection))
     }
 
-    /// Whether the service may do this with the connection.
+    /// True if the service has this verb on the connection.
     #[must_use]
     pub fn may(&self, verb: Verb, connection: &str) -> bool {
         self.verbs.contains(&verb) && self.sees(connection)
@@ -110,14 +110,14 @@ impl Service {
 /// A person who runs the broker.
 #[derive(Clone, Debug)]
 pub struct Operator {
-    /// What they are called in records.
+    /// The name in records.
     pub name: Slug,
     /// When they were made.
     pub created_at: Timestamp,
 }
 
 words! {
-    /// Whose key it is.
+    /// The owner of the key.
     Holder {
         /// An operator's.
         Operator = "operator",
@@ -126,12 +126,13 @@ words! {
     }
 }
 
-/// Who asked for something, as it is kept and recorded: `operator alice`, `service billing`.
+/// The party that asked for something, as it is stored and recorded: `operator alice`, `service
+/// billing`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Requester {
     /// An operator or a service.
     pub holder: Holder,
-    /// Which one.
+    /// The name.
     pub name: Slug,
 }
 
@@ -158,12 +159,12 @@ impl FromStr for Requester {
     }
 }
 
-/// What the store keeps of a key.
+/// The stored form of a key.
 #[derive(Clone, Debug)]
 pub struct StoredKey {
     /// The public part of the key: 12 hexadecimal digits.
     pub id: String,
-    /// Whose key it is.
+    /// The owner of the key.
     pub holder: Holder,
     /// The name of the service or operator.
     pub owner: Slug,

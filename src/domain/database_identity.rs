@@ -1,5 +1,5 @@
-//! Whether a database is the one that was last seen, and no older. One that was restored or copied
-//! holds refresh tokens that were spent since, and to present one of those can end a live grant.
+//! Identity of the database: the same as the one last seen, and no older. A restored or copied one
+//! holds refresh tokens that were spent since, and presenting one can end a live grant.
 //!
 //! Pure: what is found comes from [`Store::identity`](crate::store::Store::identity), what was last
 //! seen from the watermark outside the database.
@@ -8,17 +8,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How far a database has come. It only grows; a restore takes it back.
+/// The progress of a database. It only grows; a restore takes it back.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Epoch {
-    /// How often the database was quarantined. Compared first: what was seen before the last
-    /// quarantine was dealt with by it, however many grants are missing.
+    /// The number of quarantines. Compared first: the last quarantine has dealt with all that was
+    /// seen before it, however many grants are missing.
     pub quarantines: i64,
-    /// How many grants were ever stored.
+    /// The number of grants ever stored.
     pub seq: i64,
 }
 
-/// What a database says of itself. What it does not say is unknown and is not compared.
+/// A database's statement of itself. A missing value is unknown and is not compared.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// Random, made with the schema.
@@ -29,12 +29,12 @@ pub struct Identity {
     pub system: Option<String>,
     /// The timeline of the cluster's write-ahead log; a standby that is promoted begins another.
     pub timeline: Option<String>,
-    /// How far it has come.
+    /// Its progress.
     pub position: Epoch,
 }
 
-/// What a replica last saw of its database, kept outside it: never ahead of the database, and a
-/// moment behind it at most.
+/// A replica's last view of its database, kept outside it: never ahead of the database, and at most
+/// a moment behind it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Watermark {
     /// As [`Identity::deployment`].
@@ -49,7 +49,7 @@ pub struct Watermark {
 }
 
 impl Watermark {
-    /// What to remember of a database once it is accepted; what it does not say stays as it was.
+    /// The view to store once a database is accepted; an unknown value stays as it was.
     #[must_use]
     pub fn of(found: &Identity, before: Option<&Self>) -> Self {
         let before = before.filter(|before| before.deployment == found.deployment);
@@ -65,7 +65,7 @@ impl Watermark {
     }
 }
 
-/// How a database compares with what was last seen of it.
+/// The comparison of a database with the last view of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Comparison {
     /// Nothing was seen before: a new replica.
@@ -89,7 +89,7 @@ pub enum Mismatch {
     Moved,
     /// Grants that were stored are missing from it.
     Restored {
-        /// How many, if they can be counted.
+        /// Their number, if it is known.
         missing: Option<u64>,
     },
 }
@@ -161,7 +161,7 @@ pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
     Comparison::Same
 }
 
-/// Whether two values are both known and not the same.
+/// True if two values are both known and differ.
 fn differ(one: Option<&String>, other: Option<&String>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if one != other)
 }

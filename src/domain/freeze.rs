@@ -68,13 +68,14 @@ impl Freezes {
         self.0.values().flat_map(BTreeMap::values)
     }
 
-    /// Whether a thing itself is frozen.
+    /// True if the thing itself is frozen.
     #[must_use]
     pub fn holds(&self, kind: FreezeKind, name: &str) -> bool {
         self.0.get(&kind).is_some_and(|names| names.contains_key(name))
     }
 
-    /// What keeps a connection from being served: its own freeze, its client's or its provider's.
+    /// The freeze that keeps a connection from being served: its own, its client's or its
+    /// provider's.
     #[must_use]
     pub fn of_connection(
         &self,

@@ -26,7 +26,7 @@ pub struct Candidate<'a> {
     pub origin: Option<&'a GrantLineage>,
 }
 
-/// Which of two grants a connection keeps.
+/// The outcome of a conflict between two grants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Winner {
     /// Both are the same grant: there is nothing to decide.

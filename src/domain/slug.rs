@@ -24,8 +24,8 @@ impl Slug {
     /// The longest name, in bytes.
     pub const MAX_LEN: usize = 63;
 
-    /// How a sentence names what somebody asked for: by its name, if the text can be one. Anything
-    /// else is not repeated, for it may be a secret in the wrong place.
+    /// The name of something that was asked for, for a sentence: only a text that can be a name is
+    /// repeated, for any other may be a secret in the wrong place.
     #[must_use]
     pub fn quoted(text: &str) -> String {
         if text.parse::<Self>().is_ok() { format!("`{text}`") } else { "of that name".to_owned() }
