@@ -26,17 +26,17 @@ const SINCE_BOOT: ClockId = ClockId::Monotonic;
 /// The clocks of a machine, plus offsets that are zero outside tests. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// How far all readings run ahead of the machine's, in milliseconds.
+    /// The offset of all readings from the machine's, in milliseconds.
     offset_ms: Arc<AtomicI64>,
     machine: Arc<Machine>,
 }
 
 #[derive(Debug, Default)]
 struct Machine {
-    /// How far the wall clock alone was moved, in milliseconds.
+    /// The offset of the wall clock alone, in milliseconds.
     stepped_ms: AtomicI64,
-    /// What the database's clock showed when the machine started, in Unix milliseconds; unset until
-    /// the database was heard.
+    /// The database's time when the machine started, in Unix milliseconds; unset until the first
+    /// observation.
     database_at_boot: OnceLock<AtomicI64>,
 }
 
@@ -46,7 +46,7 @@ struct Machine {
 pub struct BootInstant(i64);
 
 impl BootInstant {
-    /// How long after `earlier` this is; zero if it is before.
+    /// The time from `earlier` to this; zero if it is before.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or_default())
@@ -58,7 +58,7 @@ impl BootInstant {
         self.0
     }
 
-    /// What [`BootInstant::as_millis`] gave.
+    /// The reverse of [`BootInstant::as_millis`].
     #[must_use]
     pub fn from_millis(millis: i64) -> Self {
         Self(millis)
@@ -73,7 +73,7 @@ impl Add<Duration> for BootInstant {
     }
 }
 
-/// What a clock shows at one moment.
+/// All readings of a clock at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     /// [`Clock::since_boot`].
@@ -106,7 +106,7 @@ impl Clock {
         BootInstant(read.tv_sec * 1_000 + read.tv_nsec / 1_000_000 + self.offset_ms())
     }
 
-    /// What this machine believes the time to be, right or wrong.
+    /// The time of day by this machine, right or wrong.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn wall(&self) -> Timestamp {
@@ -139,7 +139,7 @@ impl Clock {
         at_boot.store(known.clamp(shown - answered.0, shown + 1 - asked.0), Ordering::Relaxed);
     }
 
-    /// How far this clock runs ahead of the machine's, in milliseconds. Bound into the SQL that
+    /// The offset of this clock from the machine's, in milliseconds. Bound into the SQL that
     /// compares times on the database's clock, so that a test that moves this clock moves leases
     /// and deadlines with it.
     #[must_use]
@@ -175,7 +175,7 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// How long ago it was started.
+    /// The time since it was started.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.clock.since_boot().since(self.started)

@@ -40,7 +40,7 @@ words! {
     }
 }
 
-/// What a test does with a refresh that reaches a point.
+/// A test's action on a refresh that reaches a point.
 #[cfg(feature = "failpoints")]
 pub type Hold = Arc<dyn Fn(Point) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -52,7 +52,7 @@ pub struct Failpoints {
 }
 
 impl Failpoints {
-    /// What `TOKEN_BROKER_HOLD` asks for, where the feature is compiled in.
+    /// The hold that `TOKEN_BROKER_HOLD` asks for, where the feature is compiled in.
     ///
     /// # Panics
     ///
