@@ -47,19 +47,16 @@ pub struct BootInstant(i64);
 
 impl BootInstant {
     /// The time from `earlier` to this; zero if it is before.
-    #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or_default())
     }
 
     /// As a plain number of milliseconds, to be kept in an atomic.
-    #[must_use]
     pub fn as_millis(self) -> i64 {
         self.0
     }
 
     /// The reverse of [`BootInstant::as_millis`].
-    #[must_use]
     pub fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
@@ -86,7 +83,6 @@ pub struct Moment {
 
 impl Clock {
     /// A clock that agrees with the machine's.
-    #[must_use]
     pub fn system() -> Self {
         Self::default()
     }
@@ -94,20 +90,17 @@ impl Clock {
     /// The current time on the database's clock, to the millisecond, as the store keeps it. Once
     /// the database was heard, its clock is carried on by ours since boot, so that setting this
     /// machine's wall clock changes nothing; until then it is the wall clock.
-    #[must_use]
     pub fn now(&self) -> Timestamp {
         self.moment().now
     }
 
     /// The time that has passed since the machine started, suspend included.
-    #[must_use]
     pub fn since_boot(&self) -> BootInstant {
         let read = clock_gettime(SINCE_BOOT);
         BootInstant(read.tv_sec * 1_000 + read.tv_nsec / 1_000_000 + self.offset_ms())
     }
 
     /// The time of day by this machine, right or wrong.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn wall(&self) -> Timestamp {
         let stepped = self.machine.stepped_ms.load(Ordering::Relaxed);
@@ -115,7 +108,6 @@ impl Clock {
     }
 
     /// All readings.
-    #[must_use]
     pub fn moment(&self) -> Moment {
         let (since_boot, wall) = (self.since_boot(), self.wall());
         let at_boot = self.machine.database_at_boot.get();
@@ -124,7 +116,6 @@ impl Clock {
     }
 
     /// Starts measuring how long something takes, suspend included.
-    #[must_use]
     pub fn stopwatch(&self) -> Stopwatch {
         Stopwatch { clock: self.clone(), started: self.since_boot() }
     }
@@ -142,7 +133,6 @@ impl Clock {
     /// The offset of this clock from the machine's, in milliseconds. Bound into the SQL that
     /// compares times on the database's clock, so that a test that moves this clock moves leases
     /// and deadlines with it.
-    #[must_use]
     pub fn offset_ms(&self) -> i64 {
         self.offset_ms.load(Ordering::Relaxed)
     }
@@ -176,7 +166,6 @@ pub struct Stopwatch {
 
 impl Stopwatch {
     /// The time since it was started.
-    #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.clock.since_boot().since(self.started)
     }

@@ -57,7 +57,6 @@ impl Failpoints {
     /// # Panics
     ///
     /// When it names no point: a test that holds nowhere would prove nothing.
-    #[must_use]
     pub fn from_environment() -> Self {
         #[cfg(feature = "failpoints")]
         if let Ok(name) = std::env::var("TOKEN_BROKER_HOLD") {
@@ -76,7 +75,6 @@ impl Failpoints {
 
     /// A hold of a test's own.
     #[cfg(feature = "failpoints")]
-    #[must_use]
     pub fn new(hold: Hold) -> Self {
         Self { hold: Some(hold) }
     }

@@ -36,7 +36,7 @@ pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = refresh(&broker) => {}
-        () = keep_in_step(&broker, TICK) => {}
+        () = sync_cache(&broker, TICK) => {}
         () = purge(&broker) => {}
         () = ship(&broker) => {}
         () = revoke(&broker) => {}
@@ -48,14 +48,14 @@ async fn refresh(broker: &Arc<Broker>) {
     loop {
         ticks.tick().await;
         if let Err(error) = broker.start_due(MAX_DUE).await {
-            tracing::warn!(%error, "what is due could not be read");
+            tracing::warn!(%error, "cannot list due refreshes");
         }
     }
 }
 
-/// Keeps memory in step with the store, for ever: looks whenever the store hints at a change, and at
-/// every tick, because a hint may be lost.
-pub async fn keep_in_step(broker: &Broker, tick: Duration) {
+/// Keeps the cache in step with the store, for ever: on every notification, and at every tick,
+/// because a notification may be lost.
+pub async fn sync_cache(broker: &Broker, tick: Duration) {
     let hint = Notify::new();
     tokio::join!(broker.store().listen(&hint), sync(broker, tick, &hint));
 }
@@ -68,7 +68,7 @@ async fn sync(broker: &Broker, tick: Duration, hint: &Notify) {
             () = hint.notified() => {}
         }
         if let Err(error) = broker.sync().await {
-            tracing::warn!(%error, "memory is not brought up to date");
+            tracing::warn!(%error, "cannot bring the cache up to date");
         }
         sleep(BURST).await;
     }
@@ -79,7 +79,7 @@ async fn revoke(broker: &Arc<Broker>) {
     loop {
         ticks.tick().await;
         if let Err(error) = broker.start_revocations(MAX_REVOCATIONS).await {
-            tracing::warn!(%error, "what is to be revoked could not be read");
+            tracing::warn!(%error, "cannot list due revocations");
         }
     }
 }
@@ -89,7 +89,7 @@ async fn purge(broker: &Broker) {
     loop {
         ticks.tick().await;
         if let Err(error) = broker.purge().await {
-            tracing::warn!(%error, "nothing was purged");
+            tracing::warn!(%error, "cannot delete expired rows");
         }
     }
 }

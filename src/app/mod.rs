@@ -53,10 +53,6 @@ pub struct Listeners {
 
 impl Listeners {
     /// Binds both.
-    ///
-    /// # Errors
-    ///
-    /// One line that names the setting and the address.
     pub async fn bind(public: SocketAddr, internal: SocketAddr) -> Result<Self, StartError> {
         Ok(Self {
             public: bind("public_listen", public).await?,
@@ -76,10 +72,6 @@ async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartEr
 }
 
 /// Connects to the database and brings its schema up to date.
-///
-/// # Errors
-///
-/// When it cannot be reached, or its schema is newer than this program.
 pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
     let store = connect_store(config, clock).await?;
     migrate(&store).await?;
@@ -96,10 +88,6 @@ async fn migrate(store: &Store) -> Result<bool, StartError> {
 }
 
 /// Connects to the database as it is.
-///
-/// # Errors
-///
-/// When it cannot be reached.
 pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
     let url = match &config.database {
         Database::Embedded(path) => SecretString::from(format!("sqlite:{}", path.display())),
@@ -121,10 +109,6 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
 
 /// Refuses the database of another installation: what is refreshed from a copy is lost where it came
 /// from. A database that knows no name yet takes ours.
-///
-/// # Errors
-///
-/// When the names differ, with what to do.
 pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.put_meta_if_absent(DEPLOYMENT, ours.as_str()).await?;
@@ -132,10 +116,6 @@ pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), Star
 }
 
 /// As [`check_deployment`], but a database that knows no name yet keeps none.
-///
-/// # Errors
-///
-/// When the names differ, with what to do.
 pub async fn compare_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.meta(DEPLOYMENT).await?;
@@ -171,10 +151,6 @@ pub struct Crashed;
 
 impl App {
     /// Starts everything but the serving.
-    ///
-    /// # Errors
-    ///
-    /// One line for the first thing that stands in the way.
     pub async fn start(
         config: Config,
         listeners: Listeners,
@@ -251,13 +227,11 @@ impl App {
     }
 
     /// The use cases, for commands that live in the same process.
-    #[must_use]
     pub fn broker(&self) -> &Arc<Broker> {
         &self.broker
     }
 
     /// Cancelling it ends [`App::run`].
-    #[must_use]
     pub fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
@@ -275,10 +249,6 @@ impl App {
     }
 
     /// As [`App::run`], but nothing happens in the background: for tests that step it.
-    ///
-    /// # Errors
-    ///
-    /// As [`App::run`].
     pub async fn run_without_background(self) -> Result<(), Crashed> {
         self.run_beside(JoinSet::new()).await
     }

@@ -114,7 +114,6 @@ pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyri
 }
 
 /// Why a key file cannot be `done`, which is read or written, as one line.
-#[must_use]
 pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
     let path = path.display();
     StartError::Settings(match error {

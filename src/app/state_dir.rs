@@ -25,10 +25,6 @@ pub struct StateDir {
 
 impl StateDir {
     /// Makes the folder if need be, and locks it, and with it the database if that is a file.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be made or written, or another process holds either.
     pub fn open(config: &Config) -> Result<Self, StartError> {
         make_state_dir(config)?;
         let problem = |what: String| state_dir_problem(config, &what);

@@ -74,7 +74,7 @@ impl Folder {
         Ok(numbers)
     }
 
-    /// Up to where the files were shipped. Without a ok_or_log cursor it is the beginning: what is
+    /// Up to where the files were shipped. Without a readable cursor it is the beginning: what is
     /// shipped twice is kept once.
     pub(super) fn cursor(&self) -> Cursor {
         let read = fs::read(self.0.join("cursor")).ok();

@@ -119,25 +119,21 @@ pub struct Actor {
 
 impl Actor {
     /// Whoever showed a key, as its label says.
-    #[must_use]
     pub fn new(name: impl Into<String>, peer: Option<IpAddr>) -> Self {
         Self { name: name.into(), peer }
     }
 
     /// Somebody's browser.
-    #[must_use]
     pub fn browser(peer: Option<IpAddr>) -> Self {
         Self::new("browser", peer)
     }
 
     /// The broker of its own accord.
-    #[must_use]
     pub fn broker() -> Self {
         Self::new("broker", None)
     }
 
     /// Somebody at the command line, who has the database and perhaps no key.
-    #[must_use]
     pub fn command_line() -> Self {
         Self::new("command line", None)
     }
@@ -185,7 +181,6 @@ pub struct AuditEvent {
 
 impl AuditEvent {
     /// A record of what happens now.
-    #[must_use]
     pub fn new(kind: EventKind, by: &Actor, now: Timestamp) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -239,7 +234,6 @@ impl AuditEvent {
     }
 
     /// The record as a line of a file, with its end.
-    #[must_use]
     fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("texts and numbers are always valid JSON");
         line.push(b'\n');

@@ -29,7 +29,7 @@ pub async fn ship<E: From<io::Error>>(
     })
     .await?;
     if batch.unreadable > 0 {
-        tracing::warn!(lines = batch.unreadable, "the audit files hold lines that are no records");
+        tracing::warn!(lines = batch.unreadable, "the audit files hold lines that are no events");
     }
     take(&batch.records).await?;
     if batch.next != before {

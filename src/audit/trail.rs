@@ -101,10 +101,6 @@ impl Entry {
 impl Trail {
     /// Opens the audit folder of a state directory, makes it if need be, and starts the threads. The
     /// first record begins a file of its own.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be made or read, or no thread be started.
     pub fn open(state_dir: &Path, clock: Clock) -> io::Result<Self> {
         let folder = Folder::of(state_dir);
         folder.make()?;
@@ -126,10 +122,6 @@ impl Trail {
 
     /// Waits until the file has accepted a record, for a quarter of a second at the most. A record
     /// whose waiting was given up is written only if that had begun before.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be written, or does not answer in time.
     pub async fn append(&self, record: &AuditEvent) -> Result<(), NotAccepted> {
         let (waits, accepted) = oneshot::channel();
         let entry = Entry { line: record.line(), waits: Some(waits) };
@@ -169,13 +161,11 @@ impl Trail {
     }
 
     /// The health of the file.
-    #[must_use]
     pub fn health(&self) -> FileHealth {
         self.condition.health()
     }
 
     /// The number of events that are not in the database yet.
-    #[must_use]
     pub fn unshipped(&self) -> u64 {
         self.written().saturating_sub(self.shipped.load(Ordering::Relaxed))
     }
@@ -198,10 +188,6 @@ impl Trail {
 
     /// Compares a text with what stood under its name before, and notes it in its place. None when
     /// nothing stood there.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written; what stood there stays then.
     pub fn note_change(&self, name: &str, text: &str) -> io::Result<Option<bool>> {
         let before = self.folder.note(name, text)?;
         Ok(before.map(|before| before != text))
@@ -222,7 +208,7 @@ impl Trail {
 /// Logs an event that was not written. It holds no secret.
 fn log_lost(entry: &Entry) {
     let line = String::from_utf8_lossy(&entry.line);
-    tracing::error!(record = line.trim_end(), "an audit record was not written");
+    tracing::error!(record = line.trim_end(), "cannot write an audit event");
 }
 
 /// The state of the writer thread.
@@ -349,7 +335,7 @@ impl Writer {
             };
             if !self.condition.failing.swap(true, Ordering::Relaxed) {
                 let folder = self.folder.path().display();
-                tracing::error!(%error, "{folder}: no audit record can be written: no token leaves");
+                tracing::error!(%error, "{folder}: cannot write audit events: no token is handed out");
             }
             // Those who wait hear it by this: their channels close.
             batch.iter().filter(|entry| entry.waits.is_none()).for_each(log_lost);
@@ -358,7 +344,7 @@ impl Writer {
         self.dirty = true;
         self.condition.written.fetch_add(batch.len() as u64, Ordering::Release);
         if self.condition.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("audit records are written again");
+            tracing::info!("audit events are written again");
         }
         for entry in batch {
             if let Some(waits) = entry.waits {
@@ -446,7 +432,7 @@ fn sync(files: &Receiver<Arc<File>>, folder: &Path, condition: &Condition) {
         if let Err(error) = synced
             && !before
         {
-            tracing::error!(%error, "audit records that were written may not be on the disk");
+            tracing::error!(%error, "cannot sync the audit file: written events may not be on the disk");
         }
     }
 }

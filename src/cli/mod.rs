@@ -95,7 +95,6 @@ impl From<io::Error> for CliError {
 }
 
 /// Runs the command that the process was started with.
-#[must_use]
 pub fn main() -> ExitCode {
     if let Err(error) = hardening::forbid() {
         return finish(Err(CliError::internal(format!("core dumps cannot be forbidden: {error}"))));

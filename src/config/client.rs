@@ -87,7 +87,6 @@ impl raw::Client {
 }
 
 /// The one redirect URI of a client, to be registered at the provider byte for byte.
-#[must_use]
 pub fn redirect_uri(public_url: &Url, client: &Slug) -> String {
     format!("{}/callback/{client}", public_url.as_str().trim_end_matches('/'))
 }

@@ -23,10 +23,6 @@ pub enum LogFormat {
 }
 
 /// Reads the directives of a filter.
-///
-/// # Errors
-///
-/// The expected form.
 pub fn parse(filter: &str) -> Result<EnvFilter, &'static str> {
     EnvFilter::try_new(filter).map_err(
         |_| "expected a level such as `info`, or directives such as `info,token_broker=debug`",
@@ -34,10 +30,6 @@ pub fn parse(filter: &str) -> Result<EnvFilter, &'static str> {
 }
 
 /// Starts logging for the rest of the process.
-///
-/// # Errors
-///
-/// When the filter cannot be read.
 pub fn start(log: &Log) -> Result<(), &'static str> {
     let filter = parse(&log.filter)?;
     let registry = tracing_subscriber::registry().with(filter);

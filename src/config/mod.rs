@@ -109,10 +109,6 @@ fn in_environment(variable: Option<&str>) -> String {
 
 impl Config {
     /// Reads the settings: embedded defaults, then `file`, then `environment`.
-    ///
-    /// # Errors
-    ///
-    /// One line for the first thing that is wrong.
     pub fn load(
         file: Option<&Path>,
         environment: HashMap<String, String>,
@@ -121,10 +117,6 @@ impl Config {
     }
 
     /// As [`Config::load`], with settings of the program's own on top of all others.
-    ///
-    /// # Errors
-    ///
-    /// One line for the first thing that is wrong.
     pub fn load_over(
         file: Option<&Path>,
         environment: HashMap<String, String>,

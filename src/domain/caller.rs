@@ -39,7 +39,6 @@ pub struct NotAPattern(String);
 
 impl Pattern {
     /// True if the pattern covers a name.
-    #[must_use]
     pub fn covers(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
@@ -95,13 +94,11 @@ pub struct Service {
 
 impl Service {
     /// True if the service may use the connection at all.
-    #[must_use]
     pub fn sees(&self, connection: &str) -> bool {
         self.connections.iter().any(|pattern| pattern.covers(connection))
     }
 
     /// True if the service has this verb on the connection.
-    #[must_use]
     pub fn may(&self, verb: Verb, connection: &str) -> bool {
         self.verbs.contains(&verb) && self.sees(connection)
     }
@@ -178,7 +175,6 @@ pub struct StoredKey {
 
 /// A key as it is shown once: `tbs_<id>_<secret>` for services, `tbo_…` for operators. The
 /// prefix lets secret scanners find it and the id lets an operator name it.
-#[must_use]
 #[expect(clippy::disallowed_methods, reason = "the key is put together to be shown once")]
 pub fn new_key(
     holder: Holder,
@@ -198,7 +194,6 @@ pub fn new_key(
 }
 
 /// The public id within a key that a caller shows, if it has the form of one.
-#[must_use]
 pub fn key_id(shown: &str) -> Option<&str> {
     let rest = shown.strip_prefix("tbs_").or_else(|| shown.strip_prefix("tbo_"))?;
     let (id, secret) = rest.split_once('_')?;

@@ -79,7 +79,6 @@ words! {
 
 impl Outcome {
     /// True if the attempt brought a grant: its link is spent.
-    #[must_use]
     pub fn spends_link(self) -> bool {
         matches!(self, Self::Connected | Self::PendingConfirm)
     }
@@ -105,7 +104,6 @@ impl From<Outcome> for Ending {
 
 /// The scopes that were asked for and not granted. A provider that grants what was asked for need not
 /// repeat it (RFC 6749 section 5.1); what it says is compared whole.
-#[must_use]
 pub fn missing_scopes<'a>(asked: &'a [String], granted: &[String]) -> Vec<&'a str> {
     let missing = asked.iter().filter(|scope| !granted.contains(scope));
     missing.map(String::as_str).collect()
@@ -113,7 +111,6 @@ pub fn missing_scopes<'a>(asked: &'a [String], granted: &[String]) -> Vec<&'a st
 
 /// The scopes that were granted and not asked for; none where nothing was asked for, because the
 /// client's registration fixes them.
-#[must_use]
 pub fn extra_scopes<'a>(asked: &[String], granted: &'a [String]) -> Vec<&'a str> {
     let extra = granted.iter().filter(|scope| !asked.is_empty() && !asked.contains(scope));
     extra.map(String::as_str).collect()

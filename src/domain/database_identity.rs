@@ -50,7 +50,6 @@ pub struct Watermark {
 
 impl Watermark {
     /// The view to store once a database is accepted; an unknown value stays as it was.
-    #[must_use]
     pub fn of(found: &Identity, before: Option<&Self>) -> Self {
         let before = before.filter(|before| before.deployment == found.deployment);
         let known = |now: &Option<String>, then: fn(&Self) -> &Option<String>| {
@@ -96,7 +95,6 @@ pub enum Mismatch {
 
 impl Mismatch {
     /// The word for it where a connection says why it is quarantined.
-    #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
             Self::Clone => "database_exchanged",
@@ -130,7 +128,6 @@ impl fmt::Display for Mismatch {
 }
 
 /// Compares what is found with what was last seen.
-#[must_use]
 pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
     // The database's own memory of its cluster tells a copy even to a replica that has never seen
     // it before.

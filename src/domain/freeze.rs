@@ -58,7 +58,6 @@ impl FromIterator<Freeze> for Freezes {
 
 impl Freezes {
     /// How many there are.
-    #[must_use]
     pub fn count(&self) -> usize {
         self.0.values().map(BTreeMap::len).sum()
     }
@@ -69,14 +68,12 @@ impl Freezes {
     }
 
     /// True if the thing itself is frozen.
-    #[must_use]
     pub fn holds(&self, kind: FreezeKind, name: &str) -> bool {
         self.0.get(&kind).is_some_and(|names| names.contains_key(name))
     }
 
     /// The freeze that keeps a connection from being served: its own, its client's or its
     /// provider's.
-    #[must_use]
     pub fn of_connection(
         &self,
         connection: &str,

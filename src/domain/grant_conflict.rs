@@ -42,7 +42,6 @@ pub enum Winner {
 /// Two answers to the same refresh token are siblings, and where only the newest of them lives, it
 /// is the one that was asked for last. Against anything else, a new consent for one, what is stored
 /// stays.
-#[must_use]
 pub fn keep(held: &Candidate<'_>, late: &Candidate<'_>) -> Winner {
     if late.refresh.is_some() && held.refresh == late.refresh {
         return Winner::Either;

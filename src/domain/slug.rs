@@ -26,13 +26,11 @@ impl Slug {
 
     /// The name of something that was asked for, for a sentence: only a text that can be a name is
     /// repeated, for any other may be a secret in the wrong place.
-    #[must_use]
     pub fn quoted(text: &str) -> String {
         if text.parse::<Self>().is_ok() { format!("`{text}`") } else { "of that name".to_owned() }
     }
 
     /// The name as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -22,7 +22,7 @@ pub struct Problem {
     pub title: &'static str,
     /// The HTTP status.
     pub status: u16,
-    /// Stable and machine-ok_or_log.
+    /// Stable and machine-readable.
     pub code: &'static str,
     /// One sentence: what is wrong and what to do.
     pub detail: String,
@@ -32,7 +32,6 @@ pub struct Problem {
 
 impl Problem {
     /// A problem of the given status.
-    #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
             kind: "about:blank",
@@ -45,7 +44,6 @@ impl Problem {
     }
 
     /// Bad input.
-    #[must_use]
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
     }

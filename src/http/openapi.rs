@@ -10,7 +10,6 @@ use utoipa::openapi::{
 };
 
 /// The description of the internal listener's API, as OpenAPI 3.1.
-#[must_use]
 pub fn openapi() -> OpenApi {
     complete(super::api_router().into_openapi())
 }

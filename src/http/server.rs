@@ -59,7 +59,6 @@ impl Limits {
     /// The default within what the system allows this process: each of the two listeners has three
     /// eighths of its descriptors at the most. One that is flooded leaves the other its share, and a
     /// quarter is left for the database, the providers and files.
-    #[must_use]
     pub fn within_system() -> Self {
         let limits = Self::default();
         let descriptors = raise_descriptors().unwrap_or(u64::MAX);
@@ -75,7 +74,7 @@ fn raise_descriptors() -> Option<u64> {
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(%error, "the limit of open files could not be raised");
+            tracing::warn!(%error, "cannot raise the limit of open files");
             current
         }
     }
@@ -106,7 +105,7 @@ pub async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: give connections time to end.
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -129,6 +128,6 @@ pub async fn serve(
     }
     drop(listener);
     if timeout(limits.grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some clients were still connected at the end of the grace period");
+        tracing::warn!("clients were still connected at the end of the grace period");
     }
 }

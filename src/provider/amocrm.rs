@@ -22,7 +22,6 @@ pub(crate) const ACCOUNT_HOST: &str = "account_host";
 /// It is what it was `before`, when the account was connected. Only an account's host changes, when
 /// the account is renamed: an operator who expects it by its new subdomain says so, and who expects
 /// it by another gets no other. A number is an account's id, and tells nothing of its host.
-#[must_use]
 pub fn is_meant(name: &str, value: &str, before: Option<&str>, expected: Option<&str>) -> bool {
     let subdomain = expected
         .filter(|text| name == ACCOUNT_HOST && text.bytes().any(|byte| !byte.is_ascii_digit()));
@@ -36,10 +35,6 @@ pub fn is_meant(name: &str, value: &str, before: Option<&str>, expected: Option<
 /// arrives at the client's callback with `from_exchange=1` and no state.
 ///
 /// From amocrm/amocrm-api-php, `src/AmoCRM/OAuth/AmoCRMOAuth.php` `exchangeApiKey`.
-///
-/// # Errors
-///
-/// If the provider's profile has no `key_exchange`, or the account host is missing or not allowed.
 pub fn key_exchange(
     client: &Client,
     login: &str,

@@ -29,10 +29,6 @@ pub struct ProfileError {
 impl Catalogue {
     /// The profiles in the binary; then those of a folder, one `<name>.toml` each, which replace
     /// or add; then tables of settings that are laid over a profile, or are a whole new one.
-    ///
-    /// # Errors
-    ///
-    /// If any of them cannot be read, or says what no provider can be.
     pub fn load(
         folder: Option<&Path>,
         overlays: &BTreeMap<Slug, toml::Table>,
@@ -70,7 +66,6 @@ impl Catalogue {
     }
 
     /// The profile of a name.
-    #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Profile>> {
         self.0.get(name)
     }

@@ -23,10 +23,6 @@ const HEADERS: &[&str] = &["access_token", "client_id"];
 
 impl Profile {
     /// Checks what types cannot say.
-    ///
-    /// # Errors
-    ///
-    /// With a sentence that names the setting and what was expected.
     pub(super) fn check(&self) -> Result<(), String> {
         self.check_names()?;
         for (name, var) in &self.vars {

@@ -36,7 +36,6 @@ pub struct Client {
 
 impl Client {
     /// True if a service may ask for consents through this registration.
-    #[must_use]
     pub fn is_open_to(&self, service: &Service) -> bool {
         self.services.iter().any(|pattern| pattern.covers(service.name.as_str()))
     }

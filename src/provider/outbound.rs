@@ -78,10 +78,6 @@ pub struct TlsError(#[source] reqwest::Error);
 
 impl Outbound {
     /// Prepares the connections; calls nobody.
-    ///
-    /// # Errors
-    ///
-    /// If TLS does not start.
     pub fn new(clock: Clock, failpoints: Failpoints) -> Result<Self, TlsError> {
         let (trust_anchors, public) = match client(&Network::Public, TrustAnchors::Platform) {
             Ok(client) => (TrustAnchors::Platform, client),

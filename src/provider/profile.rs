@@ -61,7 +61,6 @@ pub struct Profile {
 
 impl Profile {
     /// The token request of a grant type; none if the provider does not offer it.
-    #[must_use]
     pub fn grant(&self, grant_type: GrantType) -> Option<&GrantRequest> {
         match grant_type {
             GrantType::AuthorizationCode => self.grants.authorization_code.as_ref(),
@@ -70,7 +69,6 @@ impl Profile {
     }
 
     /// True if PKCE (RFC 7636) is used.
-    #[must_use]
     pub fn pkce(&self) -> bool {
         self.authorize.as_ref().is_some_and(|authorize| authorize.pkce)
     }
@@ -124,7 +122,6 @@ pub enum StandardParam {
 
 impl StandardParam {
     /// Its name in RFC 6749.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RedirectUri => "redirect_uri",
@@ -184,7 +181,6 @@ pub enum RevokedToken {
 
 impl RevokedToken {
     /// Its `token_type_hint` (RFC 7009 section 2.1).
-    #[must_use]
     pub fn hint(self) -> &'static str {
         match self {
             Self::Access => "access_token",
@@ -275,7 +271,6 @@ pub struct Pace {
 impl Tokens {
     /// The longest time between two uses of a refresh token, so that it does not die of disuse: a
     /// third of its idle life, or a week where that is unknown.
-    #[must_use]
     pub fn keep_alive(&self) -> Duration {
         self.refresh_idle_life.map_or(Duration::from_hours(7 * 24), |life| life / 3)
     }
@@ -302,7 +297,6 @@ impl Rotation {
     /// A repetition can hurt only where it kills what the provider may have issued; there it waits
     /// until the access token has ended and nothing is left to lose. Elsewhere it costs nothing: if
     /// the provider has acted, what it issued is lost to us in any case.
-    #[must_use]
     pub fn may_present(self, open_attempts: u32, access_lives: bool) -> bool {
         match self {
             Self::Grace | Self::None | Self::SingleUse => true,

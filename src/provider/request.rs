@@ -87,10 +87,6 @@ pub struct CurrentTokens<'a> {
 }
 
 /// The URL at which a person consents (RFC 6749 section 4.1.1). It carries `state`.
-///
-/// # Errors
-///
-/// If nobody consents at this provider, or a value is missing or not allowed.
 pub fn authorize_url(client: &Client, asked: &Authorization<'_>) -> Result<Url, RequestError> {
     let profile = &client.profile;
     let authorize =
@@ -128,10 +124,6 @@ pub fn authorize_url(client: &Client, asked: &Authorization<'_>) -> Result<Url, 
 
 /// Exchanges a code for tokens (RFC 6749 section 4.1.3). `redirect_uri` is the one that the
 /// authorization request carried.
-///
-/// # Errors
-///
-/// As [`authorize_url`].
 pub fn code_exchange(
     client: &Client,
     code: &SecretString,
@@ -153,10 +145,6 @@ pub fn code_exchange(
 }
 
 /// Asks for a token for the client itself (RFC 6749 section 4.4.2).
-///
-/// # Errors
-///
-/// As [`authorize_url`].
 pub fn client_credentials(
     client: &Client,
     scopes: &[String],
@@ -171,10 +159,6 @@ pub fn client_credentials(
 }
 
 /// Exchanges a refresh token for new tokens (RFC 6749 section 6).
-///
-/// # Errors
-///
-/// As [`authorize_url`].
 pub fn refresh(
     client: &Client,
     tokens: CurrentTokens<'_>,
@@ -188,10 +172,6 @@ pub fn refresh(
 }
 
 /// Asks for a token to be revoked (RFC 7009 section 2.1).
-///
-/// # Errors
-///
-/// If the provider does not offer it, or a value is missing or not allowed.
 pub fn revoke(
     client: &Client,
     kind: RevokedToken,
@@ -210,7 +190,6 @@ pub fn revoke(
 }
 
 /// Asks who an access token belongs to; none where the provider cannot say.
-#[must_use]
 pub fn account(
     client: &Client,
     access: &SecretString,
@@ -231,20 +210,12 @@ pub fn account(
 }
 
 /// The base URL of the account's API.
-///
-/// # Errors
-///
-/// If a value is missing or not allowed.
 pub fn api_base_url(client: &Client, vars: &Vars) -> Result<String, RequestError> {
     let url = Values::of(client, vars).url(&client.profile.resource.base_url)?;
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 /// The headers that a resource call needs, by name as the provider writes it.
-///
-/// # Errors
-///
-/// If a value is missing.
 pub fn resource_headers(
     client: &Client,
     access: &SecretString,
@@ -360,7 +331,6 @@ fn basic(client: &Client) -> SecretString {
 
 impl Body {
     /// The content type and the text to send; none if there is nothing to send.
-    #[must_use]
     pub fn encode(&self) -> Option<(&'static str, SecretString)> {
         match self {
             Self::Empty => None,

@@ -140,10 +140,6 @@ fn scopes(profile: &Profile, value: &Value) -> Option<Vec<String>> {
 
 /// Reads the answer of the call that tells who a token belongs to. It changes nothing at the
 /// provider, so the call may always be repeated.
-///
-/// # Errors
-///
-/// If it does not tell.
 pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, ProviderError> {
     let refuse =
         |verdict, message| ProviderError::new(verdict, reply.status, ErrorCode::NoAccount, message);
@@ -188,7 +184,6 @@ fn printable(text: &str) -> String {
 }
 
 /// Reads `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3), from 1 s to 15 min.
-#[must_use]
 pub fn read_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {

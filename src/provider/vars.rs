@@ -40,10 +40,6 @@ impl Profile {
     }
 
     /// The value as it is stored, if the profile allows it.
-    ///
-    /// # Errors
-    ///
-    /// If the profile does not know the name, or does not allow the value.
     pub fn check_var(&self, name: &str, value: &str) -> Result<String, VarError> {
         let var = self.vars.get(name).ok_or_else(|| VarError::Unknown(name.to_owned()))?;
         var.accept(value).ok_or_else(|| VarError::NotAllowed(name.to_owned()))

@@ -169,10 +169,6 @@ pub fn add_key(path: &Path) -> Result<String, KeyFileError> {
 
 /// Puts the newest of the keys that wait first: it seals from now on. Gives its id; none, with
 /// nothing changed, when no key waits.
-///
-/// # Errors
-///
-/// As [`add_key`].
 pub fn promote_key(path: &Path) -> Result<Option<String>, KeyFileError> {
     let mut promoted = None;
     change(path, |text| {

@@ -40,19 +40,16 @@ pub struct Sealed(String);
 
 impl Sealed {
     /// A value that was read from a store or a file. It is checked when it is opened.
-    #[must_use]
     pub fn from_stored(text: String) -> Self {
         Self(text)
     }
 
     /// The text to store.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The id of the key that opens this value, if it looks like a sealed value at all.
-    #[must_use]
     pub fn key_id(&self) -> Option<&str> {
         let mut parts = self.0.split('.');
         (parts.next() == Some("v1")).then(|| parts.next()).flatten()
@@ -143,7 +140,6 @@ struct Followed {
 
 impl Keyring {
     /// A ring of one new random key, of no file.
-    #[must_use]
     pub fn generate() -> Self {
         Self { keys: RwLock::new(Arc::new(vec![Arc::new(Key::generate())])), file: None }
     }
@@ -175,16 +171,16 @@ impl Keyring {
             Ok(None) => return,
             Ok(Some(stamp)) => {
                 let sealing = self.active_id();
-                tracing::info!(sealing, "the key file {path} has changed and is taken up");
+                tracing::info!(sealing, "loaded the changed key file {path}");
                 file.stamp = Some(stamp);
                 file.problem = None;
                 return;
             }
-            Err(error) => format!("the key file {path} is not taken up: {error}"),
+            Err(error) => format!("cannot load the key file {path}: {error}"),
         };
         file.stamp = None;
         if file.problem.as_ref() != Some(&problem) {
-            tracing::error!("{problem}; the keys that were read before stay in use");
+            tracing::error!("{problem}; the keys loaded before stay in use");
             file.problem = Some(problem);
         }
     }
@@ -205,7 +201,7 @@ impl Keyring {
         for key in &lost {
             tracing::warn!(
                 key = key.id,
-                "a sealing key is not in the key file any more: it is held until this process ends"
+                "a sealing key is gone from the key file: it is held until this process ends"
             );
         }
         keys.extend(lost);
@@ -214,7 +210,6 @@ impl Keyring {
     }
 
     /// The problem with the key file, if it could not be loaded when it was last read.
-    #[must_use]
     pub fn problem(&self) -> Option<String> {
         let file = self.file.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
         file.problem.clone()
@@ -234,19 +229,16 @@ impl Keyring {
     }
 
     /// The id of the key that seals.
-    #[must_use]
     pub fn active_id(&self) -> String {
         self.keys()[0].id.clone()
     }
 
     /// The ids of all keys, the sealing one first.
-    #[must_use]
     pub fn ids(&self) -> Vec<String> {
         self.keys().iter().map(|key| key.id.clone()).collect()
     }
 
     /// The ids of the keys that were added and wait to be put first.
-    #[must_use]
     pub fn waiting_ids(&self) -> Vec<String> {
         self.keys().iter().skip(1).filter(|key| key.waits).map(|key| key.id.clone()).collect()
     }
@@ -267,7 +259,6 @@ impl Keyring {
     /// # Panics
     ///
     /// If the operating system's random generator fails.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the secret leaves its wrapper to be sealed")]
     pub fn seal(&self, place: Place<'_>, secret: &SecretString) -> Sealed {
         let keys = self.keys();

@@ -11,7 +11,6 @@ use secrecy::{ExposeSecret as _, SecretString};
 /// # Panics
 ///
 /// If the operating system's generator fails: nothing safe can be done without it.
-#[must_use]
 pub fn random() -> SecretString {
     SecretString::from(URL_SAFE_NO_PAD.encode(random_bytes::<32>()))
 }
@@ -21,7 +20,6 @@ pub fn random() -> SecretString {
 /// # Panics
 ///
 /// As [`random`].
-#[must_use]
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).expect("the operating system's random generator works");
@@ -36,14 +34,12 @@ pub struct Digest([u8; 32]);
 
 impl Digest {
     /// The digest of a secret.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "only the digest leaves")]
     pub fn of(secret: &SecretString) -> Self {
         Self::of_bytes(secret.expose_secret().as_bytes())
     }
 
     /// The digest of bytes that may be public.
-    #[must_use]
     pub fn of_bytes(bytes: &[u8]) -> Self {
         let mut digest = [0; 32];
         digest.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
@@ -51,13 +47,11 @@ impl Digest {
     }
 
     /// The digest itself, as a PKCE challenge needs it.
-    #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
     /// The first 16 hexadecimal digits: enough to tell tokens apart, too little to be of use.
-    #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut text = self.to_string();
         text.truncate(16);

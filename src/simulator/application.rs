@@ -25,13 +25,11 @@ pub struct Application {
 
 impl Simulators {
     /// The application registered at each simulator.
-    #[must_use]
     pub fn applications(&self) -> BTreeMap<Slug, Application> {
         Simulated::ALL.map(|which| (slug(which), self.application(which))).into()
     }
 
     /// For each provider, the tables to lay over its profile so that it means the simulator.
-    #[must_use]
     pub fn overlays(&self) -> BTreeMap<Slug, toml::Table> {
         Simulated::ALL.map(|which| (slug(which), self.overlay(which))).into()
     }

@@ -88,7 +88,6 @@ impl Simulated {
     pub const ALL: [Self; 5] = [Self::Admitad, Self::Amocrm, Self::Avito, Self::Divar, Self::Kommo];
 
     /// The name of its profile.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Admitad => "admitad",
@@ -114,19 +113,16 @@ pub struct Simulator {
 
 impl Simulator {
     /// `http://127.0.0.1:PORT`: the API of the provider, and `/_simulator/`.
-    #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port())
     }
 
     /// The port it listens on.
-    #[must_use]
     pub fn port(&self) -> u16 {
         self.core.port
     }
 
     /// A view of everything issued by it and presented to it.
-    #[must_use]
     pub fn oracle(&self) -> Oracle {
         self.core.oracle()
     }
@@ -165,10 +161,6 @@ pub struct Simulators {
 
 impl Simulators {
     /// Binds a loopback port for each provider and serves.
-    ///
-    /// # Errors
-    ///
-    /// If a port cannot be bound: most likely it is in use.
     pub async fn start(settings: SimulatorSettings, clock: Clock) -> io::Result<Self> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -185,7 +177,6 @@ impl Simulators {
     }
 
     /// One of them.
-    #[must_use]
     pub fn of(&self, which: Simulated) -> &Simulator {
         // `Simulated::ALL` is in the order of the enum, so the number of a variant is its place.
         &self.running[which as usize]

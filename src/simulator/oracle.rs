@@ -72,7 +72,6 @@ pub struct Oracle {
 
 impl Oracle {
     /// The entry of a code or token.
-    #[must_use]
     pub fn of(&self, text: &str) -> Option<&Known> {
         let fingerprint = Digest::of_bytes(text.as_bytes()).fingerprint();
         self.known.iter().find(|known| known.fingerprint == fingerprint)
@@ -81,7 +80,6 @@ impl Oracle {
     /// The refresh tokens that work now, by chain: a client that has one of them needs no person.
     ///
     /// Every chain is there that was ever given a refresh token; nothing can save one without any.
-    #[must_use]
     pub fn live_refresh_tokens(&self) -> BTreeMap<usize, Vec<&Known>> {
         let mut chains = BTreeMap::<_, Vec<_>>::new();
         for token in self.refresh_tokens() {
@@ -91,7 +89,6 @@ impl Oracle {
     }
 
     /// The arrivals of the refresh token that arrived most often, whatever was answered.
-    #[must_use]
     pub fn most_presentations(&self) -> u64 {
         self.refresh_tokens().map(|token| token.presented.values().sum()).max().unwrap_or(0)
     }

@@ -72,7 +72,7 @@ fn page(status: StatusCode, template: &impl Template) -> Response {
     match template.render() {
         Ok(text) => (status, HEADERS, Html(text)).into_response(),
         Err(error) => {
-            tracing::error!(%error, "a simulated page could not be written");
+            tracing::error!(%error, "cannot render a simulated page");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

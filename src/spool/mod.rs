@@ -56,7 +56,7 @@ pub struct Entry {
 
 /// The form of an entry on disk.
 #[derive(Deserialize, Serialize)]
-struct Written {
+struct SpoolRecord {
     connection: String,
     account: Option<String>,
     generation: i64,
@@ -75,10 +75,6 @@ impl Spool {
     pub const REMEMBERED: Duration = Duration::from_mins(15);
 
     /// Opens the spool of a state directory, and makes it if need be.
-    ///
-    /// # Errors
-    ///
-    /// When its folders cannot be made.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let spool = Self { folder: state_dir.join("spool"), stored: state_dir.join("stored") };
         for folder in [&spool.folder, &spool.stored] {
@@ -104,10 +100,6 @@ impl Spool {
 
     /// The grants in the spool, each with its handle. A file that was reserved and never used is
     /// removed; one that holds no whole entry is put aside.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read.
     pub fn entries(&self) -> io::Result<Vec<(Entry, SpooledGrant)>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.folder)? {
@@ -128,10 +120,6 @@ impl Spool {
     }
 
     /// The grants that were stored within [`Spool::REMEMBERED`], the oldest generations first.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read.
     pub fn remembered(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.stored)? {
@@ -144,10 +132,6 @@ impl Spool {
     }
 
     /// Removes the grants that were stored longer ago than [`Spool::REMEMBERED`].
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read or a file not removed.
     pub fn sweep(&self) -> io::Result<()> {
         for file in fs::read_dir(&self.stored)? {
             let file = file?;
@@ -160,10 +144,6 @@ impl Spool {
     }
 
     /// Removes every grant of a connection, also those that are stored or were put aside.
-    ///
-    /// # Errors
-    ///
-    /// When a folder cannot be read or a file not removed.
     pub fn erase(&self, connection: ConnectionId) -> io::Result<()> {
         erase(&self.folder, connection)?;
         erase(&self.stored, connection)?;
@@ -206,7 +186,7 @@ impl Reservation {
     pub fn keep(mut self, entry: &Entry) -> io::Result<SpooledGrant> {
         let Entry { connection, account, grant, refresh_at } = entry;
         let origin = grant.origin.as_ref();
-        let written = Written {
+        let written = SpoolRecord {
             connection: connection.to_string(),
             account: account.clone(),
             generation: grant.generation,
@@ -266,12 +246,12 @@ impl SpooledGrant {
         };
         let moved = aside().map(|(made, to)| made.and_then(|()| fs::rename(&self.path, to)));
         if !matches!(moved, Some(Ok(()))) {
-            tracing::error!("a received grant stays in the spool: it could not be put aside");
+            tracing::error!("cannot set a received grant aside: it stays in the spool");
         }
     }
 
     /// The grant is in the database: it is only remembered for a while.
-    pub fn settle(self) {
+    pub fn mark_committed(self) {
         let Some(name) = self.path.file_name() else { return };
         let settled = OpenOptions::new().write(true).open(&self.path).and_then(|file| {
             // The room that was made for it is given back, and its age counts from now.
@@ -279,7 +259,7 @@ impl SpooledGrant {
             fs::rename(&self.path, self.stored.join(name))
         });
         if let Err(error) = settled {
-            tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
+            tracing::warn!(%error, "cannot settle a file of the spool: the next start reads it again");
         }
     }
 
@@ -289,7 +269,7 @@ impl SpooledGrant {
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
+            tracing::warn!(%error, "cannot settle a file of the spool: the next start reads it again");
         }
     }
 }
@@ -301,7 +281,7 @@ fn text(bytes: &[u8]) -> &[u8] {
 }
 
 fn read(bytes: &[u8]) -> Option<Entry> {
-    let written: Written = serde_json::from_slice(text(bytes)).ok()?;
+    let written: SpoolRecord = serde_json::from_slice(text(bytes)).ok()?;
     let parent = written.parent.map(|parent| parent.parse()).transpose().ok()?;
     Some(Entry {
         connection: written.connection.parse().ok()?,

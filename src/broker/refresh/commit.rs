@@ -288,7 +288,7 @@ impl Broker {
 /// Moves a stored grant out of the spool.
 pub(crate) async fn settle(kept: SpooledGrant) {
     // What goes wrong is in the log already.
-    let _ = spawn_blocking(move || kept.settle()).await;
+    let _ = spawn_blocking(move || kept.mark_committed()).await;
 }
 
 /// When to look at the connection again: when its token should be refreshed, or its refresh token

@@ -12,10 +12,6 @@ use url::Url;
 use crate::cli::CliError;
 
 /// One consent, from the link to the page that says how it went.
-///
-/// # Errors
-///
-/// When a step does not lead where it should.
 #[expect(clippy::disallowed_methods, reason = "a browser shows the link's secret in its URL")]
 pub(super) async fn consent(link: &SecretString) -> Result<(), CliError> {
     let link = parse(link.expose_secret())?;

@@ -60,7 +60,7 @@ pub(super) async fn exchange(
     ];
     amocrm.tasks.spawn(async move {
         if let Err(error) = deliver(&redirect_uri, &params).await {
-            tracing::warn!(error = %error.without_url(), "a simulated code could not be delivered");
+            tracing::warn!(error = %error.without_url(), "cannot deliver a simulated code");
         }
     });
     StatusCode::ACCEPTED.into_response()
