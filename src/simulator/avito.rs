@@ -194,7 +194,7 @@ impl Avito {
 }
 
 async fn consent_page(State(avito): State<Arc<Avito>>, query: Params) -> Response {
-    avito.core.arrived(Endpoint::Authorize);
+    avito.core.count_request(Endpoint::Authorize);
     let Some(asked) = avito.asked(&query) else {
         return something_went_wrong(StatusCode::BAD_REQUEST);
     };
@@ -214,7 +214,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    avito.core.arrived(Endpoint::Decision);
+    avito.core.count_request(Endpoint::Decision);
     let chosen = |account: &&Account| decision.chose(&account.id.to_string());
     let (Some(asked), Some(account)) =
         (avito.asked(&query), avito.settings.accounts.iter().find(chosen))
@@ -264,7 +264,7 @@ async fn account(State(avito): State<Arc<Avito>>, headers: HeaderMap) -> Respons
         (status, Json(body)).into_response()
     };
     let token = bearer(&headers);
-    avito.core.called(Endpoint::Account, token);
+    avito.core.count_call(Endpoint::Account, token);
     let Some(token) = token else { return refused(StatusCode::UNAUTHORIZED, "Unauthorized") };
     // An expired token is 403 here, like one that lacks the scope.
     let Some(account) = avito.account(token) else {

@@ -54,7 +54,7 @@ fn once() -> u16 {
 /// The fallback for hosts that are none of the provider's: counts the request.
 pub(super) fn elsewhere(core: Arc<Core>) -> Router {
     Router::new().fallback(async move || {
-        core.arrived(Endpoint::Elsewhere);
+        core.count_request(Endpoint::Elsewhere);
         (StatusCode::NOT_FOUND, "No such simulated host\n")
     })
 }

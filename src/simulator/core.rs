@@ -92,14 +92,14 @@ impl Core {
         Some((faults.pop_front()?, self.cleared.subscribe()))
     }
 
-    pub(super) fn arrived(&self, endpoint: Endpoint) {
-        self.ledger().arrived(endpoint);
+    pub(super) fn count_request(&self, endpoint: Endpoint) {
+        self.ledger().count_request(endpoint);
     }
 
     /// Counts a call of a resource, and the token it carried.
-    pub(super) fn called(&self, endpoint: Endpoint, token: Option<&str>) {
+    pub(super) fn count_call(&self, endpoint: Endpoint, token: Option<&str>) {
         let mut ledger = self.ledger();
-        ledger.arrived(endpoint);
+        ledger.count_request(endpoint);
         if let Some(token) = token {
             ledger.presented(token, endpoint);
         }

@@ -112,7 +112,7 @@ pub enum Fault {
 
 impl Fault {
     /// True if the provider never sees the request.
-    pub(super) fn comes_before_processing(&self) -> bool {
+    pub(super) fn is_before_processing(&self) -> bool {
         match self {
             Self::Html { processed }
             | Self::Empty { processed }
@@ -136,7 +136,7 @@ impl Fault {
 
     /// The answer that arrives in place of the true one. `cleared` changes when the faults are
     /// cleared.
-    pub(super) async fn distort(
+    pub(super) async fn apply(
         self,
         answer: Response,
         mut cleared: watch::Receiver<()>,
@@ -169,30 +169,32 @@ impl Fault {
                 (StatusCode::BAD_REQUEST, body).into_response()
             }
             Self::Contended => OAuthError::contended().into_response(),
-            Self::CutJson => change(answer, |body| Body::from(body.slice(..body.len() / 2))).await,
-            Self::CutBody { at } => change(answer, |body| begin(&body, at, hang_up())).await,
-            Self::Stall { at } => change(answer, |body| begin(&body, at, future::pending())).await,
+            Self::CutJson => {
+                map_body(answer, |body| Body::from(body.slice(..body.len() / 2))).await
+            }
+            Self::CutBody { at } => map_body(answer, |body| cut(&body, at, hang_up())).await,
+            Self::Stall { at } => map_body(answer, |body| cut(&body, at, future::pending())).await,
             Self::NoAccessToken => {
-                edit(answer, |fields| {
+                map_json(answer, |fields| {
                     fields.remove("access_token");
                 })
                 .await
             }
             Self::ExpiresIn { value } => {
-                edit(answer, |fields| {
+                map_json(answer, |fields| {
                     fields.insert("expires_in".into(), value);
                 })
                 .await
             }
             Self::Scope { value } => {
-                edit(answer, |fields| match value {
+                map_json(answer, |fields| match value {
                     Value::Null => drop(fields.remove("scope")),
                     value => drop(fields.insert("scope".into(), value)),
                 })
                 .await
             }
             Self::Body { text } => {
-                change(answer, |body| {
+                map_body(answer, |body| {
                     let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
                     let refresh = answer["refresh_token"].as_str().unwrap_or_default();
                     Body::from(text.replace("{refresh_token}", refresh))
@@ -213,18 +215,18 @@ impl Fault {
 }
 
 /// The same status and headers around another body.
-async fn change(answer: Response, body: impl FnOnce(Bytes) -> Body) -> Response {
+async fn map_body(answer: Response, body: impl FnOnce(Bytes) -> Body) -> Response {
     let (mut parts, old) = answer.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     let old = axum::body::to_bytes(old, usize::MAX).await.unwrap_or_default();
     Response::from_parts(parts, body(old))
 }
 
-async fn edit(
+async fn map_json(
     answer: Response,
     change_fields: impl FnOnce(&mut serde_json::Map<String, Value>),
 ) -> Response {
-    change(answer, |body| match serde_json::from_slice(&body) {
+    map_body(answer, |body| match serde_json::from_slice(&body) {
         Ok(Value::Object(mut fields)) => {
             change_fields(&mut fields);
             Body::from(Value::Object(fields).to_string())
@@ -235,7 +237,7 @@ async fn edit(
 }
 
 /// The first `at` bytes of the body, and then what comes in place of the rest.
-fn begin(
+fn cut(
     body: &Bytes,
     at: usize,
     then: impl Future<Output = Result<Bytes, HangUp>> + Send + 'static,

@@ -1,9 +1,12 @@
-//! Faithful imitations of Avito, amoCRM, Kommo, Admitad and Divar on loopback, for demos, tests and
-//! users' staging.
+//! Simulators: faithful imitations of Avito, amoCRM, Kommo, Admitad and Divar on loopback, for
+//! demos, tests and users' staging.
+//!
+//! May use: the clock, slugs and digests; nothing of the broker. Used by the commands `demo` and
+//! `simulate`, by `config` for its settings, and by tests.
 //!
 //! They are as strict as the real providers: a wrong encoding, a wrong client authentication, a
 //! missing `redirect_uri`, a reused code or refresh token or an unknown route fails with that
-//! provider's own status and body. What no source tells is a named switch in [`settings`]. Nothing
+//! provider's own status and body. A rule that no source confirms is a named switch in [`settings`]. Nothing
 //! here is real: accounts, secrets and tokens open nothing.
 //!
 //! # Hosts

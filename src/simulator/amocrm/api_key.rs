@@ -26,7 +26,7 @@ pub(super) async fn exchange(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    amocrm.core.arrived(Endpoint::ExchangeApiKey);
+    amocrm.core.count_request(Endpoint::ExchangeApiKey);
     let Some(account) = amocrm.account_of(&headers) else {
         return Problem::NotFound("/oauth2/exchange_api_key").into_response();
     };

@@ -163,7 +163,7 @@ impl Amocrm {
 }
 
 async fn consent_page(State(amocrm): State<Arc<Amocrm>>, query: Params) -> Response {
-    amocrm.core.arrived(Endpoint::Authorize);
+    amocrm.core.count_request(Endpoint::Authorize);
     if let Err(refusal) = amocrm.asked(&query) {
         return *refusal;
     }
@@ -185,7 +185,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    amocrm.core.arrived(Endpoint::Decision);
+    amocrm.core.count_request(Endpoint::Decision);
     let redirect_uri = match amocrm.asked(&query) {
         Ok(redirect_uri) => redirect_uri,
         Err(refusal) => return *refusal,
@@ -228,7 +228,7 @@ async fn access_token(
 
 async fn account(State(amocrm): State<Arc<Amocrm>>, headers: HeaderMap) -> Response {
     let token = bearer(&headers);
-    amocrm.core.called(Endpoint::Account, token);
+    amocrm.core.count_call(Endpoint::Account, token);
     let Some(account) = amocrm.account_of(&headers) else {
         return Problem::NotFound("/api/v4/account").into_response();
     };

@@ -138,7 +138,7 @@ impl Divar {
 }
 
 async fn consent_page(State(divar): State<Arc<Divar>>, query: Params) -> Response {
-    divar.core.arrived(Endpoint::Authorize);
+    divar.core.count_request(Endpoint::Authorize);
     let asked = match divar.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -158,7 +158,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    divar.core.arrived(Endpoint::Decision);
+    divar.core.count_request(Endpoint::Decision);
     let asked = match divar.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -191,7 +191,7 @@ async fn decide(
 
 async fn users(State(divar): State<Arc<Divar>>, headers: HeaderMap) -> Response {
     let token = bearer(&headers);
-    divar.core.called(Endpoint::Account, token);
+    divar.core.count_call(Endpoint::Account, token);
     let key = headers.get("x-api-key").and_then(|key| key.to_str().ok());
     if key != Some(&divar.settings.simulated_api_key) {
         return rpc_status(StatusCode::UNAUTHORIZED, 16, "invalid api key");
