@@ -109,58 +109,57 @@ pub(crate) async fn callback(
 
 fn render(page: &LinkPage) -> Response {
     let link = &page.link;
-    let requested_by = link.requested_by.to_string();
-    let spent = link.spent_at.is_some();
-    let live = !matches!(
-        page.connection.state,
-        connection::State::PendingConsent | connection::State::PendingConfirm
-    );
-    // Another link may have brought another account, of which this person learns nothing. Where nobody
-    // knew whose the grant was, none is shown.
-    let theirs = |account: Option<&Account>| {
-        let known = account.map(|account| account.id.as_str());
-        link.account.is_none() || known == link.account.as_deref()
-    };
-    let shown = |account| link.account.as_ref().and(account);
-    let connection = page.connection.name.as_str();
-    let provider = page.provider.as_str();
-    match link.outcome {
-        Some(Outcome::PendingConfirm)
-            if spent && page.waits && theirs(page.pending_account.as_ref()) =>
-        {
-            let account = shown(page.pending_account.as_ref());
-            html(StatusCode::OK, &Waiting { connection, provider, account }, false)
+    let (connection, provider) = (page.connection.name.as_str(), page.provider.as_str());
+    match (link.outcome, link.expected_account.as_deref()) {
+        (Some(outcome), _) if link.spent_at.is_some() => render_spent(page, outcome),
+        (Some(Outcome::WrongAccount), Some(expected_account)) => {
+            html(StatusCode::OK, &WrongAccount { connection, provider, expected_account }, true)
         }
-        Some(Outcome::Connected | Outcome::PendingConfirm)
-            if spent && live && theirs(page.connection.account.as_ref()) =>
-        {
-            let account = shown(page.connection.account.as_ref());
-            let return_to = link.return_to.as_ref();
-            html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
-        }
-        // The waiting grant was discarded or has expired, or the connection has another account by
-        // now.
-        Some(_) if spent => gone(Gone::Used),
-        Some(Outcome::WrongAccount) if link.expected_account.is_some() => {
-            let expected_account = link.expected_account.as_deref().unwrap_or_default();
-            let page = WrongAccount { connection, provider, expected_account };
-            html(StatusCode::OK, &page, true)
-        }
-        outcome => {
-            let page = Ask {
-                requested_by: &requested_by,
+        (outcome, expected_account) => {
+            let ask = Ask {
+                requested_by: &link.requested_by.to_string(),
                 connection,
                 provider,
                 scopes: &link.scopes,
-                expected_account: link.expected_account.as_deref(),
+                expected_account,
                 ends_at: link.expires_at,
                 previous: outcome.map(|outcome| match outcome {
                     Outcome::Denied => Previous::Denied,
                     _ => Previous::Failed { said: None },
                 }),
             };
-            html(StatusCode::OK, &page, true)
+            html(StatusCode::OK, &ask, true)
         }
+    }
+}
+
+/// The page of a link whose attempt brought a grant. Another link may have brought another account
+/// since, of which this person learns nothing; and where the grant's account is unknown, none is
+/// shown.
+fn render_spent(page: &LinkPage, outcome: Outcome) -> Response {
+    let link = &page.link;
+    let (connection, provider) = (page.connection.name.as_str(), page.provider.as_str());
+    let is_theirs = |account: Option<&Account>| {
+        link.account.is_none() || account.map(|account| &account.id) == link.account.as_ref()
+    };
+    let shown = |account| link.account.as_ref().and(account);
+    let pending = page.pending_account.as_ref();
+    let live = page.connection.account.as_ref();
+    let is_live = !matches!(
+        page.connection.state,
+        connection::State::PendingConsent | connection::State::PendingConfirm
+    );
+    match outcome {
+        Outcome::PendingConfirm if page.waits && is_theirs(pending) => {
+            let account = shown(pending);
+            html(StatusCode::OK, &Waiting { connection, provider, account }, false)
+        }
+        Outcome::Connected | Outcome::PendingConfirm if is_live && is_theirs(live) => {
+            let (account, return_to) = (shown(live), link.return_to.as_ref());
+            html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
+        }
+        // The waiting grant was discarded or has expired, or the connection has another account.
+        _ => gone(Gone::Used),
     }
 }
 

@@ -1,7 +1,9 @@
-//! The two listeners: what each offers, and what every answer carries.
+//! The two listeners: routes, extractors, layers, pages and problems.
 //!
 //! Handlers extract, call one method of the broker, and render. No route is on both listeners but
 //! liveness, so that a mistake in a proxy cannot publish tokens.
+//!
+//! May use: `broker` and `domain`; never `store` or `provider`. Used by `app`, which serves it.
 
 mod auth;
 mod connections;
