@@ -1,9 +1,13 @@
-//! The audit trail: one record for every token handed out and for every change that an operator may
-//! be asked about later. A record holds who, what, when and from where, and never a secret.
+//! The audit trail: one event for every token handed out and for every change that an operator may
+//! be asked about later. An event holds the actor, its address, the action and the time, and never a
+//! secret.
 //!
-//! A record is accepted by an append-only file in the state directory ([`Trail`]) and shipped to the
-//! database later ([`ship()`]). A token leaves the broker only after its record was accepted; nothing
-//! else waits for the file.
+//! An event is appended to a file in the state directory ([`Trail`]) and shipped to the database
+//! later ([`ship()`]). A token leaves the broker only after its event was written; nothing else waits
+//! for the file.
+//!
+//! May use: `domain`, `seal` for digests, `os` and the clock. Used by `broker`, `store` (the shipped
+//! events), `http` and the commands.
 
 mod folder;
 mod ship;
@@ -18,7 +22,7 @@ use uuid::Uuid;
 
 pub use self::{
     ship::{BATCH, ship},
-    trail::{NotAccepted, Trail},
+    trail::{NotWritten, Trail},
 };
 use crate::{
     domain::{connection::ConnectionId, slug::Slug},

@@ -10,7 +10,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender},
+        mpsc::{self, Receiver, RecvError, RecvTimeoutError, Sender, SyncSender},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -22,7 +22,7 @@ use super::{AuditEvent, FileHealth, folder::Folder};
 use crate::clock::{Clock, Stopwatch};
 
 /// The longest wait for an event to be written. Afterwards its token is not handed out.
-const PATIENCE: Duration = Duration::from_millis(250);
+const WRITE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Events that may wait for the writer.
 const QUEUE: usize = 8_192;
@@ -36,10 +36,10 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// The longest time between a write and its fsync.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// Nobody accepted a record: what it is about must not happen, if that can still be helped.
+/// An event was not written: the action that it records must not happen, if that is still possible.
 #[derive(Debug, thiserror::Error)]
-#[error("the audit record was not accepted")]
-pub struct NotAccepted;
+#[error("the audit event was not written")]
+pub struct NotWritten;
 
 /// The way into the audit file, and what is known of it. One for each state directory.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Condition {
 enum Message {
     Entry(Entry),
     /// Answered once all that came before is written, or is known not to be.
-    Settle(oneshot::Sender<()>),
+    Flush(oneshot::Sender<()>),
     Close,
 }
 
@@ -120,40 +120,41 @@ impl Trail {
         })
     }
 
-    /// Waits until the file has accepted a record, for a quarter of a second at the most. A record
-    /// whose waiting was given up is written only if that had begun before.
-    pub async fn append(&self, record: &AuditEvent) -> Result<(), NotAccepted> {
-        let (waits, accepted) = oneshot::channel();
+    /// Appends an event to the file and waits until it is written, for a quarter of a second at the
+    /// most. An event that was given up is written only if that had begun before.
+    pub async fn append(&self, record: &AuditEvent) -> Result<(), NotWritten> {
+        let (waits, written) = oneshot::channel();
         let entry = Entry { line: record.line(), waits: Some(waits) };
-        self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_accepted())?;
-        match timeout(PATIENCE, accepted).await {
+        self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_written())?;
+        match timeout(WRITE_TIMEOUT, written).await {
             Ok(Ok(())) => Ok(()),
             // The thread knows better than we how the file is.
-            Ok(Err(_)) => Err(NotAccepted),
-            Err(_) => Err(self.not_accepted()),
+            Ok(Err(_)) => Err(NotWritten),
+            Err(_) => Err(self.not_written()),
         }
     }
 
-    /// Waits until what was handed in before is written, as far as it can be.
+    /// Waits until everything appended before is written, as far as it can be.
     pub(super) async fn flush(&self) {
-        let (waits, settled) = oneshot::channel();
-        if self.entries.try_send(Message::Settle(waits)).is_ok() {
-            let _ = timeout(PATIENCE, settled).await;
+        let (waits, flushed) = oneshot::channel();
+        if self.entries.try_send(Message::Flush(waits)).is_ok() {
+            let _ = timeout(WRITE_TIMEOUT, flushed).await;
         }
     }
 
-    fn not_accepted(&self) -> NotAccepted {
+    fn not_written(&self) -> NotWritten {
         self.condition.failing.store(true, Ordering::Relaxed);
-        NotAccepted
+        NotWritten
     }
 
-    /// Hands in a record of what has happened already. If it cannot be written it is in the log.
+    /// Appends an event that has happened already, without waiting. If it cannot be written, it is
+    /// logged.
     pub fn emit(&self, record: &AuditEvent) {
         let entry = Entry { line: record.line(), waits: None };
         if let Err(error) = self.entries.try_send(Message::Entry(entry)) {
             let (mpsc::TrySendError::Full(message) | mpsc::TrySendError::Disconnected(message)) =
                 error;
-            self.not_accepted();
+            self.not_written();
             if let Message::Entry(entry) = message {
                 log_lost(&entry);
             }
@@ -209,6 +210,36 @@ impl Trail {
 fn log_lost(entry: &Entry) {
     let line = String::from_utf8_lossy(&entry.line);
     tracing::error!(record = line.trim_end(), "cannot write an audit event");
+}
+
+/// The messages of one round of the writer.
+#[derive(Default)]
+struct Round {
+    batch: Vec<Entry>,
+    flushes: Vec<oneshot::Sender<()>>,
+    closing: bool,
+}
+
+impl Round {
+    /// Takes the first message and those that wait behind it, up to the size of a batch.
+    fn gather(first: Option<Message>, queue: &Receiver<Message>) -> Self {
+        let mut round = Self::default();
+        let mut size = 0;
+        let mut next = first;
+        while let Some(message) = next {
+            match message {
+                Message::Entry(entry) if entry.counts() => {
+                    size += entry.line.len();
+                    round.batch.push(entry);
+                }
+                Message::Entry(_) => {}
+                Message::Flush(waits) => round.flushes.push(waits),
+                Message::Close => round.closing = true,
+            }
+            next = if size < MAX_BATCH { queue.try_recv().ok() } else { None };
+        }
+        round
+    }
 }
 
 /// The state of the writer thread.
@@ -268,47 +299,37 @@ impl Writer {
         })
     }
 
-    fn run(mut self, entries: &Receiver<Message>) {
-        let mut closing = false;
-        while !closing {
-            let first = if self.dirty {
-                match entries.recv_timeout(SYNC_EVERY) {
-                    Ok(message) => Some(message),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-            } else {
-                let Ok(message) = entries.recv() else { break };
-                Some(message)
-            };
-            let (mut batch, mut settled) = (Vec::new(), Vec::new());
-            let mut size = 0;
-            let mut next = first;
-            while let Some(message) = next {
-                match message {
-                    Message::Entry(entry) if entry.counts() => {
-                        size += entry.line.len();
-                        batch.push(entry);
-                    }
-                    Message::Entry(_) => {}
-                    Message::Settle(waits) => settled.push(waits),
-                    Message::Close => closing = true,
-                }
-                next = if size < MAX_BATCH { entries.try_recv().ok() } else { None };
-            }
-            // A file that failed is tried without a record, too, or who hands in none would never hear
-            // that it works again.
-            let tries = !settled.is_empty() && self.condition.health() == FileHealth::Failing;
-            if !batch.is_empty() || tries {
+    fn run(mut self, queue: &Receiver<Message>) {
+        while let Ok(first) = self.wait(queue) {
+            let Round { batch, flushes, closing } = Round::gather(first, queue);
+            // A failing file is probed without an event, too: a caller that sends none still has to
+            // learn that it works again.
+            let probe = !flushes.is_empty() && self.condition.health() == FileHealth::Failing;
+            if !batch.is_empty() || probe {
                 self.write_all(batch);
             }
-            // Whoever went away does not mind.
-            for waits in settled {
-                let _ = waits.send(());
+            for flush in flushes {
+                // An error means that the caller has gone.
+                let _ = flush.send(());
             }
             self.sync_in_time();
+            if closing {
+                break;
+            }
         }
         self.close();
+    }
+
+    /// Waits for a message; none when written lines have waited long enough for their fsync.
+    fn wait(&self, queue: &Receiver<Message>) -> Result<Option<Message>, RecvError> {
+        if !self.dirty {
+            return queue.recv().map(Some);
+        }
+        match queue.recv_timeout(SYNC_EVERY) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(RecvError),
+        }
     }
 
     /// Writes a batch and answers those who wait for it.
