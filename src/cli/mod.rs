@@ -1,5 +1,7 @@
-//! The command line. Results go to standard output, everything else to standard error; a failure
-//! is one line that says what is wrong and what to do.
+//! The commands. Results go to standard output, everything else to standard error; a failure is one
+//! line that says what is wrong and what to do.
+//!
+//! May use: every room. Used by `main` alone.
 
 mod args;
 mod check;

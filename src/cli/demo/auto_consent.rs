@@ -1,5 +1,4 @@
-//! A person in a hurry: walks through a consent as a browser would, and presses every button that
-//! says yes.
+//! Automatic consent: goes through a consent as a browser would and presses every Allow.
 
 use reqwest::{
     Client, Response, StatusCode,
@@ -11,7 +10,7 @@ use url::Url;
 
 use crate::cli::CliError;
 
-/// One consent, from the link to the page that says how it went.
+/// One consent, from the link to the result page.
 #[expect(clippy::disallowed_methods, reason = "a browser shows the link's secret in its URL")]
 pub(super) async fn consent(link: &SecretString) -> Result<(), CliError> {
     let link = parse(link.expose_secret())?;

@@ -1,6 +1,6 @@
 //! `demo`: the broker and the simulated providers in one process, ready to be tried.
 
-mod walker;
+mod auto_consent;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -47,7 +47,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), CliError> {
     let clock = Clock::system();
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listeners = Listeners::bind(any_port, any_port).await?;
-    let place = Place::choose(args.keep.as_deref())?;
+    let place = DemoFolder::choose(args.keep.as_deref())?;
     let mut settings = toml::Table::new();
     settings.insert("public_url".into(), url_of(listeners.public.local_addr()?).into());
     settings.insert("internal_url".into(), url_of(listeners.internal.local_addr()?).into());
@@ -93,12 +93,12 @@ pub(crate) async fn demo(args: Demo) -> Result<(), CliError> {
 }
 
 /// The folder of the demo's database and key.
-enum Place {
+enum DemoFolder {
     Kept(PathBuf),
     Temporary(TempDir),
 }
 
-impl Place {
+impl DemoFolder {
     fn choose(keep: Option<&Path>) -> Result<Self, CliError> {
         let Some(path) = keep else {
             let folder = tempfile::Builder::new().prefix("token-broker-demo-").tempdir()?;
@@ -190,7 +190,7 @@ async fn prepare(
         };
         let link = broker.make_link(&operator, None, request).await?;
         if auto_consent {
-            walker::consent(&link.url).await?;
+            auto_consent::consent(&link.url).await?;
         }
         links.insert(connection.to_owned(), link.url);
     }
@@ -309,15 +309,17 @@ impl Ready {
         let avito = &self.simulators["avito"];
         let amocrm = &self.simulators["amocrm"];
         let port = amocrm.rsplit(':').next().unwrap_or_default();
+        let (avito_token, amocrm_token) = (fetch("avito-own"), fetch("amocrm-shop"));
         format!(
-            "Use a token, with the headers and base URL that come with it:\n\n  \
-             curl -s -H \"Authorization: Bearer {}\" {avito}/core/v1/accounts/self\n\n\
-             Each amoCRM account has a host of its own. Once amocrm-shop is live, this reaches it \
-             even where\n*.localhost is not resolved:\n\n  \
-             curl -s -H \"Authorization: Bearer {}\" -H 'Host: demo.amocrm.localhost:{port}' \
-             {amocrm}/api/v4/account\n",
-            fetch("avito-own"),
-            fetch("amocrm-shop"),
+            r#"Use a token, with the headers and base URL that come with it:
+
+  curl -s -H "Authorization: Bearer {avito_token}" {avito}/core/v1/accounts/self
+
+Each amoCRM account has a host of its own. Once amocrm-shop is live, this reaches it even where
+*.localhost is not resolved:
+
+  curl -s -H "Authorization: Bearer {amocrm_token}" -H 'Host: demo.amocrm.localhost:{port}' {amocrm}/api/v4/account
+"#
         )
     }
 }
