@@ -1,4 +1,6 @@
 //! Wiring: from checked settings to a running broker, and back down in order.
+//!
+//! May use: every room but `cli`. Used by the commands, and by tests that run a broker in process.
 
 pub mod background;
 mod error;

@@ -3,6 +3,10 @@
 //!
 //! A wrong setting is one line that names it and says what was expected. Neither a value nor a
 //! line of the file is ever quoted: it may be a secret.
+//!
+//! May use: `provider` for profiles and clients, `simulator` for its settings, `domain`. Used by
+//! `app` and the commands.
+
 mod client;
 pub mod logging;
 mod raw;

@@ -1,8 +1,8 @@
 //! Identity of the database: the same as the one last seen, and no older. A restored or copied one
 //! holds refresh tokens that were spent since, and presenting one can end a live grant.
 //!
-//! Pure: what is found comes from [`Store::identity`](crate::store::Store::identity), what was last
-//! seen from the watermark outside the database.
+//! The identity found comes from [`Store::identity`](crate::store::Store::identity), the last view
+//! of it from the watermark outside the database.
 
 use std::fmt;
 
@@ -73,13 +73,13 @@ pub enum Comparison {
     Same,
     /// Further on, after a standby was promoted.
     Failover,
-    /// Another replica found a doubt meanwhile, and has quarantined what there was.
+    /// Another replica found a mismatch meanwhile, and has quarantined all connections.
     Noticed,
     /// Not to be trusted with a refresh.
     Mismatched(Mismatch),
 }
 
-/// Why the refresh tokens of a database are not presented.
+/// The reason why the refresh tokens of a database are not presented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mismatch {
     /// It is another database than the one that was served.
@@ -94,7 +94,7 @@ pub enum Mismatch {
 }
 
 impl Mismatch {
-    /// The word for it where a connection says why it is quarantined.
+    /// The reason code of the quarantined connections.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Clone => "database_exchanged",
@@ -127,7 +127,7 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Compares what is found with what was last seen.
+/// Compares the identity found with the last view of it.
 pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
     // The database's own memory of its cluster tells a copy even to a replica that has never seen
     // it before.
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_and_differs_raises_a_doubt() {
+    fn only_what_is_known_and_differs_is_a_mismatch() {
         let seen = Watermark::of(&found(Some("s"), Some("1"), 1, 100), None);
         let restored = |missing| Comparison::Mismatched(Mismatch::Restored { missing });
         let moved = Comparison::Mismatched(Mismatch::Moved);

@@ -1,8 +1,11 @@
-//! Providers: what is known of them, how they are asked, and how their answers are read.
+//! Providers: profiles, requests made from them, answers, and the HTTP client for both.
 //!
 //! A provider is data: one TOML file, a [`Profile`]. [`request`] makes requests from it and
-//! [`read_grant`] reads the answers, both without a socket; [`Outbound`] sends. What data cannot say
-//! is in a file of the provider's name, such as [`amocrm`].
+//! [`read_grant`] reads the answers, both without a socket; [`Outbound`] sends. Rules that data
+//! cannot express are in a file of the provider's name, such as [`amocrm`].
+//!
+//! May use: `domain`, the clock and the failpoints; never `store`. Used by `broker`, by `config`,
+//! which checks clients against profiles, and by the commands.
 //!
 //! # How to add a provider
 //!

@@ -6,7 +6,10 @@
 //! associated data name the record, the field and the generation: a value copied to any other
 //! place does not open.
 //!
-//! A running broker follows its key file: see [`Keyring::follow`].
+//! A running broker loads its key file again when it changes: [`Keyring::reload_if_changed`].
+//!
+//! May use: `os`. Used by `domain` (types of sealed values and digests), `broker`, `store`, `spool`
+//! and the commands.
 
 pub mod secret;
 

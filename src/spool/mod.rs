@@ -1,11 +1,13 @@
-//! The spool: a received grant on this machine's disk before it is in the database.
+//! The spool: write-ahead files of received grants, on this machine's disk before they are in the
+//! database.
 //!
-//! A refresh token that works once exists nowhere but in the provider's answer. So the room for it
-//! is made before the request is sent, the sealed grant is written and synced before the database
-//! is asked to store it, and what a crash left here is stored at the next start. Once it is stored
-//! the file stays for [`Spool::REMEMBERED`], for a database that forgets it: a standby that is
-//! promoted may lack the last commits. The tokens are sealed for their place in the database and
-//! open nowhere else.
+//! A single-use refresh token exists nowhere but in the provider's answer. So its file is reserved
+//! before the request is sent, the sealed grant is written and synced before the commit, and the
+//! next start replays what a crash left here. After the commit the file stays for
+//! [`Spool::REMEMBERED`], because a promoted standby may lack the last commits. The tokens are sealed
+//! for their place in the database and open nowhere else.
+//!
+//! May use: `domain`, `seal` and `os`. Used by `broker`.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},

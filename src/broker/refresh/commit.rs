@@ -122,8 +122,8 @@ impl Broker {
                 return None;
             }
             match self.choose(*id, held, &next) {
-                Winner::Either => return Some(held.generation),
-                Winner::Held => {
+                Winner::Same => return Some(held.generation),
+                Winner::Stored => {
                     self.put_fallback(*id, account, &next).await;
                     return None;
                 }
@@ -152,13 +152,13 @@ impl Broker {
     fn choose(&self, id: ConnectionId, held: &HeldGrant, late: &HeldGrant) -> Winner {
         // The text that is stored is the text that was to be: the answer to the commit went lost.
         if held.access == late.access {
-            return Winner::Either;
+            return Winner::Same;
         }
         let contender = |grant: &HeldGrant| {
             let refresh = self.open_refresh(id, grant).ok().flatten();
             refresh.as_ref().map(Digest::of)
         };
-        grant_conflict::keep(
+        grant_conflict::pick_winner(
             &Candidate { refresh: contender(held), origin: held.origin.as_ref() },
             &Candidate { refresh: contender(late), origin: late.origin.as_ref() },
         )
