@@ -13,7 +13,6 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::{
-    app::state_dir::WatermarkFile,
     audit::{Actor, Trail},
     broker::{Broker, LastSeen, Parts},
     clock::Clock,
@@ -258,7 +257,7 @@ async fn start(
         keyring: world.keyring(),
         outbound: world.outbound.clone(),
         spool: Spool::open(spool.path()).unwrap(),
-        watermark: LastSeen::read(WatermarkFile::of(spool.path())).unwrap(),
+        watermark: LastSeen::read(spool.path()).unwrap(),
         replica: format!("replica-{number}"),
         trail: Trail::open(spool.path(), clock.clone()).unwrap(),
         keep_events: Duration::from_hours(24),

@@ -6,7 +6,7 @@ use token_broker::{
     store::{Commit, DeletionStep, Failure, Holding, REMOVE_AT_PROVIDER},
 };
 
-use super::{grant, pending, stored, verdicts::escrowed};
+use super::{grant, pending, stored, verdicts::fallback};
 use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {
@@ -72,7 +72,7 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
 async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     let id = held(&db).await;
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
-    assert!(db.store.put_fallback(&escrowed(&db, id, "one"), None).await.unwrap());
+    assert!(db.store.put_fallback(&fallback(&db, id, "one"), None).await.unwrap());
     let hash = Digest::of_bytes(b"the refresh token");
     assert!(db.store.require_manual_removal(id, Some(&hash)).await.unwrap());
     assert!(db.store.is_spent(&hash).await.unwrap());
@@ -80,7 +80,7 @@ async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     assert!(!db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.commit_confirmed(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
-    assert!(db.store.put_fallback(&escrowed(&db, id, "two"), None).await.unwrap());
+    assert!(db.store.put_fallback(&fallback(&db, id, "two"), None).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
     let read = record(&db, id).await.connection;
     assert_eq!((read.state, read.reason.as_deref()), (State::Revoked, Some(REMOVE_AT_PROVIDER)));
@@ -108,7 +108,7 @@ async fn a_revocation_ends_only_when_nothing_is_left(db: TestDatabase) {
     assert_eq!(db.store.finish_deletion(id, "r.three").await.unwrap(), DeletionStep::NotYet);
     assert_eq!(claim("r.four").await.unwrap().holding, Holding::Grant(2));
     assert!(shred("r.four", Holding::Grant(2)).await);
-    let late = escrowed(&db, id, "late");
+    let late = fallback(&db, id, "late");
     assert!(claim("r.five").await.is_none());
     assert!(db.store.put_fallback(&late, None).await.unwrap());
     assert_eq!(db.store.finish_deletion(id, "r.five").await.unwrap(), DeletionStep::NotYet);

@@ -99,16 +99,16 @@ async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
 
 async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    let (older, newer) = (escrowed(&db, id, "older"), {
+    let (older, newer) = (fallback(&db, id, "older"), {
         db.clock.advance(Duration::from_secs(1));
-        escrowed(&db, id, "newer")
+        fallback(&db, id, "newer")
     });
-    let of_nobody = escrowed(&db, ConnectionId::new(), "nobody's");
+    let of_nobody = fallback(&db, ConnectionId::new(), "nobody's");
     for grant in [&newer, &older, &of_nobody] {
         assert!(db.store.put_fallback(grant, None).await.unwrap());
     }
     // The same refresh token again is the same grant.
-    assert!(db.store.put_fallback(&escrowed(&db, id, "newer"), None).await.unwrap());
+    assert!(db.store.put_fallback(&fallback(&db, id, "newer"), None).await.unwrap());
     let first = db.store.fallback(id).await.unwrap().unwrap();
     assert_eq!(format!("{first:?}"), format!("{newer:?}"));
     db.store.mark_spent(id, &newer.refresh_hash).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
 
 async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(db.store.put_fallback(&escrowed(&db, id, "old"), None).await.unwrap());
+    assert!(db.store.put_fallback(&fallback(&db, id, "old"), None).await.unwrap());
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
     assert!(db.store.fallback(id).await.unwrap().is_some(), "a refresh leaves it");
     // Whether the provider says whose it is, or not.
@@ -174,5 +174,5 @@ async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: Te
     }
     // Who is being revoked is revoked with all that comes.
     db.set_state(id, State::Revoking, None).await;
-    assert!(db.store.put_fallback(&escrowed(&db, id, "too late"), None).await.unwrap());
+    assert!(db.store.put_fallback(&fallback(&db, id, "too late"), None).await.unwrap());
 }
