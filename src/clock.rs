@@ -157,7 +157,7 @@ impl Clock {
     }
 }
 
-/// Measures how long something takes, whatever happens to the wall clock meanwhile.
+/// Measures durations, independent of the wall clock.
 #[derive(Clone, Debug)]
 pub struct Stopwatch {
     clock: Clock,

@@ -146,7 +146,7 @@ pub struct App {
     _state_dir: StateDir,
 }
 
-/// A part of the broker ended by itself. What happened is in the log.
+/// A part of the broker ended by itself. The log has the cause.
 #[derive(Debug, thiserror::Error)]
 #[error("a part of the broker ended by itself; the log has more")]
 pub struct Crashed;

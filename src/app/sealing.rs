@@ -105,7 +105,7 @@ pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyri
     let ours = keyring.seal(SEALING_CHECK, &SecretString::from("sealed with the right key"));
     let stands = store.put_meta_if_absent(SEALING_CHECK.field, ours.as_str()).await?;
     if stands != ours.as_str() {
-        // Ours was late, or is one of many: what counts is that the key opens the one that stands.
+        // Ours may be late, or one of many: the key must open the sample that stands.
         keyring.open(SEALING_CHECK, &Sealed::from_stored(stands)).map_err(|error| {
             StartError::Settings(format!("sealing key: does not fit this database: {error}"))
         })?;

@@ -81,7 +81,7 @@ impl Folder {
         read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
-    /// Notes up to where the files were shipped, and removes those that nobody needs any more.
+    /// Stores the cursor, and removes the files before it.
     pub(super) fn put_cursor(&self, cursor: Cursor) -> io::Result<()> {
         replace(&self.0.join("cursor"), &serde_json::to_vec(&cursor)?, |_| Ok(()))?;
         for number in self.numbers()?.into_iter().filter(|number| *number < cursor.file) {

@@ -122,12 +122,12 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Whoever showed a key, as its label says.
+    /// An actor by the label of their key.
     pub fn new(name: impl Into<String>, peer: Option<IpAddr>) -> Self {
         Self { name: name.into(), peer }
     }
 
-    /// Somebody's browser.
+    /// A browser.
     pub fn browser(peer: Option<IpAddr>) -> Self {
         Self::new("browser", peer)
     }
@@ -137,13 +137,13 @@ impl Actor {
         Self::new("broker", None)
     }
 
-    /// Somebody at the command line, who has the database and perhaps no key.
+    /// A person at the command line, who has the database and perhaps no key.
     pub fn command_line() -> Self {
         Self::new("command line", None)
     }
 }
 
-/// One event. Its texts have no control characters, whoever they come from.
+/// An event of the audit trail. Its texts have no control characters, whoever chose them.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[schema(as = Record)]
 pub struct AuditEvent {
@@ -184,7 +184,7 @@ pub struct AuditEvent {
 }
 
 impl AuditEvent {
-    /// A record of what happens now.
+    /// An event of this moment.
     pub fn new(kind: EventKind, by: &Actor, now: Timestamp) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -219,8 +219,8 @@ impl AuditEvent {
         Self { fingerprint: Some(fingerprint.into()), generation: Some(generation), ..self }
     }
 
-    /// Says more, in a few words. What could break a line, a terminal or a database is replaced, and
-    /// what is too long is cut: a provider may have chosen the words.
+    /// Adds a short detail. Characters that could break a line, a terminal or a database are
+    /// replaced, and a long text is cut: a provider may have chosen the words.
     #[must_use]
     pub fn with_detail(self, detail: &str) -> Self {
         let plain = |char| if matches!(char, ' '..='~') { char } else { '?' };

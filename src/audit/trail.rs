@@ -41,7 +41,7 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 #[error("the audit event was not written")]
 pub struct NotWritten;
 
-/// The way into the audit file, and what is known of it. One for each state directory.
+/// The writer's handle of the audit file, with its condition. One for each state directory.
 #[derive(Debug)]
 pub struct Trail {
     pub(super) folder: Folder,
@@ -369,7 +369,7 @@ impl Writer {
         }
         for entry in batch {
             if let Some(waits) = entry.waits {
-                // Whoever gave up a moment ago has refused already.
+                // A caller that gave up a moment ago has refused already.
                 let _ = waits.send(());
             }
         }
@@ -400,7 +400,7 @@ impl Writer {
         }
         current.torn = false;
         current.size += lines.len() as u64;
-        // A file that was removed or moved away takes every write, and nobody finds it again.
+        // A file that was removed or moved away takes every write, but is never found again.
         let held = current.file.metadata()?;
         match fs::metadata(&current.path) {
             Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => Ok(()),

@@ -77,7 +77,7 @@ pub enum Database {
     Server(SecretString),
 }
 
-/// One line that names the setting and says what was expected.
+/// One line that names the setting and the expected form.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The configuration file cannot be read.

@@ -1,5 +1,5 @@
-//! The settings as they are written: what the sources say, laid over each other. A setting that
-//! does not exist or has another form is refused here; what it says is checked afterwards.
+//! The raw settings: all sources merged. Unknown settings and wrong types are refused here; values
+//! are checked afterwards.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -172,8 +172,8 @@ fn read_toml(path: &Path) -> Result<String, ConfigError> {
     }
 }
 
-/// Says which setting is wrong and what was expected. Only what serde says of our own types is
-/// repeated, never what it found: that may be a secret.
+/// Names the wrong setting and the expected form. Only serde's words on our own types are repeated,
+/// never the value found: it may be a secret.
 fn describe(error: &config::ConfigError, setting: Option<&str>) -> ConfigError {
     use config::ConfigError as E;
     let named = setting.unwrap_or("configuration");

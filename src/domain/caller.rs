@@ -79,7 +79,7 @@ impl From<Pattern> for String {
     }
 }
 
-/// An internal caller and what it may do.
+/// An internal caller and its rights.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// Its name, which is also its `client_id` at `POST /oauth2/token`.

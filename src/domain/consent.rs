@@ -62,7 +62,7 @@ impl fmt::Display for LinkId {
 words! {
     /// The outcome of the last attempt through a link.
     Outcome {
-        /// The code may have been exchanged, and nobody here knows what for: it is never sent again.
+        /// The code may have been exchanged, with unknown outcome: it is never sent again.
         Ambiguous = "exchange_ambiguous",
         /// The account is live.
         Connected = "connected",
@@ -179,7 +179,7 @@ pub struct KeyExchange {
     pub id: Uuid,
     /// The connection the code is for.
     pub connection: ConnectionId,
-    /// The client whose callback the code will reach.
+    /// The client that the code's callback will reach.
     pub client: Slug,
     /// The account host that was asked; the callback must name the same.
     pub account_host: String,

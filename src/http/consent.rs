@@ -27,8 +27,8 @@ use crate::{
     seal::secret,
 };
 
-/// Shows what a link is for, or how its last attempt ended. Changes nothing, so that neither a
-/// link preview nor a scanner can use the link up.
+/// Shows the consent page, or the end of the link's last attempt. Changes nothing, so that neither
+/// a link preview nor a scanner can use the link up.
 pub(crate) async fn show(
     State(state): State<AppState>,
     link: Result<Path<String>, PathRejection>,

@@ -1,4 +1,4 @@
-//! The one table from what went wrong to a status and a stable code (RFC 9457).
+//! Problems (RFC 9457): the one table from errors to statuses and stable codes.
 
 use std::time::Duration;
 

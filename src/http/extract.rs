@@ -1,4 +1,4 @@
-//! Request bodies, with a problem that says what was expected.
+//! Extractors of paths and JSON bodies. A problem says which form was expected.
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Path, Request},

@@ -14,7 +14,7 @@ pub fn openapi() -> OpenApi {
     complete(super::api_router().into_openapi())
 }
 
-/// Adds what the handlers cannot say: the title and how callers identify themselves.
+/// Adds the title and the security schemes, which the handlers cannot express.
 pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
     api.info = InfoBuilder::new()
         .title("token-broker")

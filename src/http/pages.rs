@@ -1,4 +1,4 @@
-//! The pages that a person sees who opens a consent link, and what goes into them.
+//! The pages of a consent link, and the escaping of foreign text in them.
 //!
 //! They load nothing and run nothing: one inline style sheet, allowed by its digest, no script.
 //! Every text is escaped by the template; a text that a provider or an account's owner chose is
@@ -109,7 +109,7 @@ impl Connected<'_> {
     }
 }
 
-/// The consent is kept, but serves nobody until the account is confirmed.
+/// The consent is kept, but no token is served until the account is confirmed.
 #[derive(Template)]
 #[template(path = "waiting.html", config = "src/http/pages/askama.toml")]
 pub struct Waiting<'a> {
@@ -133,7 +133,7 @@ pub struct WrongAccount<'a> {
     pub expected_account: &'a str,
 }
 
-/// One sentence on what happened, and one on what to do.
+/// A sentence on the event, and one of advice.
 #[derive(Template)]
 #[template(path = "message.html", config = "src/http/pages/askama.toml")]
 pub struct Message<'a> {
@@ -164,7 +164,7 @@ impl Message<'static> {
 /// The most characters shown of a text that is not ours.
 const MAX_FOREIGN: usize = 200;
 
-/// A text that is not ours, shortened, without controls and marks that reorder what surrounds them.
+/// Shortens foreign text, and removes control characters and marks that reorder its surroundings.
 fn foreign(text: &str) -> String {
     let mut kept = text.chars().filter(|&char| !reorders(char));
     let mut shown: String = kept

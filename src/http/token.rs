@@ -1,4 +1,4 @@
-//! The token routes: what internal services call before each request.
+//! The token routes, called by services before each request.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -57,7 +57,7 @@ pub fn key_exchange(
     })
 }
 
-/// Reads the answer of [`key_exchange`]: 202, or whatever else says yes.
+/// Reads the answer of [`key_exchange`]: 202, or any other success.
 ///
 /// # Errors
 ///

@@ -77,12 +77,12 @@ impl Catalogue {
 }
 
 fn refuse(origin: &str, problem: &dyn fmt::Display) -> ProfileError {
-    // One line, whatever a parser has to say.
+    // One line, also of a parser's message of several.
     let problem = problem.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     ProfileError { origin: origin.to_owned(), problem }
 }
 
-/// The names of the profiles in a folder, and what each file is called in a refusal.
+/// The names of the profiles in a folder, each with its path for error messages.
 fn files(folder: &Path) -> Result<Vec<(Slug, String)>, ProfileError> {
     let here = folder.display().to_string();
     let mut names = Vec::new();

@@ -22,7 +22,7 @@ const REFRESH: &[&str] = &["access_token", "client_id", "redirect_uri"];
 const HEADERS: &[&str] = &["access_token", "client_id"];
 
 impl Profile {
-    /// Checks what types cannot say.
+    /// Checks the rules beyond the types.
     pub(super) fn check(&self) -> Result<(), String> {
         self.check_names()?;
         for (name, var) in &self.vars {
@@ -85,7 +85,7 @@ impl Profile {
             let Some(var) = self.vars.get(name) else {
                 return Err(format!("`{name}` is not declared under `vars`"));
             };
-            // Whoever forges a callback must not choose where the client's secret is sent.
+            // A forged callback must not choose where the client's secret is sent.
             if var.suffixes.is_empty() && var.allow.is_empty() {
                 return Err(format!(
                     "`{name}` needs `vars.{name}.suffixes` or `vars.{name}.allow`: it decides what is called"
@@ -188,7 +188,7 @@ impl Profile {
         Ok(())
     }
 
-    /// Checks that templates name only what will be known where they stand.
+    /// Checks that templates name only values that are known at their place.
     fn check_templates(
         &self,
         setting: &str,

@@ -14,7 +14,7 @@ use crate::{domain::broker_code, words::words};
 /// The consequence of a request that brought nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// It may have been acted upon: whoever sends it again must know what that costs.
+    /// The provider may have acted on it: sending it again has a price.
     Ambiguous,
     /// Nothing was spent; slow down.
     Busy {

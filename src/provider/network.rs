@@ -36,7 +36,8 @@ pub enum Network {
 pub struct OutOfBounds(&'static str);
 
 impl Network {
-    /// Checks what a URL says by itself: scheme, port, and a host that is an address.
+    /// Checks the parts of a URL that need no name server: scheme, port, and a host that is an
+    /// address.
     pub fn check(&self, url: &Url) -> Result<(), OutOfBounds> {
         let (https_only, standard_port) = match self {
             Self::Loopback => (false, false),

@@ -77,7 +77,7 @@ pub enum TrustAnchors {
 pub struct TlsError(#[source] reqwest::Error);
 
 impl Outbound {
-    /// Prepares the connections; calls nobody.
+    /// Prepares the HTTP clients; opens no connection.
     pub fn new(clock: Clock, failpoints: Failpoints) -> Result<Self, TlsError> {
         let (trust_anchors, public) = match client(&Network::Public, TrustAnchors::Platform) {
             Ok(client) => (TrustAnchors::Platform, client),

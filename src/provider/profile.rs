@@ -1,4 +1,5 @@
-//! A provider's profile: what its TOML file says, as checked types.
+//! The types of a profile's TOML file. Defaults are in `defaults`, checks beyond the types in
+//! `check`.
 
 mod defaults;
 mod duration;
@@ -74,7 +75,7 @@ impl Profile {
     }
 }
 
-/// A value that differs between accounts. Whatever it may be is listed, or follows from a suffix.
+/// A value that differs between accounts. Every allowed value is listed, or follows from a suffix.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Var {
@@ -155,7 +156,7 @@ pub struct TokenEndpoint {
     pub timeout: Duration,
 }
 
-/// The revocation endpoint (RFC 7009 section 2). What it takes is a form.
+/// The revocation endpoint (RFC 7009 section 2), which takes a form.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocation {
@@ -284,7 +285,7 @@ pub enum Rotation {
     Grace,
     /// It stays the same.
     None,
-    /// It is dead at once. What an unknown provider is taken for.
+    /// It is dead at once. The default for an unknown provider.
     SingleUse,
     /// It is dead at once, and using it again kills its successors too.
     SingleUseFamily,

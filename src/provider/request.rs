@@ -27,7 +27,7 @@ pub struct OutboundRequest {
     pub method: Method,
     /// The URL; never with a secret in it.
     pub url: Url,
-    /// Besides what every request carries.
+    /// Headers besides those of every request.
     pub headers: Vec<(HeaderName, SecretString)>,
     /// The body.
     pub body: Body,

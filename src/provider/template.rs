@@ -111,7 +111,7 @@ impl UrlTemplate {
         self.host.names()
     }
 
-    /// The URL with every name replaced by a harmless sample: what can be said of it beforehand.
+    /// The URL with every name replaced by a harmless sample, for checks beforehand.
     ///
     /// # Panics
     ///

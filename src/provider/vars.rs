@@ -20,7 +20,7 @@ pub enum VarError {
 }
 
 impl Profile {
-    /// Takes out of a callback's parameters what the templates will need.
+    /// Captures the variables of the templates from a callback's parameters.
     ///
     /// # Errors
     ///

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret as _, SecretBox, zeroize::Zeroizing};
 use super::{KEY_LEN, Key, Keys};
 use crate::os::atomic_file::replace;
 
-/// The word at the end of a line whose key waits to be put first.
+/// The word at the end of a line for a key that waits to be put first.
 const WAITS: &str = "new";
 
 /// Why a key file could not be used or written.
@@ -55,7 +55,7 @@ pub enum KeyFileError {
     },
 }
 
-/// By what a file is known to be the one that was read.
+/// The identity of a file as it was read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Stamp {
     inode: u64,
@@ -206,7 +206,7 @@ fn change(path: &Path, edit: impl FnOnce(&str) -> Option<String>) -> Result<(), 
     // The target of a link is replaced, not the link.
     let path = path.canonicalize()?;
     let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
-    // Whoever else changes the file waits until we have.
+    // Any other writer of the file waits until we have finished.
     folder.lock()?;
     let text = Zeroizing::new(fs::read_to_string(&path)?);
     parse(&text)?;
@@ -279,7 +279,7 @@ mod tests {
         let words = format!("# ours\n\n k1  {}\n# the end", URL_SAFE_NO_PAD.encode([7; 32]));
         fs::write(&path, &words).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        // A crash's leftover is in nobody's way.
+        // A crash's leftover does no harm.
         fs::write(folder.path().join("keys.new"), "torn").unwrap();
         assert_eq!(promote_key(&path).unwrap(), None);
         assert_eq!(fs::read_to_string(&path).unwrap(), words);

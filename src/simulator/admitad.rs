@@ -70,7 +70,7 @@ fn problem(status: StatusCode, text: &str) -> Response {
     page::problem(status, "Admitad", "This did not work", text)
 }
 
-/// An error of the API: what went wrong, with Admitad's own number where it has one.
+/// An error of the API, with Admitad's own number where it has one.
 struct ApiError {
     status: StatusCode,
     error: &'static str,

@@ -74,7 +74,7 @@ impl Core {
         self.cleared.send_replace(());
     }
 
-    /// The fault of a token request, and what changes when the faults are cleared.
+    /// The fault of a token request, and a receiver that changes when the faults are cleared.
     pub(super) fn next_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         Some((faults.pop_front()?, self.cleared.subscribe()))

@@ -202,7 +202,7 @@ impl Fault {
                 .await
             }
             Self::Late => {
-                // An error means that the simulator ends, and nobody is waiting any more.
+                // An error means that the simulator ends and no client waits any more.
                 let _ = cleared.changed().await;
                 answer
             }
@@ -236,7 +236,7 @@ async fn map_json(
     .await
 }
 
-/// The first `at` bytes of the body, and then what comes in place of the rest.
+/// The first `at` bytes of the body, followed by `then` in place of the rest.
 fn cut(
     body: &Bytes,
     at: usize,
@@ -246,7 +246,7 @@ fn cut(
     Body::from_stream(stream::iter([Ok(first)]).chain(stream::once(then)))
 }
 
-/// Once what came before is on its way, an error that makes the server hang up.
+/// Hangs up once the bytes before are on their way.
 async fn hang_up() -> Result<Bytes, HangUp> {
     tokio::task::yield_now().await;
     Err(HangUp::Close)

@@ -114,7 +114,7 @@ impl Ledger {
         *self.requests.entry(endpoint).or_default() += 1;
     }
 
-    /// Counts a text that a request carried, whatever becomes of that request.
+    /// Counts a presented code or token, whatever becomes of its request.
     pub(super) fn presented(&mut self, text: &str, endpoint: Endpoint) {
         let counts = match self.by_digest.get(&digest(text)) {
             Some(&at) => &mut self.entries[at].presented,

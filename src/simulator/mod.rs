@@ -21,7 +21,7 @@
 //! A used refresh token meets by default the same fate as at the real provider. With
 //! [`rotation`](settings::AvitoSettings::rotation) every token endpoint can be any of six classes.
 //!
-//! # What a real provider would never tell
+//! # Control and oracle
 //!
 //! `GET /_simulator/oracle` (on every host) lists every code and token ever issued, whether it lives
 //! and how often it was presented. `POST /_simulator/clock` with `{"advance_seconds": 60}` moves the

@@ -1,4 +1,4 @@
-//! The oracle: what a simulated provider knows and a real one would never tell.
+//! The oracle: a simulated provider's knowledge, which a real one would never tell.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Reading what a client sent, without forgiving more than the providers do.
+//! Parsing of a client's requests, as strict as the providers' own.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! The rules of rotation: what becomes of a refresh token that was used.
+//! The rules of rotation: the fate of a refresh token that was used.
 
 use jiff::SignedDuration;
 

@@ -17,7 +17,7 @@ use tower::ServiceExt as _;
 /// The routers of one listener, by host name.
 #[derive(Debug)]
 pub(super) struct Hosts {
-    /// `localhost`: what a browser sees.
+    /// `localhost`: the site for browsers.
     pub site: Router,
     /// The API, called by the broker and the services.
     pub api: Router,

@@ -203,7 +203,7 @@ impl Reservation {
         };
         let bytes = serde_json::to_vec(&written)?;
         self.write(&bytes)?;
-        // A file that was removed meanwhile takes every write, and nobody finds it again.
+        // A file that was removed meanwhile takes every write, but is never found again.
         if self.file.metadata()?.nlink() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -265,7 +265,7 @@ impl SpooledGrant {
         }
     }
 
-    /// Removes the grant: it is of no use to anybody.
+    /// Removes the grant, which is of no use any more.
     pub fn remove(self) {
         // It may be gone with its connection.
         if let Err(error) = fs::remove_file(&self.path)

@@ -93,6 +93,6 @@ async fn deliver(redirect_uri: &str, params: &[(&str, String)]) -> Result<(), re
         return Ok(());
     };
     url.query_pairs_mut().extend_pairs(params);
-    // Nobody looks at the answer.
+    // The answer does not matter.
     client.get(url).send().await.map(drop)
 }

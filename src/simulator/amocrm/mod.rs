@@ -201,7 +201,7 @@ async fn decide(
     };
     let code = amocrm.issue_code(account, redirect_uri);
     let host = amocrm.host(account);
-    // 1 is amocrm.ru. Nobody says whether Kommo sends it.
+    // 1 is amocrm.ru. No source says that Kommo sends it.
     let platform = (amocrm.product == Product::Amocrm).then_some("1");
     page::callback(
         redirect_uri,

@@ -89,7 +89,7 @@ impl Divar {
         let code = match ledger.code(text, now) {
             Ok(code) => code,
             Err(Refusal::Dead(End::Redeemed)) => {
-                // Used twice: somebody else may hold it, so what it gave is withdrawn.
+                // Reuse: another party may hold the code, so its tokens are revoked.
                 ledger.revoke_chain_of(text, End::CodeReused, now);
                 let hint = "The authorization code has already been used.";
                 return Err(OAuthError::invalid_grant(hint));
