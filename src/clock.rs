@@ -1,9 +1,11 @@
-//! Time as a value: every rule that needs "now" is handed one, and tests move it by hand.
+//! The clock: time as a value. Every rule gets `now` as an argument, and tests move it by hand.
 //!
-//! A [`Clock`] has three readings. [`Clock::now`] is the database's time, which all replicas
-//! share. [`Clock::since_boot`] measures what passes on this machine, suspend included, and no
-//! operator and no NTP moves it. [`Clock::wall`] is this machine's opinion of the time of day: a
-//! second witness to when a token ends, and all there is until the database was heard.
+//! A [`Clock`] has three readings. [`Clock::now`] is the database's time, which all replicas share.
+//! [`Clock::since_boot`] is monotonic on this machine and counts suspend. [`Clock::wall`] is this
+//! machine's time of day: a second opinion on when a token ends, and the only one until the
+//! database's time was observed.
+//!
+//! May use: no other room. Used by every room but `domain`, whose rules get `now`.
 
 use std::{
     ops::Add,
@@ -40,7 +42,7 @@ struct Machine {
     database_at_boot: OnceLock<AtomicI64>,
 }
 
-/// A moment by the clock that counts suspend and that nobody sets: milliseconds since the machine
+/// A moment on the clock that counts suspend and that is never set: milliseconds since the machine
 /// started. Means nothing on another machine or after a restart.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct BootInstant(i64);
@@ -51,7 +53,7 @@ impl BootInstant {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or_default())
     }
 
-    /// As a plain number of milliseconds, to be kept in an atomic.
+    /// Milliseconds since the machine started, to be kept in an atomic.
     pub fn as_millis(self) -> i64 {
         self.0
     }
@@ -82,14 +84,14 @@ pub struct Moment {
 }
 
 impl Clock {
-    /// A clock that agrees with the machine's.
+    /// The machine's clock.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// The current time on the database's clock, to the millisecond, as the store keeps it. Once
-    /// the database was heard, its clock is carried on by ours since boot, so that setting this
-    /// machine's wall clock changes nothing; until then it is the wall clock.
+    /// The current time on the database's clock, to the millisecond, as the store keeps it. Once it
+    /// was observed, the monotonic clock carries it on, so that setting this machine's wall clock
+    /// changes nothing; until then it is the wall clock.
     pub fn now(&self) -> Timestamp {
         self.moment().now
     }
@@ -115,13 +117,13 @@ impl Clock {
         Moment { since_boot, wall, now: now.unwrap_or(wall) }
     }
 
-    /// Starts measuring how long something takes, suspend included.
+    /// Starts a stopwatch, which counts suspend.
     pub fn stopwatch(&self) -> Stopwatch {
         Stopwatch { clock: self.clone(), started: self.since_boot() }
     }
 
-    /// The database showed this time at some moment between `asked` and now. What was known is
-    /// corrected only as far as that proves it wrong: a slow answer moves nothing.
+    /// Observes the database's time: it showed `shown` at some moment between `asked` and now. The
+    /// estimate is corrected only as far as that proves it wrong: a slow answer moves nothing.
     pub(crate) fn observe_database_time(&self, asked: BootInstant, shown: Timestamp) {
         let (answered, shown) = (self.since_boot(), shown.as_millisecond());
         let by_wall = || AtomicI64::new(self.wall().as_millisecond() - answered.0);
@@ -137,7 +139,7 @@ impl Clock {
         self.offset_ms.load(Ordering::Relaxed)
     }
 
-    /// Lets time pass, for this clock, all its clones and the database.
+    /// Moves time on, for this clock, all its clones and the database.
     pub fn advance(&self, by: Duration) {
         self.offset_ms.fetch_add(millis(by), Ordering::Relaxed);
     }
@@ -149,8 +151,8 @@ impl Clock {
         self.machine.stepped_ms.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// The clock of another process, which has a wall clock of its own and has heard no database
-    /// yet. Time passes for both.
+    /// The clock of another process: with a wall clock of its own, and without an observation of the
+    /// database. Time passes for both.
     #[must_use]
     pub fn of_another_process(&self) -> Self {
         Self { offset_ms: Arc::clone(&self.offset_ms), machine: Arc::default() }

@@ -1,8 +1,8 @@
-//! Named points of a refresh where a test can hold it, to kill or pause the process just there.
+//! Failpoints: named points of a refresh where a test can hold it, to kill or pause the process.
 //!
-//! Without the Cargo feature `failpoints` nothing of this does anything. With it, the environment
-//! variable `TOKEN_BROKER_HOLD` names a point, and every refresh that reaches it stays there for
-//! good and says so in the log; tests in the same process hand in a hold of their own.
+//! Without the Cargo feature `failpoints` they do nothing. With it, the environment variable
+//! `TOKEN_BROKER_HOLD` names a point: every refresh that reaches it is logged and stays there. Tests
+//! in the same process pass a hold of their own.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! The background: starts what is due, through the same refresh as a reader; keeps memory in step
-//! with the store; revokes what was deleted; forgets what has ended; ships audit records. Each at its
-//! own pace, so that none waits for another.
+//! Background loops: due refreshes (the same refresh as a reader's), the cache, revocations,
+//! deletion of expired rows, and shipping of audit events. Each has its own pace, so that none
+//! waits for another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ const MAX_DUE: u32 = 1_000;
 /// Revocations that one look may start at each provider.
 const MAX_REVOCATIONS: u32 = 20;
 
-/// Runs until `shutdown`.
+/// Runs all loops until `shutdown`.
 pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -103,7 +103,7 @@ async fn ship(broker: &Broker) {
     }
 }
 
-/// Ticks now and then again; a step that takes longer delays the next.
+/// An interval in which a step that takes longer delays the next.
 fn every(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -80,7 +80,7 @@ pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartErr
     Ok(store)
 }
 
-/// True when there was something to do.
+/// True if there was something to do.
 async fn migrate(store: &Store) -> Result<bool, StartError> {
     let behind = store.schema_status().await? != SchemaStatus::Current;
     if behind {
@@ -109,15 +109,15 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
     })
 }
 
-/// Refuses the database of another installation: what is refreshed from a copy is lost where it came
-/// from. A database that knows no name yet takes ours.
+/// Refuses the database of another installation, because a refresh from a copy takes the tokens
+/// from the original. A database without a name takes ours.
 pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.put_meta_if_absent(DEPLOYMENT, ours.as_str()).await?;
     same_deployment(ours, &named)
 }
 
-/// As [`check_deployment`], but a database that knows no name yet keeps none.
+/// As [`check_deployment`], but a database without a name stays without.
 pub async fn compare_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.meta(DEPLOYMENT).await?;
@@ -228,7 +228,7 @@ impl App {
         Ok(Self { broker, state, listeners, shutdown, drain, limits, _state_dir: state_dir })
     }
 
-    /// The use cases, for commands that live in the same process.
+    /// The broker, for commands that live in the same process.
     pub fn broker(&self) -> &Arc<Broker> {
         &self.broker
     }
@@ -238,8 +238,8 @@ impl App {
         self.shutdown.clone()
     }
 
-    /// Serves and refreshes until [`App::shutdown`] is cancelled; then stops beginning anything,
-    /// lets what is under way finish, and closes the database.
+    /// Serves and refreshes until [`App::shutdown`] is cancelled. Then begins nothing more,
+    /// finishes the work under way, and closes the database.
     ///
     /// # Errors
     ///
@@ -250,7 +250,7 @@ impl App {
         self.run_beside(parts).await
     }
 
-    /// As [`App::run`], but nothing happens in the background: for tests that step it.
+    /// As [`App::run`], but without the background loops: for tests that step them.
     pub async fn run_without_background(self) -> Result<(), Crashed> {
         self.run_beside(JoinSet::new()).await
     }
@@ -262,7 +262,7 @@ impl App {
         parts.spawn(server::serve(listeners.public, public, shutdown.clone(), limits));
         parts.spawn(server::serve(listeners.internal, internal, shutdown.clone(), limits));
         let crashed = tokio::select! {
-            // The parts end as well when they are told to: that is no crash.
+            // The parts end as well on shutdown: that is no crash.
             biased;
             () = shutdown.cancelled() => false,
             _ = parts.join_next() => true,

@@ -1,4 +1,4 @@
-//! The sealing keys at the start: they fit the database, or nothing is started.
+//! The sealing keys at start: a key file that does not fit the database stops the start.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -15,8 +15,8 @@ use crate::{
 const SEALING_CHECK: Place<'static> =
     Place { record: "database", field: "sealing_check", generation: 0 };
 
-/// Reads the sealing keys and checks that they fit the database; none if they are still to be made,
-/// which only a new SQLite database does for itself. Changes nothing.
+/// Reads the sealing keys and checks that they fit the database. None if a new SQLite database has
+/// yet to make its own. Changes nothing.
 ///
 /// # Errors
 ///
@@ -84,8 +84,8 @@ async fn check_needed_keys(
     )))
 }
 
-/// As [`read_keyring`]; then brings the schema up to date and makes what a new database lacks: the
-/// key file of an embedded one, and the sealed value by which a foreign key is known.
+/// As [`read_keyring`]; then migrates the schema and completes a new database: the key file of an
+/// embedded one, and the sealed sample that shows a foreign key.
 pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
     let path = &config.key_file;
     let read = read_keyring(config, store).await?;
@@ -113,7 +113,7 @@ pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyri
     Ok(keyring)
 }
 
-/// Why a key file cannot be `done`, which is read or written, as one line.
+/// The error of reading or writing (`done`) a key file, as one line.
 pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
     let path = path.display();
     StartError::Settings(match error {

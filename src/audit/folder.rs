@@ -1,5 +1,5 @@
-//! The folder of the audit files: numbered, each begun after the one before it was left for good,
-//! and a cursor that says up to where they were shipped.
+//! The folder of the audit files: numbered files, each begun after the one before it was finished,
+//! and the cursor of the shipper.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -20,7 +20,7 @@ const CHUNK: u64 = 1024 * 1024;
 #[derive(Clone, Debug)]
 pub(super) struct Folder(PathBuf);
 
-/// Up to where the files were shipped: the number of a file, and how many of its bytes.
+/// The end of the shipped part: the number of a file, and an offset in it.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Cursor {
     pub(super) file: u64,
@@ -35,7 +35,7 @@ pub(super) struct Batch {
     pub(super) unreadable: usize,
     /// The cursor after this batch, to be stored once it is shipped.
     pub(super) next: Cursor,
-    /// Nothing more was there.
+    /// True if nothing more was there.
     pub(super) last: bool,
 }
 
@@ -48,7 +48,7 @@ impl Folder {
         &self.0
     }
 
-    /// Makes the folder if it is not there.
+    /// Creates the folder if it does not exist.
     pub(super) fn make(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
     }
@@ -57,7 +57,7 @@ impl Folder {
         self.0.join(format!("{number:012}.jsonl"))
     }
 
-    /// The numbers of the files that are there, lowest first.
+    /// The numbers of the files, lowest first.
     pub(super) fn numbers(&self) -> io::Result<Vec<u64>> {
         let entries = match fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -74,8 +74,8 @@ impl Folder {
         Ok(numbers)
     }
 
-    /// Up to where the files were shipped. Without a readable cursor it is the beginning: what is
-    /// shipped twice is kept once.
+    /// The shipper's cursor. Without a readable one it is the beginning: an event shipped twice is
+    /// stored once.
     pub(super) fn cursor(&self) -> Cursor {
         let read = fs::read(self.0.join("cursor")).ok();
         read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
@@ -100,10 +100,10 @@ impl Folder {
         Ok(before)
     }
 
-    /// Reads up to `limit` records from the cursor on, whole lines only.
+    /// Reads up to `limit` events from the cursor on, whole lines only.
     pub(super) fn read(&self, limit: usize) -> io::Result<Batch> {
-        // A file is left for good before the next one is made: what is there before it is read ends
-        // all those before it.
+        // A file is finished before the next one is begun: once a later number is listed, the
+        // earlier files grow no more.
         let numbers = self.numbers()?;
         let mut next = self.cursor();
         let mut batch = Batch { records: Vec::new(), unreadable: 0, next, last: true };
@@ -160,8 +160,8 @@ impl Folder {
     }
 }
 
-/// The whole lines of a chunk of a file, and how many bytes the chunk had. What has no end within a
-/// chunk is no line of ours, and is given as if it were one.
+/// The whole lines of a chunk of a file, and the bytes that the chunk had. A chunk without a line
+/// end is no line of ours, and is returned as if it were one.
 fn lines(path: &Path, offset: u64) -> io::Result<(Vec<u8>, usize)> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(folder.unshipped().unwrap(), 2);
         let rest = folder.read(3).unwrap();
         assert_eq!((&rest.records[..], rest.last), (&all[3..], true));
-        // Not noted, as after a crash: the same again.
+        // The cursor was not stored, as after a crash: the same again.
         assert_eq!(folder.read(3).unwrap().records, rest.records);
         folder.put_cursor(rest.next).unwrap();
         assert!(folder.read(3).unwrap().records.is_empty());

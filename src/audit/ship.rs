@@ -1,5 +1,5 @@
-//! From the files into the database. A crash at any moment leads to the same records being shipped
-//! again, and the database keeps each once.
+//! Shipping: from the files into the database. After a crash the same events are shipped again, and
+//! the database stores each once.
 
 use std::{io, sync::Arc};
 
@@ -10,8 +10,8 @@ use super::{AuditEvent, Trail, folder::Cursor};
 /// Events that go into the database at once.
 pub const BATCH: usize = 500;
 
-/// Ships what lies in the files to whoever takes it, up to [`BATCH`] records, and removes the files
-/// that are not needed any more. Returns how many records were shipped; fewer than [`BATCH`] when nothing more was there.
+/// Ships up to [`BATCH`] events and removes the files that are not needed any more. Returns the
+/// number of events shipped; fewer than [`BATCH`] if nothing more was there.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
-//! The audit file: a thread of its own takes records, writes all that wait as one batch, and then
-//! answers those who wait for theirs. What was written survives the death of the process; a second
-//! thread brings it to the disk within about a second, and nobody waits for that.
+//! The audit file. A writer thread appends all waiting events as one batch and then answers their
+//! callers. Written events survive the death of the process; a second thread brings them to the
+//! disk within about a second, and no caller waits for that.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -50,14 +50,14 @@ pub struct Trail {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Events shipped, out of those that [`Condition`] counts as written.
     shipped: AtomicU64,
-    /// One after the other, so that the cursor never goes back.
+    /// Only one shipper at a time, so that the cursor never goes back.
     pub(super) shipping: tokio::sync::Mutex<()>,
 }
 
 /// The condition of the file, shared with the threads.
 #[derive(Debug, Default)]
 struct Condition {
-    /// The last record was not written.
+    /// The last event was not written.
     failing: AtomicBool,
     /// The last fsync failed: written events may never reach the disk.
     unsynced: AtomicBool,
@@ -79,12 +79,12 @@ impl Condition {
 
 enum Message {
     Entry(Entry),
-    /// Answered once all that came before is written, or is known not to be.
+    /// Answered once all earlier events are written, or are known not to be.
     Flush(oneshot::Sender<()>),
     Close,
 }
 
-/// A record that waits to be written.
+/// An event that waits to be written.
 struct Entry {
     line: Vec<u8>,
     /// The waiting caller; none for an event that has happened already.
@@ -99,8 +99,8 @@ impl Entry {
 }
 
 impl Trail {
-    /// Opens the audit folder of a state directory, makes it if need be, and starts the threads. The
-    /// first record begins a file of its own.
+    /// Opens the audit folder of a state directory, creates it if need be, and starts the threads.
+    /// The first event begins a file of its own.
     pub fn open(state_dir: &Path, clock: Clock) -> io::Result<Self> {
         let folder = Folder::of(state_dir);
         folder.make()?;
@@ -128,7 +128,7 @@ impl Trail {
         self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_written())?;
         match timeout(WRITE_TIMEOUT, written).await {
             Ok(Ok(())) => Ok(()),
-            // The thread knows better than we how the file is.
+            // The writer has set the condition already.
             Ok(Err(_)) => Err(NotWritten),
             Err(_) => Err(self.not_written()),
         }
@@ -176,26 +176,26 @@ impl Trail {
         self.condition.written.load(Ordering::Acquire)
     }
 
-    /// Some more records are in the database.
+    /// Counts events that were shipped.
     pub(super) fn add_shipped(&self, count: usize) {
         let shipped = self.shipped.load(Ordering::Relaxed).saturating_add(count as u64);
         self.shipped.store(shipped.min(self.written()), Ordering::Relaxed);
     }
 
-    /// All that had been written then is in the database, or lost with its file.
+    /// Counts all events up to `written` as shipped: in the database, or lost with their file.
     pub(super) fn all_shipped(&self, written: u64) {
         self.shipped.fetch_max(written, Ordering::Relaxed);
     }
 
-    /// Compares a text with what stood under its name before, and notes it in its place. None when
-    /// nothing stood there.
+    /// Stores a text under a name, and tells whether it differs from the one before. None if there
+    /// was none.
     pub fn note_change(&self, name: &str, text: &str) -> io::Result<Option<bool>> {
         let before = self.folder.note(name, text)?;
         Ok(before.map(|before| before != text))
     }
 
-    /// Writes what waits, brings it to the disk, and ends the threads. Blocks until that is done;
-    /// nothing is accepted afterwards.
+    /// Writes the waiting events, syncs them, and ends the threads. Blocks until that is done;
+    /// nothing is written afterwards.
     pub fn close(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
@@ -249,27 +249,27 @@ struct Writer {
     /// The number of the last file.
     number: u64,
     current: Option<Current>,
-    /// To the thread that brings files to the disk.
+    /// Hands files to the sync thread.
     to_sync: Sender<Arc<File>>,
     syncer: JoinHandle<()>,
     clock: Clock,
     last_sync: Stopwatch,
-    /// Something was written since.
+    /// True if something was written since the last sync.
     dirty: bool,
 }
 
-/// The file that is written to.
+/// The file in use.
 struct Current {
     file: Arc<File>,
     path: PathBuf,
     size: u64,
-    /// A write failed half-way: the next one begins a line.
+    /// A write failed half-way: the next one begins with a line end.
     torn: bool,
 }
 
-/// Why a batch was not written.
+/// Errors of writing a batch.
 enum Failed {
-    /// The file is not where it was: another one may do.
+    /// The file is gone from its place: another one may do.
     Gone,
     Io(io::Error),
 }
@@ -332,7 +332,7 @@ impl Writer {
         }
     }
 
-    /// Writes a batch and answers those who wait for it.
+    /// Writes a batch and answers the waiting callers.
     fn write_all(&mut self, batch: Vec<Entry>) {
         let mut lines = Vec::with_capacity(batch.iter().map(|entry| entry.line.len()).sum());
         for entry in &batch {
@@ -358,7 +358,7 @@ impl Writer {
                 let folder = self.folder.path().display();
                 tracing::error!(%error, "{folder}: cannot write audit events: no token is handed out");
             }
-            // Those who wait hear it by this: their channels close.
+            // Waiting callers learn it from their closed channels.
             batch.iter().filter(|entry| entry.waits.is_none()).for_each(log_lost);
             return;
         }
@@ -392,7 +392,7 @@ impl Writer {
         if let Err(error) = begun.and_then(|()| (&*current.file).write_all(lines)) {
             current.torn = true;
             if current.size == 0 {
-                // Lest each attempt leave a file behind.
+                // Or each attempt would leave a file behind.
                 let _ = fs::remove_file(&current.path);
                 self.current = None;
             }
@@ -408,7 +408,7 @@ impl Writer {
         }
     }
 
-    /// Begins a file that no other was before: neither one that is there, nor one that was shipped.
+    /// Begins a file with a new number: higher than any that exists or was shipped.
     fn begin_file(&mut self) -> io::Result<Current> {
         self.folder.make()?;
         let highest = self.folder.numbers()?.last().copied().unwrap_or_default();
@@ -430,7 +430,7 @@ impl Writer {
     }
 
     fn hand_to_sync(&mut self, file: Arc<File>) {
-        // It ends only after we have closed the channel.
+        // The sync thread ends only after its channel is closed.
         let _ = self.to_sync.send(file);
         self.last_sync = self.clock.stopwatch();
     }
@@ -445,7 +445,7 @@ impl Writer {
     }
 }
 
-/// Brings files to the disk, and the folder that names them.
+/// The sync thread: syncs each file, and the folder that names it.
 fn sync(files: &Receiver<Arc<File>>, folder: &Path, condition: &Condition) {
     while let Ok(file) = files.recv() {
         let synced = file.sync_data().and_then(|()| File::open(folder)?.sync_all());

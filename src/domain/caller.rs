@@ -25,14 +25,14 @@ words! {
     }
 }
 
-/// Names: one, or all with the same beginning, which is followed by `*`. It says which connections a
-/// service may use, and which services may use a client.
+/// A pattern of names: one name, or a beginning that is followed by `*`. It limits the connections
+/// of a service, and the services of a client.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, example = "avito-*")]
 pub struct Pattern(String);
 
-/// Why a text is not a [`Pattern`].
+/// A text is not a [`Pattern`].
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a pattern: use a name, or a beginning of one followed by `*`")]
 pub struct NotAPattern(String);
@@ -88,7 +88,7 @@ pub struct Service {
     pub connections: Vec<Pattern>,
     /// The verbs it has on them.
     pub verbs: BTreeSet<Verb>,
-    /// When it was made.
+    /// The time it was made.
     pub created_at: Timestamp,
 }
 
@@ -109,7 +109,7 @@ impl Service {
 pub struct Operator {
     /// The name in records.
     pub name: Slug,
-    /// When they were made.
+    /// The time they were made.
     pub created_at: Timestamp,
 }
 
@@ -133,7 +133,7 @@ pub struct Requester {
     pub name: Slug,
 }
 
-/// Why a text is not a [`Requester`].
+/// A text is not a [`Requester`].
 #[derive(Debug, thiserror::Error)]
 #[error("not the name of an operator or service after the word for which of them it is")]
 pub struct NotARequester;
@@ -167,9 +167,9 @@ pub struct StoredKey {
     pub owner: Slug,
     /// The digest of the whole key.
     pub digest: Digest,
-    /// When it was made.
+    /// The time it was made.
     pub created_at: Timestamp,
-    /// When it ends; none for never.
+    /// The time it ends; none for never.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -193,7 +193,7 @@ pub fn new_key(
     (key, stored)
 }
 
-/// The public id within a key that a caller shows, if it has the form of one.
+/// The public id in a key, if it has the form of one.
 pub fn key_id(shown: &str) -> Option<&str> {
     let rest = shown.strip_prefix("tbs_").or_else(|| shown.strip_prefix("tbo_"))?;
     let (id, secret) = rest.split_once('_')?;

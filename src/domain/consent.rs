@@ -21,7 +21,8 @@ pub const OWN_LINK_LIFE: Duration = Duration::from_mins(10);
 /// The time that a person may take at the provider.
 pub const CONSENT_LIFE: Duration = Duration::from_mins(10);
 
-/// For how long the code of a callback may still bring a grant: longer than its exchange takes.
+/// The time for which the code of a callback may still bring a grant: longer than its exchange
+/// takes.
 pub const EXCHANGE_LIFE: Duration = Duration::from_mins(10);
 
 /// The time after which an unconfirmed account's tokens are deleted.
@@ -102,14 +103,14 @@ impl From<Outcome> for Ending {
     }
 }
 
-/// The scopes that were asked for and not granted. A provider that grants what was asked for need not
-/// repeat it (RFC 6749 section 5.1); what it says is compared whole.
+/// Scopes that were asked for and not granted. A provider that grants all of them need not repeat
+/// them (RFC 6749 section 5.1); a list that it gives is compared whole.
 pub fn missing_scopes<'a>(asked: &'a [String], granted: &[String]) -> Vec<&'a str> {
     let missing = asked.iter().filter(|scope| !granted.contains(scope));
     missing.map(String::as_str).collect()
 }
 
-/// The scopes that were granted and not asked for; none where nothing was asked for, because the
+/// Scopes that were granted and not asked for; none where no scope was asked for, because the
 /// client's registration fixes them.
 pub fn extra_scopes<'a>(asked: &[String], granted: &'a [String]) -> Vec<&'a str> {
     let extra = granted.iter().filter(|scope| !asked.is_empty() && !asked.contains(scope));
@@ -133,9 +134,9 @@ pub struct ConsentLink {
     pub return_to: Option<Url>,
     /// Made by an operator for their own browser: their consent is its own confirmation.
     pub own_browser: bool,
-    /// When it was made.
+    /// The time it was made.
     pub created_at: Timestamp,
-    /// When it ends.
+    /// The time it ends.
     pub expires_at: Timestamp,
     /// The browser that pressed first; no other may go on.
     pub browser: Option<Digest>,
@@ -143,7 +144,7 @@ pub struct ConsentLink {
     pub outcome: Option<Outcome>,
     /// The account of its grant, by the provider's id; none where that is not known.
     pub account: Option<String>,
-    /// When its grant was stored; a spent link starts nothing.
+    /// The time its grant was stored; a spent link starts nothing.
     pub spent_at: Option<Timestamp>,
 }
 
@@ -166,9 +167,9 @@ pub struct Consent {
     pub verifier: Option<Sealed>,
     /// The link's secret, sealed as field `secret` of the link: the way back to its page.
     pub link_secret: Sealed,
-    /// When the person pressed.
+    /// The time of the press.
     pub started_at: Timestamp,
-    /// When the attempt ends.
+    /// The time the attempt ends.
     pub expires_at: Timestamp,
 }
 
@@ -183,8 +184,8 @@ pub struct KeyExchange {
     pub client: Slug,
     /// The account host that was asked; the callback must name the same.
     pub account_host: String,
-    /// When the exchange was asked for.
+    /// The time the exchange was asked for.
     pub requested_at: Timestamp,
-    /// When it is given up.
+    /// The time it is given up.
     pub expires_at: Timestamp,
 }

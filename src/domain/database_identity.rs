@@ -21,11 +21,11 @@ pub struct Epoch {
 /// A database's statement of itself. A missing value is unknown and is not compared.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
-    /// Random, made with the schema.
+    /// A random name, made with the schema.
     pub deployment: String,
-    /// The cluster that the database itself remembers to have been accepted on.
+    /// The cluster that the database was last accepted on, by its own record.
     pub home: Option<String>,
-    /// The cluster that it lies on: PostgreSQL's system identifier.
+    /// The cluster it lies on: PostgreSQL's system identifier.
     pub system: Option<String>,
     /// The timeline of the cluster's write-ahead log; a standby that is promoted begins another.
     pub timeline: Option<String>,
@@ -67,26 +67,26 @@ impl Watermark {
 /// The comparison of a database with the last view of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Comparison {
-    /// Nothing was seen before: a new replica.
+    /// A new replica: there is no last view.
     First,
-    /// As it was, or further on.
+    /// The same, perhaps further on.
     Same,
     /// Further on, after a standby was promoted.
     Failover,
     /// Another replica found a mismatch meanwhile, and has quarantined all connections.
     Noticed,
-    /// Not to be trusted with a refresh.
+    /// No token of it may be presented.
     Mismatched(Mismatch),
 }
 
 /// The reason why the refresh tokens of a database are not presented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mismatch {
-    /// It is another database than the one that was served.
+    /// Another database than the one that was served.
     Clone,
-    /// It lies on another cluster: a dump was restored there, or the database has moved.
+    /// Another cluster: a dump was restored there, or the database has moved.
     Moved,
-    /// Grants that were stored are missing from it.
+    /// Stored grants are missing.
     Restored {
         /// Their number, if it is known.
         missing: Option<u64>,
@@ -129,8 +129,7 @@ impl fmt::Display for Mismatch {
 
 /// Compares the identity found with the last view of it.
 pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
-    // The database's own memory of its cluster tells a copy even to a replica that has never seen
-    // it before.
+    // The database's own record of its cluster shows a copy even to a new replica.
     let moved = differ(found.home.as_ref(), found.system.as_ref());
     let Some(seen) = last_seen else {
         return if moved { Comparison::Mismatched(Mismatch::Moved) } else { Comparison::First };

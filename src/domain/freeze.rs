@@ -1,5 +1,4 @@
-//! Freezes: what operators have stopped serving at once, and what that covers. Nothing here reads a
-//! clock or a database.
+//! Freezes: clients, connections, providers and services that operators have stopped serving. Pure.
 
 use std::collections::BTreeMap;
 
@@ -57,12 +56,12 @@ impl FromIterator<Freeze> for Freezes {
 }
 
 impl Freezes {
-    /// How many there are.
+    /// The number of freezes.
     pub fn count(&self) -> usize {
         self.0.values().map(BTreeMap::len).sum()
     }
 
-    /// Every one, by kind and name.
+    /// Every freeze, by kind and name.
     pub fn iter(&self) -> impl Iterator<Item = &Freeze> {
         self.0.values().flat_map(BTreeMap::values)
     }

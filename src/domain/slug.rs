@@ -1,4 +1,4 @@
-//! The one rule for every name that an operator chooses.
+//! Slugs: the one rule for every name that an operator chooses.
 
 use std::{borrow::Borrow, fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct Slug(String);
 
-/// Why a text is not a [`Slug`].
+/// A text is not a [`Slug`].
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{0}` is not a name: use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter or a digit"

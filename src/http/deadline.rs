@@ -1,5 +1,5 @@
-//! Clients that take their time: a body that does not arrive, an answer that nobody reads. Each ends
-//! after a time that counts as a whole, so that a byte now and then buys nothing.
+//! Deadlines for slow clients. Receiving a request body and writing an answer each have one for the
+//! whole, so that a byte now and then buys no time.
 
 use std::{
     io::{self, IoSlice},
@@ -35,8 +35,8 @@ pub(super) fn body_deadline(body: Incoming, limit: Duration) -> Body {
     Body::from_stream(parts)
 }
 
-/// A stream whose writing fails unless what is to be written is taken within `limit` of when it
-/// first is not.
+/// A stream whose writing fails unless the client takes it within `limit` of the first write that
+/// has to wait.
 pub(super) struct WriteDeadline<S> {
     stream: S,
     limit: Duration,
@@ -102,7 +102,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if matches!(flushed, Poll::Ready(Ok(()))) {
-            // Asked for when everything is written.
+            // `hyper` flushes when everything is written.
             self.waiting = None;
         }
         self.poll_deadline(context, flushed)

@@ -78,3 +78,38 @@ fn describe(error: &serde_json::Error) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::domain::slug::Slug;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only their errors are read")]
+    struct Asked {
+        name: Slug,
+        count: Option<u32>,
+    }
+
+    /// The sentences of `serde_json` that `describe` takes apart: an upgrade may reword them.
+    #[test]
+    fn each_sentence_names_the_member_and_never_the_value() {
+        for (body, expected) in [
+            (r#"{"name":"a","nme":"secret"}"#, "unknown field `nme`, expected `name` or `count`"),
+            ("{}", "missing field `name`"),
+            (r#"{"name":["secret"]}"#, "expected a string"),
+            (r#"{"name":"a","count":"secret"}"#, "expected u32"),
+            (r#"{"name":"Not A Name"}"#, "a value is not a name"),
+        ] {
+            let error = serde_json::from_str::<Asked>(body).err().unwrap();
+            let described = describe(&error);
+            let said = described.strip_prefix("the body does not fit: ").unwrap();
+            assert!(said.starts_with(expected), "{body}: {said}");
+        }
+        let error = serde_json::from_str::<Asked>("{\n\"name\": secret}").err().unwrap();
+        assert_eq!(describe(&error), "the body is not valid JSON (line 2, column 9)");
+    }
+}

@@ -1,4 +1,4 @@
-//! Small files that are replaced whole.
+//! Atomic replacement of small files.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -7,13 +7,13 @@ use std::{
     path::Path,
 };
 
-/// Puts `bytes` in the place of a file, and waits until that is on the disk: a crash leaves the one or
-/// the other. The new file is its owner's alone until `dress` gives it to others.
+/// Replaces a file atomically and waits until that is on the disk: a crash leaves the old or the
+/// new one. The new file is its owner's alone until `dress` changes its permissions.
 ///
 /// # Errors
 ///
-/// When the disk fails. What was there before stays, unless only the folder could not be synced: then
-/// a power cut may bring it back.
+/// When the disk fails. The old file stays, unless only the folder could not be synced: then a
+/// power cut may bring it back.
 pub(crate) fn replace(
     path: &Path,
     bytes: &[u8],
@@ -35,7 +35,7 @@ pub(crate) fn replace(
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     write().inspect_err(|_| {
-        // It is of no use without its place; the old file stands.
+        // The new file is useless without its place; the old file stands.
         let _ = fs::remove_file(&beside);
     })
 }

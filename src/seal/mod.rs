@@ -52,7 +52,7 @@ impl Sealed {
         &self.0
     }
 
-    /// The id of the key that opens this value, if it looks like a sealed value at all.
+    /// The id of the key that opens this value, if it has the form of a sealed value.
     pub fn key_id(&self) -> Option<&str> {
         let mut parts = self.0.split('.');
         (parts.next() == Some("v1")).then(|| parts.next()).flatten()
@@ -89,7 +89,7 @@ impl Place<'_> {
     }
 }
 
-/// Why a sealed value did not open.
+/// Errors of opening a sealed value.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The text is not a sealed value of a format we know.
@@ -106,7 +106,7 @@ pub enum OpenError {
 struct Key {
     id: String,
     bytes: SecretBox<[u8; KEY_LEN]>,
-    /// Added to the file, and not yet to seal with.
+    /// The key was added to the file, but does not seal yet.
     waits: bool,
 }
 
@@ -133,10 +133,10 @@ pub struct Keyring {
     file: Option<Mutex<Followed>>,
 }
 
-/// The file that a ring was read from, as it was last seen.
+/// The file that a ring was read from, with its state at that time.
 struct Followed {
     path: PathBuf,
-    /// None while the file is to be read again whatever it looks like.
+    /// None if the file has to be read again in any case.
     stamp: Option<Stamp>,
     problem: Option<String>,
 }
@@ -147,9 +147,9 @@ impl Keyring {
         Self { keys: RwLock::new(Arc::new(vec![Arc::new(Key::generate())])), file: None }
     }
 
-    /// Reads a key file: one key a line, `<key id> <base64url of 32 bytes>`, the sealing key
-    /// first; empty lines and lines that begin with `#` are passed over. A line may end in the word
-    /// `new`: its key waits for `keys rotate` to put it first, and opens meanwhile.
+    /// Reads a key file: one key a line, `<key id> <base64url of 32 bytes>`, the sealing key first;
+    /// empty lines and lines that begin with `#` are skipped. A key whose line ends in the word
+    /// `new` waits for `keys rotate` to put it first, and opens meanwhile.
     ///
     /// # Errors
     ///
@@ -160,11 +160,11 @@ impl Keyring {
         Ok(Self { keys: RwLock::new(Arc::new(keys)), file: Some(Mutex::new(file)) })
     }
 
-    /// Reads the key file again if it has changed since it was last read. A key that it has lost is
-    /// held until the process ends: what was sealed with it goes on opening. A file that cannot be
-    /// read, or has nothing in common with what is held, changes nothing, and the log says so once.
+    /// Reads the key file again if it has changed. A key that is gone from it is held until the
+    /// process ends, so that its values still open. A file that cannot be read, or has no key in
+    /// common with the ring, changes nothing and is logged once.
     ///
-    /// Looks at the disk, for a file of a few lines.
+    /// Blocks for reading a file of a few lines.
     pub fn reload_if_changed(&self) {
         let Some(file) = &self.file else { return };
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -281,8 +281,8 @@ impl Keyring {
         Sealed(format!("v1.{}.{}", key.id, URL_SAFE_NO_PAD.encode(payload)))
     }
 
-    /// Opens a sealed value in its place, after another look at the key file where its key is not
-    /// known.
+    /// Opens a sealed value in its place; reads the key file again first if its key is not in the
+    /// ring.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Random secrets, and the digests by which they are known once they have been handed out.
+//! Random secrets, and the digests that stand for them in the store.
 
 use std::{fmt, str::FromStr};
 
@@ -26,9 +26,9 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// The SHA-256 digest of a secret: all that the store keeps of a key, a state or a link.
+/// The SHA-256 digest of a secret, which the store keeps in place of a key, a state or a link.
 ///
-/// Equality takes the same time wherever the difference lies.
+/// Comparison takes constant time.
 #[derive(Clone, Copy)]
 pub struct Digest([u8; 32]);
 
@@ -51,7 +51,7 @@ impl Digest {
         &self.0
     }
 
-    /// The first 16 hexadecimal digits: enough to tell tokens apart, too little to be of use.
+    /// The first 16 hexadecimal digits: enough to tell tokens apart, too few to be of use.
     pub fn fingerprint(&self) -> String {
         let mut text = self.to_string();
         text.truncate(16);

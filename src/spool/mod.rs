@@ -28,31 +28,31 @@ use crate::{
     seal::Sealed,
 };
 
-/// The room that is made for a grant before it is asked for, in bytes: two tokens of the largest
-/// size that is taken, sealed, and what is written about them.
+/// The size of a reserved file, in bytes: two sealed tokens of the largest size, and the rest of
+/// the entry.
 const ROOM: usize = 64 * 1024;
 
-/// The name of the folder beside it for grants that do not open.
+/// The folder beside the spool for grants that do not open.
 const UNOPENED: &str = "unopened";
 
-/// The folder of grants that are on their way into the database.
+/// The folder of the spooled grants.
 #[derive(Clone, Debug)]
 pub struct Spool {
     folder: PathBuf,
-    /// The grants that are in the database.
+    /// The folder of the committed grants.
     stored: PathBuf,
 }
 
-/// A grant as it lies in the spool.
+/// A grant in the spool.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The connection.
     pub connection: ConnectionId,
-    /// The account that it was asked for, where that was known.
+    /// The account that was expected, if it was known.
     pub account: Option<String>,
     /// The grant, sealed for its generation.
     pub grant: HeldGrant,
-    /// When the next refresh is due.
+    /// The time of the next refresh.
     pub refresh_at: Option<Timestamp>,
 }
 
@@ -76,7 +76,7 @@ impl Spool {
     /// The time for which a grant is remembered after it was stored.
     pub const REMEMBERED: Duration = Duration::from_mins(15);
 
-    /// Opens the spool of a state directory, and makes it if need be.
+    /// Opens the spool of a state directory, and creates it if need be.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let spool = Self { folder: state_dir.join("spool"), stored: state_dir.join("stored") };
         for folder in [&spool.folder, &spool.stored] {
@@ -85,7 +85,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Makes room for the grant of an attempt: after this, keeping it needs no more space.
+    /// Reserves disk space for the grant of an attempt: writing it later needs no more.
     ///
     /// # Errors
     ///
@@ -94,7 +94,7 @@ impl Spool {
         let path = self.folder.join(attempt);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let slot = Reservation { path: Some(path), stored: self.stored.clone(), file };
-        // Zeros that are on the disk cannot fail to be overwritten for want of space.
+        // Overwriting zeros that are on the disk cannot fail for want of space.
         slot.write(&vec![0; ROOM])?;
         File::open(&self.folder)?.sync_all()?;
         Ok(slot)
@@ -113,7 +113,7 @@ impl Spool {
                 [] => kept.remove(),
                 bytes => match read(bytes) {
                     Some(entry) => entries.push((entry, kept)),
-                    // Torn by a crash, most likely: nothing relied on it, and nothing is thrown away.
+                    // Torn by a crash, most likely: nothing relied on it, but it is kept.
                     None => kept.set_aside(),
                 },
             }
@@ -121,11 +121,11 @@ impl Spool {
         Ok(entries)
     }
 
-    /// The grants that were stored within [`Spool::REMEMBERED`], the oldest generations first.
+    /// The grants committed within [`Spool::REMEMBERED`], the oldest generations first.
     pub fn remembered(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.stored)? {
-            // One that is removed at this moment is too old.
+            // A file that is removed at this moment is too old.
             let bytes = fs::read(file?.path()).unwrap_or_default();
             entries.extend(read(&bytes));
         }
@@ -133,7 +133,7 @@ impl Spool {
         Ok(entries)
     }
 
-    /// Removes the grants that were stored longer ago than [`Spool::REMEMBERED`].
+    /// Removes the grants committed longer ago than [`Spool::REMEMBERED`].
     pub fn sweep(&self) -> io::Result<()> {
         for file in fs::read_dir(&self.stored)? {
             let file = file?;
@@ -145,7 +145,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes every grant of a connection, also those that are stored or were put aside.
+    /// Removes every grant of a connection, also committed ones and those set aside.
     pub fn erase(&self, connection: ConnectionId) -> io::Result<()> {
         erase(&self.folder, connection)?;
         erase(&self.stored, connection)?;
@@ -161,7 +161,7 @@ fn erase(folder: &Path, connection: ConnectionId) -> io::Result<()> {
     };
     for file in files {
         let path = file?.path();
-        // One that is gone by now was not ours to remove.
+        // A file that is gone by now was not ours to remove.
         let Ok(bytes) = fs::read(&path) else { continue };
         if read(&bytes).is_some_and(|entry| entry.connection == connection) {
             fs::remove_file(&path)?;
@@ -170,10 +170,10 @@ fn erase(folder: &Path, connection: ConnectionId) -> io::Result<()> {
     Ok(())
 }
 
-/// Room for one grant. Dropping it unused gives the room back.
+/// Disk space for one grant. Dropping it unused removes the file.
 #[derive(Debug)]
 pub struct Reservation {
-    /// None once the file is a grant's.
+    /// None once the file holds a grant.
     path: Option<PathBuf>,
     stored: PathBuf,
     file: File,
@@ -184,7 +184,7 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// When the disk fails; the room is given back then.
+    /// When the disk fails; the space is released then.
     pub fn keep(mut self, entry: &Entry) -> io::Result<SpooledGrant> {
         let Entry { connection, account, grant, refresh_at } = entry;
         let origin = grant.origin.as_ref();
@@ -222,7 +222,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            // A file that stays is empty of tokens, and goes at the next start.
+            // A file that cannot be removed holds no token, and goes at the next start.
             let _ = fs::remove_file(path);
         }
     }
@@ -238,8 +238,8 @@ pub struct SpooledGrant {
 }
 
 impl SpooledGrant {
-    /// Puts aside a grant that does not open: it was received, and is not thrown away. It lies in
-    /// `unopened` beside the spool, for an operator.
+    /// Sets aside a grant that does not open, in the folder `unopened` beside the spool, for an
+    /// operator: a received grant is never thrown away.
     pub fn set_aside(self) {
         let aside = || {
             let (folder, name) =
@@ -252,11 +252,11 @@ impl SpooledGrant {
         }
     }
 
-    /// The grant is in the database: it is only remembered for a while.
+    /// Marks the grant as committed: it is remembered for a while.
     pub fn mark_committed(self) {
         let Some(name) = self.path.file_name() else { return };
         let settled = OpenOptions::new().write(true).open(&self.path).and_then(|file| {
-            // The room that was made for it is given back, and its age counts from now.
+            // The rest of the reserved space is released, and the file's age counts from now.
             file.set_len(self.length as u64)?;
             fs::rename(&self.path, self.stored.join(name))
         });
@@ -267,7 +267,7 @@ impl SpooledGrant {
 
     /// Removes the grant, which is of no use any more.
     pub fn remove(self) {
-        // It may be gone with its connection.
+        // The file may be gone with its connection.
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
