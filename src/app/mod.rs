@@ -7,7 +7,13 @@ mod error;
 mod sealing;
 pub mod state_dir;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use secrecy::SecretString;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
@@ -29,7 +35,7 @@ use crate::{
         self,
         server::{self, Limits},
     },
-    provider::{Outbound, TrustAnchors},
+    provider::{Network, Outbound, TrustAnchors, client::Client},
     spool::Spool,
     store::{SchemaStatus, Store, StoreError},
 };
@@ -134,6 +140,13 @@ fn same_deployment(ours: &Slug, named: &str) -> Result<(), StartError> {
     )))
 }
 
+/// The titles of the providers that are reached on loopback only: simulators, most likely.
+fn loopback_titles(clients: &BTreeMap<Slug, Arc<Client>>) -> BTreeSet<String> {
+    let profiles = clients.values().map(|client| &client.profile);
+    let loopback = profiles.filter(|profile| matches!(profile.network, Network::Loopback));
+    loopback.map(|profile| profile.title.clone()).collect()
+}
+
 /// A broker that is ready to serve.
 #[derive(Debug)]
 pub struct App {
@@ -190,6 +203,7 @@ impl App {
                  database is the newest, remove it"
             ))
         })?;
+        let loopback = loopback_titles(&config.clients);
         let longest = config.clients.values().map(|client| client.profile.token.timeout).max();
         let drain = longest.unwrap_or_default() * LONGEST_CHAIN + COMMIT_GRACE;
         let broker = Broker::start(Parts {
@@ -213,7 +227,7 @@ impl App {
             error => StartError::Unavailable(error.to_string()),
         })?;
         broker.note_start().await;
-        for title in broker.loopback_providers() {
+        for title in loopback {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }
         let shutdown = CancellationToken::new();

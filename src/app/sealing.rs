@@ -7,13 +7,13 @@ use secrecy::SecretString;
 use super::{error::StartError, migrate};
 use crate::{
     config::{Config, Database},
-    seal::{KeyFileError, Keyring, Place, Sealed},
+    seal::{KeyFileError, Keyring, SealContext, Sealed, SealedField},
     store::{SchemaStatus, Store, StoreError},
 };
 
 /// The place of the sealed sample that shows a foreign key before anything is changed.
-const SEALING_CHECK: Place<'static> =
-    Place { record: "database", field: "sealing_check", generation: 0 };
+const SEALING_CHECK: SealContext<'static> =
+    SealContext { record: "database", field: SealedField::SealingCheck, generation: 0 };
 
 /// Reads the sealing keys and checks that they fit the database. None if a new SQLite database has
 /// yet to make its own. Changes nothing.
@@ -30,7 +30,7 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
         SchemaStatus::Newer { found, known } => {
             return Err(StoreError::NewerSchema { found, known }.into());
         }
-        _ => store.meta(SEALING_CHECK.field).await?,
+        _ => store.meta(SEALING_CHECK.field.as_str()).await?,
     };
     let keyring = match Keyring::read(path) {
         Ok(keyring) => keyring,
@@ -103,7 +103,7 @@ pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyri
         keyring
     };
     let ours = keyring.seal(SEALING_CHECK, &SecretString::from("sealed with the right key"));
-    let stands = store.put_meta_if_absent(SEALING_CHECK.field, ours.as_str()).await?;
+    let stands = store.put_meta_if_absent(SEALING_CHECK.field.as_str(), ours.as_str()).await?;
     if stands != ours.as_str() {
         // Ours may be late, or one of many: the key must open the sample that stands.
         keyring.open(SEALING_CHECK, &Sealed::from_stored(stands)).map_err(|error| {

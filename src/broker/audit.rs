@@ -1,23 +1,27 @@
 //! What the broker puts on record, and the way of the records into the store.
 
 use std::{
-    collections::HashMap,
     fmt::Write as _,
-    hash::Hash,
     io,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{task::spawn_blocking, time::timeout};
 
-use super::{Broker, BrokerError};
+use super::{BrokerError, clients::Clients, limits::per_minute::PerMinuteLimiter};
 use crate::{
-    audit::{self, Actor, AuditEvent, BATCH, EventKind, FileHealth, StoredEvent},
-    clock::BootInstant,
-    domain::connection::Connection,
+    audit::{self, Actor, AuditEvent, BATCH, EventKind, FileHealth, StoredEvent, Trail},
+    clock::Clock,
+    domain::{
+        connection::{Connection, ConnectionId},
+        consent::{Ending, Outcome},
+    },
     seal::secret::Digest,
-    store::StoreError,
+    store::{Store, StoreError},
 };
 
 /// How many refusals of people we know nothing of are recorded in a minute; more are counted only.
@@ -31,39 +35,6 @@ const MAX_REFUSALS_OF_CONNECTION: u32 = 10;
 /// How long the end waits for the database to take the last records. The next start ships the rest.
 const LAST_SHIPPING: Duration = Duration::from_secs(5);
 
-/// Counts by the minute what people can cause as often as they like.
-#[derive(Debug)]
-pub(crate) struct PerMinuteLimiter<K>(Mutex<Minute<K>>);
-
-#[derive(Debug)]
-struct Minute<K> {
-    began: BootInstant,
-    admitted: HashMap<K, u32>,
-    left_out: u32,
-}
-
-impl<K: Eq + Hash> PerMinuteLimiter<K> {
-    pub(crate) fn new(now: BootInstant) -> Self {
-        Self(Mutex::new(Minute { began: now, admitted: HashMap::new(), left_out: 0 }))
-    }
-
-    /// Whether there is room for one more in this minute, of `most`; and, when a minute is over, for
-    /// how many there was none.
-    pub(crate) fn admits(&self, now: BootInstant, what: K, most: u32) -> (bool, u32) {
-        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut left_out = 0;
-        if now.since(minute.began) >= Duration::from_mins(1) {
-            left_out = minute.left_out;
-            *minute = Minute { began: now, admitted: HashMap::new(), left_out: 0 };
-        }
-        let admitted = minute.admitted.entry(what).or_default();
-        let room = *admitted < most;
-        *admitted += u32::from(room);
-        minute.left_out = minute.left_out.saturating_add(u32::from(!room));
-        (room, left_out)
-    }
-}
-
 /// Why audit records were not shipped. They stay where they are.
 #[derive(Debug, thiserror::Error)]
 pub enum ShipError {
@@ -75,14 +46,51 @@ pub enum ShipError {
     Store(#[from] StoreError),
 }
 
-impl Broker {
+/// The audit log: what the broker puts on record, in a file first and then in the store.
+#[derive(Debug)]
+pub(crate) struct AuditLog {
+    trail: Arc<Trail>,
+    store: Store,
+    clients: Arc<Clients>,
+    clock: Clock,
+    /// The time that the store keeps records.
+    retention: Duration,
+    /// The refusals recorded in this minute: of strangers, and of each connection.
+    refusals: PerMinuteLimiter<Option<ConnectionId>>,
+    /// The last attempt to ship records failed.
+    shipping_failed: AtomicBool,
+}
+
+impl AuditLog {
+    pub(crate) fn new(
+        trail: Trail,
+        store: Store,
+        clients: Arc<Clients>,
+        clock: Clock,
+        retention: Duration,
+    ) -> Self {
+        Self {
+            trail: Arc::new(trail),
+            store,
+            clients,
+            retention,
+            refusals: PerMinuteLimiter::new(clock.since_boot()),
+            clock,
+            shipping_failed: AtomicBool::new(false),
+        }
+    }
+
     /// A record of what happens now.
-    pub(crate) fn record(&self, kind: EventKind, by: &Actor) -> AuditEvent {
+    pub(crate) fn event(&self, kind: EventKind, by: &Actor) -> AuditEvent {
         AuditEvent::new(kind, by, self.clock.now())
     }
 
     /// The record, about this connection.
-    pub(crate) fn of(&self, record: AuditEvent, connection: &Connection) -> AuditEvent {
+    pub(crate) fn about_connection(
+        &self,
+        record: AuditEvent,
+        connection: &Connection,
+    ) -> AuditEvent {
         let record = record.about(connection.id, &connection.name);
         match self.clients.get(&connection.client) {
             Some(client) => record.at_provider(client.profile.name.as_str()),
@@ -91,20 +99,20 @@ impl Broker {
     }
 
     /// Hands in a record of what has happened: nothing waits for it.
-    pub(crate) fn note(&self, record: &AuditEvent) {
+    pub(crate) fn emit(&self, record: &AuditEvent) {
         self.trail.emit(record);
     }
 
     /// Hands in a record about a connection, with a few words.
-    pub(crate) fn note_of(
+    pub(crate) fn emit_for(
         &self,
         kind: EventKind,
         by: &Actor,
         connection: &Connection,
         detail: &str,
     ) {
-        let record = self.of(self.record(kind, by), connection);
-        self.note(&if detail.is_empty() { record } else { record.with_detail(detail) });
+        let record = self.about_connection(self.event(kind, by), connection);
+        self.emit(&if detail.is_empty() { record } else { record.with_detail(detail) });
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket.
@@ -117,34 +125,74 @@ impl Broker {
     pub(crate) fn record_refusal(&self, by: &Actor, connection: Option<&Connection>, why: &str) {
         let of = connection.map(|connection| connection.id);
         let most = if of.is_some() { MAX_REFUSALS_OF_CONNECTION } else { MAX_ANONYMOUS_REFUSALS };
-        let (admitted, left_out) = self.refused.admits(self.clock.since_boot(), of, most);
+        let (admitted, left_out) = self.refusals.admits(self.clock.since_boot(), of, most);
         if left_out > 0 {
             tracing::warn!(left_out, "more refusals in a minute than are recorded");
         }
         if admitted {
-            let record = self.record(EventKind::ConsentRefused, by).with_detail(why);
-            self.note(&match connection {
-                Some(connection) => self.of(record, connection),
+            let record = self.event(EventKind::ConsentRefused, by).with_detail(why);
+            self.emit(&match connection {
+                Some(connection) => self.about_connection(record, connection),
                 None => record,
             });
         }
     }
 
+    /// Records how an attempt at a consent ended.
+    pub(crate) fn record_ending(
+        &self,
+        by: &Actor,
+        connection: &Connection,
+        grant: Option<(String, i64)>,
+        ending: Result<&Ending, &BrokerError>,
+    ) {
+        let refused = match ending {
+            Err(BrokerError::Frozen(_)) => Some("frozen"),
+            Err(BrokerError::Conflict(_)) if connection.state.is_deleted() => Some("deleted"),
+            Err(BrokerError::Conflict(_)) => Some("quarantined"),
+            Err(BrokerError::Revoked) => Some("deleted"),
+            Err(BrokerError::Gone(_)) => Some("link ended"),
+            Err(BrokerError::Invalid(why)) => Some(why.as_str()),
+            _ => None,
+        };
+        let kind = match ending.map(|ending| ending.outcome) {
+            Ok(Outcome::Connected | Outcome::PendingConfirm) => EventKind::ConsentFinished,
+            Ok(Outcome::Denied) => EventKind::ConsentDenied,
+            Ok(Outcome::WrongAccount) => EventKind::AccountMismatch,
+            Err(_) if refused.is_some() => EventKind::ConsentRefused,
+            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => EventKind::ConsentFailed,
+        };
+        let detail = match ending {
+            Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
+            Ok(Ending { outcome, .. }) => outcome.to_string(),
+            Err(_) => refused.unwrap_or("internal").to_owned(),
+        };
+        let record = self.about_connection(self.event(kind, by), connection).with_detail(&detail);
+        self.emit(&match grant {
+            Some((fingerprint, generation))
+                if ending.is_ok_and(|ending| ending.outcome == Outcome::Connected) =>
+            {
+                record.with_grant(fingerprint, generation)
+            }
+            _ => record,
+        });
+    }
+
     /// Waits until the audit file has accepted a record.
-    pub(crate) async fn accept(&self, record: &AuditEvent) -> Result<(), BrokerError> {
+    pub(crate) async fn write_durable(&self, record: &AuditEvent) -> Result<(), BrokerError> {
         self.trail.append(record).await.map_err(|_| BrokerError::Unaudited)
     }
 
     /// How the audit file is, and how many of its records are not in the store yet.
-    pub(crate) fn audit_condition(&self) -> (FileHealth, u64) {
+    pub(crate) fn condition(&self) -> (FileHealth, u64) {
         (self.trail.health(), self.trail.unshipped())
     }
 
     /// Records the start, and whether the clients and the addresses of their providers are those of
     /// this replica's start before.
-    pub async fn note_start(&self) {
+    pub(crate) async fn record_start(&self) {
         let mut text = String::new();
-        for client in self.clients.values() {
+        for client in self.clients.iter() {
             let profile = &client.profile;
             let authorize = profile.authorize.as_ref().map_or("", |there| there.url.as_str());
             let (token, resource) =
@@ -162,8 +210,8 @@ impl Broker {
             Ok(Ok(Some(false))) => "unchanged",
             _ => "unknown",
         };
-        let record = self.record(EventKind::Configuration, &Actor::broker()).with_detail(detail);
-        self.note(&AuditEvent { fingerprint: Some(fingerprint), ..record });
+        let record = self.event(EventKind::Configuration, &Actor::broker()).with_detail(detail);
+        self.emit(&AuditEvent { fingerprint: Some(fingerprint), ..record });
     }
 
     /// Ships what lies in the audit files to the store. Returns how many records it were.
@@ -171,7 +219,7 @@ impl Broker {
     /// # Errors
     ///
     /// When the files or the store fail: the rest stays in the files. That is logged when it begins.
-    pub async fn ship_events(&self) -> Result<usize, ShipError> {
+    pub(crate) async fn ship(&self) -> Result<usize, ShipError> {
         let mut shipped = 0;
         loop {
             let take = async |records: &[AuditEvent]| Ok(self.store.insert_events(records).await?);
@@ -183,14 +231,14 @@ impl Broker {
                     }
                 }
                 Err(error) => {
-                    if !self.held_up.swap(true, Ordering::Relaxed) {
+                    if !self.shipping_failed.swap(true, Ordering::Relaxed) {
                         tracing::warn!(%error, "audit records are kept here until they can be shipped");
                     }
                     return Err(error);
                 }
             }
         }
-        if self.held_up.swap(false, Ordering::Relaxed) {
+        if self.shipping_failed.swap(false, Ordering::Relaxed) {
             tracing::info!(shipped, "audit records are shipped again");
         }
         Ok(shipped)
@@ -201,37 +249,23 @@ impl Broker {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<StoredEvent>, BrokerError> {
+    pub(crate) async fn events(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, BrokerError> {
         Ok(self.store.events(after, limit).await?)
     }
 
     /// Forgets events that are older than they have to be kept.
-    pub(crate) async fn purge_events(&self) -> Result<u64, StoreError> {
-        self.store.purge_events(self.keep_events).await
+    pub(crate) async fn purge(&self) -> Result<u64, StoreError> {
+        self.store.purge_events(self.retention).await
     }
 
     /// Brings the last records to the disk, and to the store if that takes them at once.
-    pub async fn close_trail(&self) {
+    pub(crate) async fn close(&self) {
         let trail = Arc::clone(&self.trail);
         let _ = spawn_blocking(move || trail.close()).await;
-        let _ = timeout(LAST_SHIPPING, self.ship_events()).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::Clock;
-
-    #[test]
-    fn what_anybody_can_cause_is_recorded_sixty_times_a_minute() {
-        let clock = Clock::system();
-        let flood = PerMinuteLimiter::new(clock.since_boot());
-        let admits = |what| flood.admits(clock.since_boot(), what, MAX_ANONYMOUS_REFUSALS);
-        assert_eq!((0..100).filter(|_| admits('a').0).count(), 60);
-        assert_eq!(admits('b'), (true, 0), "each for itself");
-        clock.advance(Duration::from_mins(1));
-        assert_eq!(admits('a'), (true, 40), "the rest was counted");
-        assert_eq!(admits('a'), (true, 0));
+        let _ = timeout(LAST_SHIPPING, self.ship()).await;
     }
 }

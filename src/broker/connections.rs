@@ -4,18 +4,25 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use super::{Broker, BrokerError, Caller, RefreshReason, cache::CachedConnection};
+use super::{
+    BrokerError, Caller, RefreshReason,
+    access::Access,
+    audit::AuditLog,
+    cache::{Cache, CachedConnection},
+    clients::Clients,
+    refresh::SingleFlight,
+};
 use crate::{
     audit::{Actor, EventKind},
+    clock::Clock,
     domain::{
         connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
         slug::Slug,
     },
-    provider::client::{Client, choose_grant},
-    store::StoreError,
+    provider::client::choose_grant,
+    store::Store,
 };
 
 /// A connection to be made.
@@ -81,19 +88,31 @@ pub struct ConnectionView {
     pub created_at: Timestamp,
 }
 
-impl Broker {
+/// Makes, lists and refreshes connections.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    pub(crate) store: Store,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) flights: Arc<SingleFlight>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) clock: Clock,
+}
+
+impl Connections {
     /// Makes a connection. One that obtains its tokens by client credentials has its first token
     /// when this returns, or says in `last_error` why not.
     ///
     /// # Errors
     ///
     /// When the client is unknown, the provider does not offer the grant, or the name is taken.
-    pub async fn create_connection(
-        self: &Arc<Self>,
+    pub(crate) async fn create(
+        &self,
         by: &Actor,
         new: NewConnection,
     ) -> Result<ConnectionView, BrokerError> {
-        let client = self.client_by_name(&new.client)?;
+        let client = self.clients.named(&new.client)?;
         let grant_type = choose_grant(&client.profile, new.grant_type.or(Some(client.grant_type)))
             .map_err(BrokerError::Invalid)?;
         if let Some(scopes) = &new.scopes {
@@ -120,33 +139,22 @@ impl Broker {
             last_error: None,
         };
         if let Some(taken) = self.store.record(new.name.as_str()).await? {
-            self.ensure_not_deleted(&taken.connection)?;
+            self.access.ensure_not_deleted(&taken.connection)?;
         }
         self.store.create(&connection).await?;
-        self.refresh_cache(connection.id).await?;
-        tracing::info!(connection = %new.name, "connection made");
-        self.note_of(EventKind::ConnectionMade, by, &connection, "");
+        self.cache.reload(connection.id).await?;
+        tracing::info!(connection.name = %new.name, "connection made");
+        self.audit.emit_for(EventKind::ConnectionMade, by, &connection, "");
         if direct {
             // A failure is recorded with the connection, and the refresher tries again.
-            let _ = self.refresh(&connection, 0, RefreshReason::Created).await;
+            let _ = self.flights.refresh(&connection, 0, RefreshReason::Created).await;
         }
         self.view(&new.name).await
     }
 
-    pub(crate) fn client_by_name(&self, name: &Slug) -> Result<&Arc<Client>, BrokerError> {
-        self.clients.get(name).ok_or_else(|| {
-            let known: Vec<_> = self.clients.keys().map(Slug::as_str).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            BrokerError::Invalid(format!(
-                "there is no client `{name}` in the configuration; known: {known}"
-            ))
-        })
-    }
-
     /// The connections that a caller may see, by name.
-    #[must_use]
-    pub fn views(&self, caller: &Caller) -> Vec<ConnectionView> {
-        self.memory
+    pub(crate) fn list(&self, caller: &Caller) -> Vec<ConnectionView> {
+        self.cache
             .connections()
             .iter()
             .filter(|live| sees(caller, live.connection.name.as_str()))
@@ -159,7 +167,7 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError::NotFound`] when it does not exist or is not the caller's to know.
-    pub async fn view_for(
+    pub(crate) async fn view_for(
         &self,
         caller: &Caller,
         name: &str,
@@ -167,21 +175,20 @@ impl Broker {
         if !sees(caller, name) {
             return Err(BrokerError::no_connection(name));
         }
-        Ok(self.view_of(&*self.live(name).await?))
+        Ok(self.view_of(&*self.cache.cached_or_load(name).await?))
     }
 
     pub(crate) async fn view(&self, name: &Slug) -> Result<ConnectionView, BrokerError> {
-        Ok(self.view_of(&*self.live(name.as_str()).await?))
+        Ok(self.view_of(&*self.cache.cached_or_load(name.as_str()).await?))
     }
 
     fn view_of(&self, live: &CachedConnection) -> ConnectionView {
         let connection = &live.connection;
         let grant = live.grant.as_ref();
-        let client = self.clients.get(&connection.client);
         ConnectionView {
             name: connection.name.clone(),
             client: connection.client.clone(),
-            provider: client.map(|client| client.profile.name.to_string()),
+            provider: self.clients.provider_of(&connection.client).map(Slug::to_string),
             grant_type: connection.grant_type,
             state: connection.state,
             reason: connection.reason.clone(),
@@ -195,8 +202,9 @@ impl Broker {
             refresh_at: connection.refresh_at,
             failures: connection.failures,
             last_error: connection.last_error.clone(),
-            task: self.persons_task(connection),
-            frozen: self.is_frozen(connection),
+            task: (connection.state == State::Revoked)
+                .then(|| self.clients.removal_task(connection)),
+            frozen: self.access.is_frozen(connection),
             created_at: connection.created_at,
         }
     }
@@ -206,44 +214,22 @@ impl Broker {
     /// # Errors
     ///
     /// When it does not exist, its state does not allow it, or the refresh fails.
-    pub async fn refresh_now(
-        self: &Arc<Self>,
+    pub(crate) async fn refresh_now(
+        &self,
         by: &Actor,
         name: &str,
     ) -> Result<ConnectionView, BrokerError> {
-        let live = self.live(name).await?;
+        let live = self.cache.cached_or_load(name).await?;
         let connection = &live.connection;
-        match connection.state {
-            State::PendingConsent => return Err(BrokerError::NotConnected),
-            State::PendingConfirm => return Err(BrokerError::PendingConfirm),
-            State::NeedsConsent => {
-                let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
-                return Err(BrokerError::ConsentRequired { reason });
-            }
-            State::IntegrityError => return Err(BrokerError::Integrity),
-            state if !state.refreshes() => {
-                return Err(BrokerError::Conflict(format!("the connection is {state}")));
-            }
-            _ => {}
+        if let Some(refusal) = BrokerError::of_state(connection) {
+            return Err(refusal);
         }
-        self.note_of(EventKind::RefreshAsked, by, connection, "");
-        self.refresh(connection, live.generation, RefreshReason::Operator).await?;
+        if !connection.state.refreshes() {
+            return Err(BrokerError::Conflict(format!("the connection is {}", connection.state)));
+        }
+        self.audit.emit_for(EventKind::RefreshAsked, by, connection, "");
+        self.flights.refresh(connection, live.generation, RefreshReason::Operator).await?;
         self.view(&connection.name).await
-    }
-
-    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, keys, old events, and
-    /// the files of grants that were stored a while ago.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    pub async fn purge(&self) -> Result<(), StoreError> {
-        let spool = self.spool.clone();
-        if let Ok(Err(error)) = spawn_blocking(move || spool.sweep()).await {
-            tracing::warn!(%error, "files of stored grants stay longer than they need to");
-        }
-        self.store.purge_expired().await?;
-        self.purge_events().await.map(drop)
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use dashmap::DashMap;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Serialize;
@@ -12,9 +13,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Broker, BrokerError,
-    recovery::quarantine::ensure_not_quarantined,
-    refresh::{commit::retry_forever, in_flight::RefreshReason},
+    BrokerError, RefreshReason, access::ensure_not_quarantined, audit::AuditLog, cache::Cache,
+    clients::Clients, limits::Limits, process::Process, provider_calls::ProviderCalls,
+    refresh::commit::retry_forever, vault::Vault,
 };
 use crate::{
     audit::{Actor, EventKind},
@@ -23,12 +24,13 @@ use crate::{
         connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
         slug::Slug,
     },
-    provider::{ProviderError, RevokedToken, Verdict, client::Client, read_revocation, request},
+    provider::{ProviderError, Verdict, client::Client},
     seal::{
-        OpenError, Place, Sealed,
+        OpenError,
         secret::{self, Digest},
     },
-    store::{DeletionStep, Revocable, Revoking},
+    spool::Spool,
+    store::{DeletionStep, Revocable, Revoking, Store, StoreError},
     words::words,
 };
 
@@ -63,15 +65,31 @@ pub struct Deleted {
 }
 
 /// Takes the connection off the list of those that are being revoked here, however that ends.
-struct Under<'a>(&'a Broker, ConnectionId);
+struct RevokingGuard<'a>(&'a Deletions, ConnectionId);
 
-impl Drop for Under<'_> {
+impl Drop for RevokingGuard<'_> {
     fn drop(&mut self) {
         self.0.revoking.remove(&self.1);
     }
 }
 
-impl Broker {
+/// Ends connections.
+#[derive(Debug)]
+pub(crate) struct Deletions {
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) calls: Arc<ProviderCalls>,
+    pub(crate) spool: Spool,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) process: Arc<Process>,
+    /// The deleted connections whose revocation is under way here.
+    pub(crate) revoking: DashMap<ConnectionId, ()>,
+}
+
+impl Deletions {
     /// Deletes a connection: from now on nothing of it is served. It is forgotten at once when nobody
     /// granted anything; otherwise when its tokens are revoked, or when a person has removed the
     /// application at the provider and it is deleted once more.
@@ -79,7 +97,7 @@ impl Broker {
     /// # Errors
     ///
     /// When it does not exist or the store fails.
-    pub async fn delete_connection(&self, by: &Actor, name: &str) -> Result<Deleted, BrokerError> {
+    pub(crate) async fn delete(&self, by: &Actor, name: &str) -> Result<Deleted, BrokerError> {
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -101,21 +119,21 @@ impl Broker {
                 Revocation::None
             }
             _ => {
-                let held = record.grant.as_ref().map(|grant| self.open_refresh(id, grant));
-                let held = held.and_then(Result::ok).flatten().as_ref().map(Digest::of);
+                let grant = record.grant.as_ref();
+                let held = grant.and_then(|grant| self.vault.refresh_hash(id, grant));
                 self.store.require_manual_removal(id, held.as_ref()).await?;
                 Revocation::Manual
             }
         };
-        self.note_of(EventKind::ConnectionDeleted, by, connection, revocation.as_str());
+        self.audit.emit_for(EventKind::ConnectionDeleted, by, connection, revocation.as_str());
         self.after_deletion(connection, revocation).await?;
-        let provider = self.title_of(connection);
+        let provider = self.clients.title_of(connection);
         Ok(Deleted {
             connection: slug,
             revocation,
             detail: match revocation {
                 Revocation::Acknowledged => "the connection is forgotten".to_owned(),
-                Revocation::Manual => self.task_of(connection),
+                Revocation::Manual => self.clients.removal_task(connection),
                 Revocation::None => format!(
                     "nobody granted anything that {provider} could take back; tokens that the \
                      client got for itself end by themselves"
@@ -136,16 +154,16 @@ impl Broker {
         let Connection { id, name, .. } = connection;
         match revocation {
             Revocation::Acknowledged | Revocation::None => {
-                self.memory.forget(name.as_str(), *id);
-                self.shred_spool(*id).await;
+                self.cache.remove(name.as_str(), *id);
+                self.erase_spooled(*id).await;
             }
             Revocation::Manual => {
-                self.shred_spool(*id).await;
-                self.refresh_cache(*id).await?;
+                self.erase_spooled(*id).await;
+                self.cache.reload(*id).await?;
             }
-            Revocation::Revoking => drop(self.refresh_cache(*id).await?),
+            Revocation::Revoking => drop(self.cache.reload(*id).await?),
         }
-        tracing::info!(connection = %name, %revocation, "connection deleted");
+        tracing::info!(connection.name = %name, %revocation, "connection deleted");
         Ok(())
     }
 
@@ -155,38 +173,15 @@ impl Broker {
         client.is_some_and(|client| client.profile.revocation.is_some())
     }
 
-    fn title_of(&self, connection: &Connection) -> &str {
-        let client = self.clients.get(&connection.client);
-        client.map_or("the provider", |client| client.profile.title.as_str())
-    }
-
-    fn task_of(&self, connection: &Connection) -> String {
-        let provider = self.title_of(connection);
-        format!(
-            "its tokens may live on at {provider}: remove the application in the account there, or \
-             ask its owner to; then delete the connection once more"
-        )
-    }
-
-    /// What a person has to do for a connection, as a sentence.
-    pub(crate) fn persons_task(&self, connection: &Connection) -> Option<String> {
-        (connection.state == State::Revoked).then(|| self.task_of(connection))
-    }
-
-    /// A name is free again when its deleted connection is forgotten.
-    pub(crate) fn ensure_not_deleted(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let name = &connection.name;
-        match connection.state {
-            State::Revoking => Err(BrokerError::Conflict(format!(
-                "connection `{name}` was deleted, and its tokens are being revoked; the name is free \
-                 when that is done"
-            ))),
-            State::Revoked => Err(BrokerError::Conflict(format!(
-                "connection `{name}` was deleted, and {}; that frees the name",
-                self.task_of(connection)
-            ))),
-            _ => Ok(()),
+    /// Forgets what has ended: links, consents, unconfirmed grants, key exchanges, keys, old events,
+    /// and the files of grants that were stored a while ago.
+    pub(crate) async fn purge(&self) -> Result<(), StoreError> {
+        let spool = self.spool.clone();
+        if let Ok(Err(error)) = spawn_blocking(move || spool.sweep()).await {
+            tracing::warn!(%error, "cannot remove the files of stored grants");
         }
+        self.store.purge_expired().await?;
+        self.audit.purge().await.map(drop)
     }
 
     /// Starts up to `limit` revocations that are due at each provider, and leaves them to run.
@@ -194,10 +189,10 @@ impl Broker {
     /// # Errors
     ///
     /// When the store cannot say what is due. How each one went is recorded with its connection.
-    pub async fn start_revocations(self: &Arc<Self>, limit: u32) -> Result<(), BrokerError> {
+    pub(crate) async fn start_revocations(self: &Arc<Self>, limit: u32) -> Result<(), BrokerError> {
         for (id, client) in self.revocations_due(limit).await? {
-            let broker = Arc::clone(self);
-            self.tasks.spawn(async move { broker.revoke_all(id, &client).await });
+            let deletions = Arc::clone(self);
+            self.process.tasks.spawn(async move { deletions.revoke_all(id, &client).await });
         }
         Ok(())
     }
@@ -208,7 +203,7 @@ impl Broker {
     /// # Errors
     ///
     /// As [`Broker::start_revocations`].
-    pub async fn revoke_due(&self, limit: u32) -> Result<usize, BrokerError> {
+    pub(crate) async fn revoke_due(&self, limit: u32) -> Result<usize, BrokerError> {
         let due = self.revocations_due(limit).await?;
         for (id, client) in &due {
             self.revoke_all(*id, client).await;
@@ -218,11 +213,11 @@ impl Broker {
 
     async fn revocations_due(&self, limit: u32) -> Result<Vec<(ConnectionId, Slug)>, BrokerError> {
         let mut due = Vec::new();
-        for provider in self.gates.keys() {
-            if self.closing.is_cancelled() {
+        for (provider, _) in self.limits.gates() {
+            if self.process.draining.is_cancelled() {
                 break;
             }
-            let clients = self.clients_of(provider).map(|client| &client.name);
+            let clients = self.clients.at_provider(provider);
             due.extend(self.store.revocations_due(clients, limit).await?);
         }
         due.retain(|(id, _)| !self.revoking.contains_key(id));
@@ -235,8 +230,8 @@ impl Broker {
         if self.revoking.insert(id, ()).is_some() {
             return;
         }
-        let _under = Under(self, id);
-        let Ok(client) = self.client(client).map(Arc::clone) else { return };
+        let _guard = RevokingGuard(self, id);
+        let Ok(client) = self.clients.of_connection(client).map(Arc::clone) else { return };
         loop {
             match self.revoke_next(id, &client).await {
                 Ok(true) => {}
@@ -253,10 +248,12 @@ impl Broker {
     /// to do at once.
     async fn revoke_next(&self, id: ConnectionId, client: &Client) -> Result<bool, BrokerError> {
         // Whoever deletes a connection is not kept waiting for what failed before: only the pace counts.
-        let turn = self.gate(client).enter(&client.name, RefreshReason::Operator);
-        let Some(turn) = self.closing.run_until_cancelled(turn).await else { return Ok(false) };
+        let turn = self.limits.gate(client).enter(&client.name, RefreshReason::Operator);
+        let Some(turn) = self.process.draining.run_until_cancelled(turn).await else {
+            return Ok(false);
+        };
         turn?;
-        let attempt = format!("{}.{}", self.replica, Uuid::now_v7());
+        let attempt = format!("{}.{}", self.process.replica, Uuid::now_v7());
         let lease = client.profile.token.timeout + LEASE_SLACK;
         let Some(claimed) = self.store.claim_revocation(id, &attempt, lease).await? else {
             return Ok(false);
@@ -271,14 +268,14 @@ impl Broker {
             }
         };
         let buried = refresh.as_ref().map(Digest::of);
-        let refused = match self.revoke(client, &connection, access, refresh).await {
+        let refused = match self.calls.revoke(client, &connection.vars, access, refresh).await {
             Ok(()) => None,
             Err(error) if matches!(error.verdict, Verdict::Refused { .. }) => {
                 tracing::warn!(
-                    connection = %connection.name, status = error.status, code = error.code,
+                    connection.name = %connection.name, status = error.status, code = error.code,
                     "not revoked: a person has to remove the application at the provider"
                 );
-                Some(last_error(error, self.clock.now()))
+                Some(last_error(error, self.process.clock.now()))
             }
             Err(error) => {
                 self.revoke_later(&connection, &attempt, error).await?;
@@ -286,73 +283,18 @@ impl Broker {
             }
         };
         let (buried, refused) = (buried.as_ref(), refused.as_ref());
-        let shred = || self.store.erase_token(id, &attempt, held.holding, buried, refused);
-        Ok(retry_forever(shred).await)
+        let erase = || self.store.erase_token(id, &attempt, held.holding, buried, refused);
+        Ok(retry_forever(erase).await)
     }
 
-    /// Asks the provider to revoke one grant by the token that its profile names, or by the other one
-    /// where it lacks that.
-    async fn revoke(
-        &self,
-        client: &Client,
-        connection: &Connection,
-        access: Option<SecretString>,
-        refresh: Option<SecretString>,
-    ) -> Result<(), ProviderError> {
-        let refused = |code: &str| Verdict::Refused { reason: code.to_owned() };
-        let refuse = |code, message: &str| ProviderError::new(refused(code), None, code, message);
-        let Some(revocation) = &client.profile.revocation else {
-            return Err(refuse(
-                broker_code::NO_REVOCATION,
-                "The provider's profile offers no revocation.",
-            ));
-        };
-        let access = access.map(|token| (RevokedToken::Access, token));
-        let refresh = refresh.map(|token| (RevokedToken::Refresh, token));
-        let token = match revocation.token {
-            RevokedToken::Access => access.or(refresh),
-            RevokedToken::Refresh => refresh.or(access),
-        };
-        let Some((kind, token)) = token else {
-            return Err(refuse(broker_code::INTEGRITY_ERROR, "The stored tokens do not open."));
-        };
-        let request = request::revoke(client, kind, &token, &connection.vars).map_err(|error| {
-            let message = format!("The request cannot be made: {error}.");
-            ProviderError::new(Verdict::Misconfigured, None, "not_sent", message)
-        })?;
-        let reply = self.outbound.send(&client.profile, request, None).await?;
-        read_revocation(&reply)
-    }
-
-    /// The tokens that open. An error, to be tried again, where a key is lacking that may come yet.
+    /// The tokens that open. An error, to be tried again, where a key is missing that may come yet.
     fn open_revocable(
         &self,
         id: ConnectionId,
         held: &Revocable,
     ) -> Result<(Option<SecretString>, Option<SecretString>), ProviderError> {
-        let record = id.to_string();
-        let open = |field, sealed: &Sealed| {
-            let place = Place { record: &record, field, generation: held.generation };
-            match self.keyring.open(place, sealed) {
-                Ok(token) => Ok(Some(token)),
-                Err(error @ OpenError::UnknownKey(_)) => {
-                    let message = format!("A token to revoke is {error}.");
-                    Err(ProviderError::new(
-                        Verdict::NotSent,
-                        None,
-                        broker_code::UNKNOWN_KEY,
-                        message,
-                    ))
-                }
-                Err(error) => {
-                    tracing::error!(%error, "a token to revoke does not open");
-                    Ok(None)
-                }
-            }
-        };
-        let [access, refresh] = held.fields();
-        let refresh = held.refresh.as_ref().map(|sealed| open(refresh, sealed)).transpose()?;
-        Ok((open(access, &held.access)?, refresh.flatten()))
+        let refresh = known(self.vault.open_refresh(id, &held.grant))?;
+        Ok((known(self.vault.open_access(id, &held.grant))?, refresh.flatten()))
     }
 
     async fn revoke_later(
@@ -361,21 +303,19 @@ impl Broker {
         attempt: &str,
         error: ProviderError,
     ) -> Result<(), BrokerError> {
-        let mut seed = [0; 2];
-        seed.copy_from_slice(&secret::random_bytes::<2>());
-        let pause = backoff(connection.failures.saturating_add(1), u16::from_be_bytes(seed));
+        let pause = backoff(connection.failures.saturating_add(1), secret::random_seed());
         let asked = match error.verdict {
             Verdict::Busy { retry_after } => retry_after.unwrap_or_default(),
             _ => Duration::ZERO,
         };
         tracing::warn!(
-            connection = %connection.name, verdict = ?error.verdict, status = error.status,
+            connection.name = %connection.name, verdict = ?error.verdict, status = error.status,
             code = error.code, "not revoked yet: {}", error.message
         );
-        let now = self.clock.now();
+        let now = self.process.clock.now();
         let (error, until) = (last_error(error, now), now + pause.max(asked));
         self.store.defer_revocation(connection.id, attempt, &error, until).await?;
-        self.refresh_cache(connection.id).await?;
+        self.cache.reload(connection.id).await?;
         Ok(())
     }
 
@@ -384,21 +324,26 @@ impl Broker {
         let Connection { id, name, .. } = connection;
         match self.store.finish_deletion(*id, attempt).await? {
             DeletionStep::Forgotten => {
-                self.memory.forget(name.as_str(), *id);
-                self.shred_spool(*id).await;
-                tracing::info!(connection = %name, "its tokens are revoked; it is forgotten");
-                self.note_of(EventKind::TokensRevoked, &Actor::broker(), connection, "revoked");
+                self.cache.remove(name.as_str(), *id);
+                self.erase_spooled(*id).await;
+                tracing::info!(connection.name = %name, "its tokens are revoked; it is forgotten");
+                self.audit.emit_for(
+                    EventKind::TokensRevoked,
+                    &Actor::broker(),
+                    connection,
+                    "revoked",
+                );
                 Ok(false)
             }
             DeletionStep::LeftToPerson => {
-                self.note_of(
+                self.audit.emit_for(
                     EventKind::TokensRevoked,
                     &Actor::broker(),
                     connection,
                     "left to a person",
                 );
-                self.shred_spool(*id).await;
-                self.refresh_cache(*id).await?;
+                self.erase_spooled(*id).await;
+                self.cache.reload(*id).await?;
                 Ok(false)
             }
             DeletionStep::NotYet => Ok(true),
@@ -406,7 +351,7 @@ impl Broker {
     }
 
     /// Removes what lies of a connection in this replica's spool, and what was put aside.
-    async fn shred_spool(&self, id: ConnectionId) {
+    async fn erase_spooled(&self, id: ConnectionId) {
         let spool = self.spool.clone();
         let shredded = spawn_blocking(move || spool.erase(id)).await;
         if !matches!(shredded, Ok(Ok(()))) {
@@ -417,4 +362,19 @@ impl Broker {
 
 fn last_error(error: ProviderError, at: Timestamp) -> LastError {
     LastError { code: error.code, message: error.message, at }
+}
+
+/// The token that opens; none where it never will. An error where its key may come yet.
+fn known<T>(opened: Result<T, OpenError>) -> Result<Option<T>, ProviderError> {
+    match opened {
+        Ok(token) => Ok(Some(token)),
+        Err(error @ OpenError::UnknownKey(_)) => {
+            let message = format!("A token to revoke is {error}.");
+            Err(ProviderError::new(Verdict::NotSent, None, broker_code::UNKNOWN_KEY, message))
+        }
+        Err(error) => {
+            tracing::error!(%error, "a token to revoke does not open");
+            Ok(None)
+        }
+    }
 }

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use crate::{
-    domain::{freeze::FreezeKind, slug::Slug},
+    domain::{
+        connection::{Connection, State},
+        freeze::FreezeKind,
+        slug::Slug,
+    },
     seal::OpenError,
     store::StoreError,
 };
@@ -11,7 +15,7 @@ use crate::{
 /// Why a use case did not succeed. Knows nothing of HTTP; carries no secret and no provider text.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// The asker may know the thing but not do this with it.
+    /// The caller is authenticated but lacks permission (403).
     #[error("{0}")]
     Forbidden(String),
     /// An operator has frozen it. Why is not for callers to know.
@@ -77,6 +81,31 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// A passing failure, and no live token to serve.
+    pub(crate) fn unavailable(reason: impl Into<String>, retry_after: Duration) -> Self {
+        Self::Unavailable { reason: reason.into(), retry_after }
+    }
+
+    /// The broker is being stopped.
+    pub(crate) fn being_stopped() -> Self {
+        Self::unavailable("the broker is being stopped", Duration::from_secs(1))
+    }
+
+    /// The refusal that a connection's state means, whoever asks for it; none where it may serve or
+    /// refresh, or was deleted.
+    pub(crate) fn of_state(connection: &Connection) -> Option<Self> {
+        match connection.state {
+            State::PendingConsent => Some(Self::NotConnected),
+            State::PendingConfirm => Some(Self::PendingConfirm),
+            State::NeedsConsent => {
+                let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
+                Some(Self::ConsentRequired { reason })
+            }
+            State::IntegrityError => Some(Self::Integrity),
+            _ => None,
+        }
+    }
+
     /// A thing is unknown, or not the caller's to know.
     #[must_use]
     pub fn no_connection(name: &str) -> Self {

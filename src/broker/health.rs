@@ -1,21 +1,29 @@
 //! Health, for people and monitors: no names of accounts, no secrets.
 
-use std::{
-    collections::BTreeMap,
-    sync::{PoisonError, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Broker, cache::CachedConnection, limits::gate::Gate};
+use super::{
+    access::Access,
+    audit::AuditLog,
+    cache::{Cache, CachedConnection, UNCONFIRMED},
+    clients::Clients,
+    clock_skew::ClockSkew,
+    limits::Limits,
+    process::Process,
+    vault::Vault,
+};
 use crate::{
     audit::FileHealth,
     clock::Moment,
-    domain::connection::{LastError, MIN_SCHEDULED_LIFE, State},
-    store::EngineKind,
+    domain::{
+        connection::{LastError, State},
+        grant::MIN_SCHEDULED_LIFE,
+    },
+    store::{EngineKind, Store},
     words::words,
 };
 
@@ -24,7 +32,7 @@ words! {
     HealthStatus {
         /// Everything works.
         Ok = "ok",
-        /// CachedConnection tokens are served, and a person should look.
+        /// Live tokens are served, and a person should look.
         Degraded = "degraded",
         /// Tokens cannot be served.
         Down = "down",
@@ -91,89 +99,46 @@ pub struct ClientHealth {
     pub next_expiry: Option<Timestamp>,
 }
 
-/// By how many milliseconds our wall clock and the database's may differ.
-const MAX_APART: i64 = 30_000;
-
 /// A refresh that is later than this is worth a note.
 const LATE: Duration = Duration::from_mins(5);
 
-/// Why no key opens anything once [`Broker::is_too_old`].
-pub(crate) const TOO_OLD: &str =
-    "the database has not confirmed keys and connections for 15 minutes";
+/// Says how the broker is.
+#[derive(Debug)]
+pub(crate) struct HealthReporter {
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) clock_skew: Arc<ClockSkew>,
+    pub(crate) process: Arc<Process>,
+}
 
-impl Broker {
+impl HealthReporter {
     /// Looks at everything at once.
-    pub async fn health(&self) -> Health {
-        let at = self.clock.moment();
-        let now = at.now;
+    pub(crate) async fn report(&self) -> Health {
         let reachable = self.store.ping().await.is_ok();
+        let counts = self.count();
+        let (file, unshipped) = self.audit.condition();
+        let freezes = self.access.current_freezes().count();
+        let unconfirmed = self.cache.is_unconfirmed();
         let mut notes = Vec::new();
-        let too_old = self.is_too_old();
-        if too_old {
-            notes.push(format!("{TOO_OLD}; no key is accepted"));
+        if unconfirmed {
+            notes.push(format!("{UNCONFIRMED}; no key is accepted"));
         } else if !reachable {
             notes.push("the database does not answer; live tokens are served".to_owned());
         }
-        notes.extend(self.clock_note());
-        notes.extend(self.key_notes());
-        let freezes = self.memory.freezes().count();
-        let mut clients: BTreeMap<String, ClientHealth> = self
-            .clients
-            .values()
-            .map(|client| {
-                let provider = client.profile.name.to_string();
-                (client.name.to_string(), ClientHealth { provider, ..ClientHealth::default() })
-            })
-            .collect();
-        let mut lag = Duration::ZERO;
-        let mut overdue = 0;
-        let mut strays = 0;
-        let mut without_token = 0;
-        let mut misconfigured = 0;
-        let mut unrevoked = 0;
-        let mut states: BTreeMap<State, usize> = BTreeMap::new();
-        for live in self.memory.connections() {
-            let connection = &live.connection;
-            let client = clients.entry(connection.client.to_string()).or_default();
-            *client.states.entry(connection.state).or_default() += 1;
-            *states.entry(connection.state).or_default() += 1;
-            if let Some(grant) = &live.grant
-                && grant.expires_at > now
-            {
-                let next = client.next_expiry.get_or_insert(grant.expires_at);
-                *next = (*next).min(grant.expires_at);
-            }
-            if let Some(since) = due_since(&live)
-                && since < now
-            {
-                overdue += 1;
-                lag = lag.max(Duration::try_from(now.duration_since(since)).unwrap_or_default());
-            }
-            strays += usize::from(!self.clients.contains_key(&connection.client));
-            without_token += usize::from(lacks_token(&live, at));
-            misconfigured += usize::from(is_misconfigured(&live));
-            let revoking = connection.state == State::Revoking;
-            unrevoked += usize::from(revoking && connection.failures > 0);
-        }
-        notes.extend(states.into_iter().filter_map(|(state, count)| {
-            concern(state).map(|concern| format!("{count} × {state}: {concern}"))
+        notes.extend(self.clock_skew.note());
+        notes.extend(self.vault.problem());
+        notes.extend(self.cache.missing_key().map(|key| {
+            format!("stored tokens are sealed with key `{key}`, which this key file lacks")
         }));
-        for (count, concern) in [
-            (strays, "connections belong to clients that are not configured"),
-            (without_token, "connections should serve and hold no live token"),
-            (
-                misconfigured,
-                "connections fail because the provider refuses our registration or settings",
-            ),
-            (if lag > LATE { overdue } else { 0 }, "refreshes are overdue"),
-            (unrevoked, "deleted connections could not be revoked yet; it is tried again"),
-            (freezes, "freezes stand; nothing that they name is served"),
-        ] {
-            if count > 0 {
-                notes.push(format!("{count} {concern}"));
-            }
+        notes.extend(counts.notes());
+        if freezes > 0 {
+            notes.push(format!("{freezes} freezes stand; nothing that they name is served"));
         }
-        let (file, unshipped) = self.audit_condition();
         match file {
             FileHealth::Ok => {}
             FileHealth::Unsynced => {
@@ -183,8 +148,8 @@ impl Broker {
                 notes.push("audit records cannot be written; no token is handed out".to_owned());
             }
         }
-        notes.extend(self.gates.values().flat_map(Gate::notes));
-        let status = if too_old || file == FileHealth::Failing {
+        notes.extend(self.limits.gates().flat_map(|(_, gate)| gate.notes()));
+        let status = if unconfirmed || file == FileHealth::Failing {
             HealthStatus::Down
         } else if notes.is_empty() {
             HealthStatus::Ok
@@ -195,46 +160,94 @@ impl Broker {
             status,
             notes,
             database: DatabaseHealth { engine: self.store.engine(), reachable },
-            refresher: RefresherHealth { lag_seconds: lag.as_secs(), overdue },
+            refresher: RefresherHealth {
+                lag_seconds: counts.lag.as_secs(),
+                overdue: counts.overdue,
+            },
             audit: AuditHealth { file, unshipped },
             freezes,
-            clients,
+            clients: counts.clients,
         }
     }
 
-    /// Notes how far the wall clock is from the database's, and tells when that begins to matter.
-    pub(crate) fn compare_clocks(&self) {
-        let at = self.clock.moment();
-        let apart = at.wall.as_millisecond() - at.now.as_millisecond();
-        let apart = if apart.abs() > MAX_APART { apart } else { 0 };
-        let before = self.clocks_apart.swap(apart, Ordering::Relaxed);
-        if before == 0
-            && let Some(note) = self.clock_note()
+    /// Whether the broker can take requests: what it holds is confirmed, or not long unconfirmed.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.cache.is_unconfirmed()
+    }
+
+    fn count(&self) -> Counts {
+        let clients = self.clients.iter().map(|client| {
+            let provider = client.profile.name.to_string();
+            (client.name.to_string(), ClientHealth { provider, ..ClientHealth::default() })
+        });
+        let mut counts = Counts { clients: clients.collect(), ..Counts::default() };
+        let at = self.process.clock.moment();
+        for live in self.cache.connections() {
+            counts.add(&live, at);
+            let unconfigured = self.clients.get(&live.connection.client).is_none();
+            counts.unconfigured += usize::from(unconfigured);
+        }
+        counts
+    }
+}
+
+/// What the connections amount to.
+#[derive(Debug, Default)]
+struct Counts {
+    clients: BTreeMap<String, ClientHealth>,
+    states: BTreeMap<State, usize>,
+    overdue: usize,
+    /// The time since the most overdue refresh was due.
+    lag: Duration,
+    unconfigured: usize,
+    without_token: usize,
+    misconfigured: usize,
+    unrevoked: usize,
+}
+
+impl Counts {
+    fn add(&mut self, live: &CachedConnection, at: Moment) {
+        let (connection, now) = (&live.connection, at.now);
+        let client = self.clients.entry(connection.client.to_string()).or_default();
+        *client.states.entry(connection.state).or_default() += 1;
+        *self.states.entry(connection.state).or_default() += 1;
+        if let Some(grant) = &live.grant
+            && grant.expires_at > now
         {
-            tracing::warn!("{note}");
-        } else if before != 0 && apart == 0 {
-            tracing::info!("this machine's clock agrees with the database's again");
+            let next = client.next_expiry.get_or_insert(grant.expires_at);
+            *next = (*next).min(grant.expires_at);
         }
+        if let Some(since) = due_since(live)
+            && since < now
+        {
+            self.overdue += 1;
+            let lag = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+            self.lag = self.lag.max(lag);
+        }
+        self.without_token += usize::from(lacks_token(live, at));
+        self.misconfigured += usize::from(is_misconfigured(live));
+        let revoking = connection.state == State::Revoking;
+        self.unrevoked += usize::from(revoking && connection.failures > 0);
     }
 
-    fn clock_note(&self) -> Option<String> {
-        let apart = self.clocks_apart.load(Ordering::Relaxed);
-        let (ahead, behind) = match apart {
-            0 => return None,
-            1.. => ("this machine's clock", "the database's"),
-            _ => ("the database's clock", "this machine's"),
-        };
-        let apart = (apart.abs() + 500) / 1_000;
-        Some(format!(
-            "{ahead} is {apart} s ahead of {behind}; tokens are taken to end by the clock that is \
-             ahead; run NTP on both"
-        ))
-    }
-
-    /// Whether the broker can take requests: its memory is confirmed, or not long unconfirmed.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        !self.is_too_old()
+    /// What is not as it should be, one sentence each.
+    fn notes(&self) -> Vec<String> {
+        let states = self.states.iter().filter_map(|(state, count)| {
+            concern(*state).map(|concern| format!("{count} × {state}: {concern}"))
+        });
+        let overdue = if self.lag > LATE { self.overdue } else { 0 };
+        let others = [
+            (self.unconfigured, "connections belong to clients that are not configured"),
+            (self.without_token, "connections should serve and hold no live token"),
+            (
+                self.misconfigured,
+                "connections fail because the provider refuses our registration or settings",
+            ),
+            (overdue, "refreshes are overdue"),
+            (self.unrevoked, "deleted connections could not be revoked yet; it is tried again"),
+        ];
+        let others = others.into_iter().filter(|(count, _)| *count > 0);
+        states.chain(others.map(|(count, concern)| format!("{count} {concern}"))).collect()
     }
 }
 
@@ -269,17 +282,6 @@ fn is_on_demand(live: &CachedConnection) -> bool {
 fn is_misconfigured(live: &CachedConnection) -> bool {
     let error = live.connection.last_error.as_ref();
     error.is_some_and(LastError::is_misconfigured)
-}
-
-impl Broker {
-    /// What is wrong with the sealing keys.
-    fn key_notes(&self) -> impl Iterator<Item = String> {
-        let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let lacking = lacking.map(|key| {
-            format!("stored tokens are sealed with key `{key}`, which this key file lacks")
-        });
-        self.keyring.problem().into_iter().chain(lacking)
-    }
 }
 
 /// Why a state is worth a person's attention, if it is. Connections are counted and not named,

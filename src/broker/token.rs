@@ -7,18 +7,23 @@ use secrecy::SecretString;
 use tokio::time::timeout;
 
 use super::{
-    Broker, BrokerError, Caller,
-    cache::{CachedConnection, CachedGrant},
-    refresh::in_flight::RefreshReason,
+    BrokerError, Caller, RefreshReason,
+    access::Access,
+    audit::AuditLog,
+    cache::{Cache, CachedConnection, CachedGrant},
+    clients::Clients,
+    refresh::SingleFlight,
 };
 use crate::{
     audit::{Actor, EventKind},
-    clock::Moment,
+    clock::{Clock, Moment},
     domain::{
         caller::{Service, Verb},
-        connection::{LastError, MIN_SCHEDULED_LIFE, State},
+        connection::{LastError, State},
+        grant::MIN_SCHEDULED_LIFE,
         slug::Slug,
     },
+    store::Store,
 };
 
 /// How long a reader without a live token waits for the refresh unless it says otherwise, and the
@@ -27,9 +32,6 @@ const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// How many reports in an hour force a refresh of one connection.
 const MAX_REPORTS: i64 = 20;
-
-/// For how long keys and connections are served from memory while the store cannot confirm them.
-const MAX_UNCONFIRMED: Duration = Duration::from_mins(15);
 
 /// What a reader asks for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,7 +117,19 @@ impl IssuedToken {
     }
 }
 
-impl Broker {
+/// Reads tokens for services.
+#[derive(Debug)]
+pub(crate) struct TokenReader {
+    pub(crate) store: Store,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) flights: Arc<SingleFlight>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) clock: Clock,
+}
+
+impl TokenReader {
     /// The fresh token of a connection.
     ///
     /// # Errors
@@ -123,8 +137,8 @@ impl Broker {
     /// Only when there is no live token, or one must not be served; a failing provider, database
     /// or refresh withholds no live token. [`BrokerError::Unaudited`] when nobody accepts the record
     /// of it.
-    pub async fn token(
-        self: &Arc<Self>,
+    pub(crate) async fn token(
+        &self,
         service: &Service,
         name: &str,
         request: TokenRequest,
@@ -136,7 +150,7 @@ impl Broker {
 
     /// As [`Broker::token`], with no record of it; waits for `at_most`, whatever is asked for.
     async fn find_token(
-        self: &Arc<Self>,
+        &self,
         service: &Service,
         name: &str,
         request: TokenRequest,
@@ -152,7 +166,7 @@ impl Broker {
         if alive && live.grant.as_ref().is_some_and(|grant| grant.left(at) >= asked) {
             if on_demand(&live, at) && refresh_is_allowed(&live, at.now).is_ok() {
                 // The caller has a live token and does not wait for the next.
-                drop(self.refresh(&live.connection, live.generation, RefreshReason::Read));
+                drop(self.flights.refresh(&live.connection, live.generation, RefreshReason::Read));
             }
             return self.issue(live, asked);
         }
@@ -163,12 +177,13 @@ impl Broker {
         };
         let failed = match refresh_is_allowed(&live, at.now) {
             Ok(()) => {
-                let flight = self.refresh(&live.connection, live.generation, RefreshReason::Read);
+                let flight =
+                    self.flights.refresh(&live.connection, live.generation, RefreshReason::Read);
                 timeout(wait, flight).await.unwrap_or_else(|_| {
-                    Err(BrokerError::Unavailable {
-                        reason: "the refresh is still running".to_owned(),
-                        retry_after: Duration::from_secs(2),
-                    })
+                    Err(BrokerError::unavailable(
+                        "the refresh is still running",
+                        Duration::from_secs(2),
+                    ))
                 })
             }
             refused => refused,
@@ -177,10 +192,10 @@ impl Broker {
         match failed {
             _ if is_alive(&live, self.clock.moment()) => self.issue(live, asked),
             Err(error) => Err(error),
-            Ok(()) => Err(BrokerError::Unavailable {
-                reason: "the provider's newest token has already ended".to_owned(),
-                retry_after: Duration::from_secs(2),
-            }),
+            Ok(()) => Err(BrokerError::unavailable(
+                "the provider's newest token has already ended",
+                Duration::from_secs(2),
+            )),
         }
     }
 
@@ -190,8 +205,8 @@ impl Broker {
     /// # Errors
     ///
     /// As [`Broker::token`].
-    pub async fn token_rejected(
-        self: &Arc<Self>,
+    pub(crate) async fn token_rejected(
+        &self,
         service: &Service,
         name: &str,
         fingerprint: &str,
@@ -205,7 +220,8 @@ impl Broker {
             && refresh_is_allowed(&live, self.clock.now()).is_ok()
             && self.report_counts(&live, grant).await
         {
-            let flight = self.refresh(&live.connection, live.generation, RefreshReason::Rejected);
+            let flight =
+                self.flights.refresh(&live.connection, live.generation, RefreshReason::Rejected);
             // The reported token may live on elsewhere: a failed refresh withholds nothing.
             let _ = timeout(at_most, flight).await;
         }
@@ -226,12 +242,13 @@ impl Broker {
         let by = Actor::new(Caller::label_of(service), peer);
         let connection = &token.live.connection;
         let record = self
-            .record(EventKind::TokenIssued, &by)
+            .audit
+            .event(EventKind::TokenIssued, &by)
             .about(connection.id, &connection.name)
             .at_provider(&token.provider)
             .with_grant(token.fingerprint(), token.generation());
         let record = detail.map(|detail| record.clone().with_detail(detail)).unwrap_or(record);
-        self.accept(&record).await
+        self.audit.write_durable(&record).await
     }
 
     /// Whether a report forces a refresh: once a minute at most, or once per half life of a token
@@ -248,12 +265,12 @@ impl Broker {
             return true;
         }
         tracing::error!(
-            connection = %live.connection.name, reports,
+            connection.name = %live.connection.name, reports,
             "its tokens are reported as refused although they are new: nothing is refreshed for \
              reports for now; look at the account and at the service that reports them"
         );
         if self.store.suspect_reports(id).await.is_ok() {
-            let _ = self.refresh_cache(id).await;
+            let _ = self.cache.reload(id).await;
         }
         false
     }
@@ -266,8 +283,8 @@ impl Broker {
         if !service.may(Verb::Token, name) {
             return Err(BrokerError::no_connection(name));
         }
-        self.ensure_service_not_frozen(&service.name)?;
-        let live = match self.live(name).await {
+        self.access.ensure_service_not_frozen(&service.name)?;
+        let live = match self.cache.cached_or_load(name).await {
             Err(BrokerError::NotFound(_)) if self.was_deleted(name).await? => {
                 return Err(BrokerError::Revoked);
             }
@@ -276,23 +293,16 @@ impl Broker {
         if live.connection.state.is_deleted() {
             return Err(BrokerError::Revoked);
         }
-        self.ensure_not_frozen(&live.connection.name, &live.connection.client)?;
-        match live.connection.state {
-            state if state.serves() => Ok(live),
-            State::PendingConfirm => Err(BrokerError::PendingConfirm),
-            State::PendingConsent => Err(BrokerError::NotConnected),
-            _ => Err(BrokerError::Integrity),
+        self.access.ensure_not_frozen(&live.connection.name, &live.connection.client)?;
+        if live.connection.state.serves() {
+            return Ok(live);
         }
+        Err(BrokerError::of_state(&live.connection).unwrap_or(BrokerError::Integrity))
     }
 
     async fn was_deleted(&self, name: &str) -> Result<bool, BrokerError> {
         // What is no name was never one, and need not be fit for a database.
         Ok(name.parse::<Slug>().is_ok() && self.store.was_deleted(name).await?)
-    }
-
-    /// Whether what memory holds has not been confirmed by the store for too long.
-    pub(crate) fn is_too_old(&self) -> bool {
-        self.memory.age(self.clock.since_boot()) > MAX_UNCONFIRMED
     }
 
     fn issue(
@@ -302,7 +312,8 @@ impl Broker {
     ) -> Result<IssuedToken, BrokerError> {
         let at = self.clock.moment();
         let grant = live.grant.as_ref().ok_or(BrokerError::NotConnected)?;
-        let provider = self.client(&live.connection.client)?.profile.name.to_string();
+        let provider =
+            self.clients.of_connection(&live.connection.client)?.profile.name.to_string();
         let overdue = live.connection.refresh_at.is_some_and(|due| due < at.now)
             || live.connection.state != State::Active;
         let left = grant.left(at);
@@ -320,14 +331,14 @@ fn refresh_is_allowed(live: &CachedConnection, now: Timestamp) -> Result<(), Bro
     let connection = &live.connection;
     match connection.state {
         State::Active if connection.last_error.is_none() => Ok(()),
-        State::NeedsConsent => {
-            let reason = connection.reason.clone().unwrap_or_else(|| "revoked".to_owned());
-            Err(BrokerError::ConsentRequired { reason })
+        state if !state.refreshes() => {
+            Err(BrokerError::of_state(connection).unwrap_or_else(|| {
+                BrokerError::unavailable(
+                    format!("the connection is {state}; an operator must look"),
+                    Duration::from_mins(1),
+                )
+            }))
         }
-        state if !state.refreshes() => Err(BrokerError::Unavailable {
-            reason: format!("the connection is {state}; an operator must look"),
-            retry_after: Duration::from_mins(1),
-        }),
         _ => match connection.refresh_at {
             Some(at) if at > now => {
                 Err(waiting_for_backoff(connection.last_error.as_ref(), at, now))

@@ -5,15 +5,18 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{grant_conflict::GrantLineage, slug::Slug};
-use crate::{seal::Sealed, words::words};
+use super::{
+    grant::{PendingGrant, SealedGrant},
+    slug::Slug,
+};
+use crate::words::words;
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ConnectionId(Uuid);
 
 impl ConnectionId {
@@ -142,7 +145,7 @@ impl Account {
 /// What went wrong last, in words that carry no provider text.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct LastError {
-    /// A stable, machine-ok_or_log code.
+    /// A stable, machine-readable code.
     pub code: String,
     /// One sentence for a person.
     pub message: String,
@@ -198,53 +201,13 @@ pub struct Connection {
     pub last_error: Option<LastError>,
 }
 
-/// The tokens a connection holds, sealed.
-#[derive(Clone, Debug)]
-pub struct HeldGrant {
-    /// How many grants the connection has held, this one included.
-    pub generation: i64,
-    /// Sealed as field `access` of this generation.
-    pub access: Sealed,
-    /// Sealed as field `refresh` of this generation; none where the provider gives none.
-    pub refresh: Option<Sealed>,
-    /// The scopes the provider granted.
-    pub scopes: Vec<String>,
-    /// When the request that brought it was sent: lifetimes count from here.
-    pub received_at: Timestamp,
-    /// When the access token ends.
-    pub expires_at: Timestamp,
-    /// The refresh that brought it; none for a consent.
-    pub origin: Option<GrantLineage>,
-}
-
-/// A grant whose account is not confirmed yet. It never serves, and never touches a live grant.
-#[derive(Clone, Debug)]
-pub struct PendingGrant {
-    /// Sealed as field `pending.access`, generation 0.
-    pub access: Sealed,
-    /// Sealed as field `pending.refresh`, generation 0.
-    pub refresh: Option<Sealed>,
-    /// The scopes the provider granted.
-    pub scopes: Vec<String>,
-    /// When the request that brought it was sent.
-    pub received_at: Timestamp,
-    /// When the access token ends.
-    pub expires_at: Timestamp,
-    /// Who consented; none where the provider cannot say.
-    pub account: Option<Account>,
-    /// Captured from the callback.
-    pub vars: Vars,
-    /// The token endpoint that issued it, as the profile had it.
-    pub token_url: Option<String>,
-}
-
 /// A connection with what it holds.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// The connection itself.
     pub connection: Connection,
     /// Its live grant.
-    pub grant: Option<HeldGrant>,
+    pub grant: Option<SealedGrant>,
     /// A grant that waits for its account to be confirmed.
     pub pending: Option<PendingGrant>,
     /// The token endpoint that issued the live grant, as the profile had it; none where nobody knows.
@@ -263,7 +226,7 @@ impl Record {
     /// How many grants the connection has held.
     #[must_use]
     pub fn generation(&self) -> i64 {
-        self.grant.as_ref().map_or(0, |grant| grant.generation)
+        self.grant.as_ref().map_or(0, SealedGrant::generation)
     }
 
     /// Whether an attempt from this generation ended without a word, as far as is known before the
@@ -272,53 +235,6 @@ impl Record {
     pub fn has_crashed(&self) -> bool {
         self.crashes > 0 || self.claimed_at.is_some()
     }
-}
-
-/// The shortest token life that is refreshed ahead of time; shorter ones on demand only.
-pub const MIN_SCHEDULED_LIFE: Duration = Duration::from_mins(2);
-
-/// How long before its end a token no longer counts as live: 30 s, or a tenth of a short life.
-#[must_use]
-pub fn skew_margin(life: Duration) -> Duration {
-    Duration::from_secs(30).min(life / 10)
-}
-
-/// When to refresh a token ahead of its end, or never for one that lives under
-/// [`MIN_SCHEDULED_LIFE`].
-///
-/// The lead is a fifth of the life, between 5 minutes and 6 hours; two fifths for lives under
-/// 10 minutes. It varies by a tenth either way, fixed by `id` and `generation`, so that
-/// connections made together are not due together.
-#[must_use]
-pub fn refresh_at(id: ConnectionId, grant: &HeldGrant) -> Option<Timestamp> {
-    let life = life(grant.received_at, grant.expires_at);
-    if life < MIN_SCHEDULED_LIFE {
-        return None;
-    }
-    let lead = if life < Duration::from_mins(10) {
-        life * 2 / 5
-    } else {
-        (life / 5).clamp(Duration::from_mins(5), Duration::from_hours(6))
-    };
-    let seed =
-        crate::seal::secret::Digest::of_bytes(format!("{id}/{}", grant.generation).as_bytes());
-    let spread = u32::from(u16::from_be_bytes([seed.as_bytes()[0], seed.as_bytes()[1]]));
-    // From 0.9 to 1.1 in steps of 1/65536 of a fifth.
-    let lead = lead * 9 / 10 + (lead / 5) * spread / u32::from(u16::MAX);
-    Some(grant.expires_at - lead.min(life))
-}
-
-/// The whole life of an access token.
-#[must_use]
-pub fn life(received_at: Timestamp, expires_at: Timestamp) -> Duration {
-    Duration::try_from(expires_at.duration_since(received_at)).unwrap_or_default()
-}
-
-/// How long an access token can still be used when this is left of its life, with the skew margin
-/// taken off; zero when it cannot.
-#[must_use]
-pub fn remaining(life: Duration, left: Duration) -> Duration {
-    left.saturating_sub(skew_margin(life))
 }
 
 /// How long to wait after a passing failure: doubling from 2 s to 5 min, varied by `seed`.
@@ -333,55 +249,6 @@ pub fn backoff(failures: u32, seed: u16) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn grant(life_seconds: i64) -> HeldGrant {
-        HeldGrant {
-            generation: 1,
-            access: Sealed::from_stored(String::new()),
-            refresh: None,
-            scopes: Vec::new(),
-            received_at: Timestamp::UNIX_EPOCH,
-            expires_at: Timestamp::from_second(life_seconds).unwrap(),
-            origin: None,
-        }
-    }
-
-    #[test]
-    fn the_lead_is_a_fifth_of_the_life_within_bounds() {
-        for (life, lead) in [(120, 48), (599, 239), (600, 300), (3_600, 720), (86_400, 17_280)] {
-            let at = refresh_at(ConnectionId::new(), &grant(life)).unwrap().as_second();
-            let (low, high) = (life - lead * 11 / 10 - 1, life - lead * 9 / 10 + 1);
-            assert!((low..=high).contains(&at), "life {life}: due at {at}, not in {low}..{high}");
-        }
-        let week = refresh_at(ConnectionId::new(), &grant(604_800)).unwrap().as_second();
-        assert!(week >= 604_800 - 6 * 3_600 * 11 / 10, "{week}");
-    }
-
-    #[test]
-    fn a_short_life_is_never_scheduled() {
-        for life in [0, 1, 30, 119] {
-            assert_eq!(refresh_at(ConnectionId::new(), &grant(life)), None);
-        }
-    }
-
-    #[test]
-    fn the_jitter_is_fixed_for_a_connection_and_generation() {
-        let id = ConnectionId::new();
-        let first = grant(86_400);
-        let second = HeldGrant { generation: 2, ..grant(86_400) };
-        assert_eq!(refresh_at(id, &first), refresh_at(id, &first));
-        assert_ne!(refresh_at(id, &first), refresh_at(id, &second));
-        assert_ne!(refresh_at(id, &first), refresh_at(ConnectionId::new(), &first));
-    }
-
-    #[test]
-    fn what_remains_leaves_room_for_skew() {
-        let of = |life, left| remaining(Duration::from_secs(life), Duration::from_secs(left));
-        assert_eq!(of(3_600, 3_600), Duration::from_secs(3_570));
-        assert_eq!(of(3_600, 29), Duration::ZERO);
-        assert_eq!(of(30, 30), Duration::from_secs(27));
-        assert_eq!(of(30, 0), Duration::ZERO);
-    }
 
     #[test]
     fn backoff_doubles_up_to_five_minutes() {

@@ -5,11 +5,12 @@
 //! grant, because it may be the one that lives.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::seal::secret::Digest;
 
 /// The refresh that brought a grant.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct GrantLineage {
     /// The digest of the refresh token that was presented; none where a client asked for itself.
     pub parent: Option<Digest>,

@@ -9,5 +9,6 @@ pub mod connection;
 pub mod consent;
 pub mod database_identity;
 pub mod freeze;
+pub mod grant;
 pub mod grant_conflict;
 pub mod slug;

@@ -228,9 +228,10 @@ mod tests {
     use secrecy::SecretString;
 
     use super::*;
-    use crate::seal::{Keyring, Place};
+    use crate::seal::{Keyring, SealContext, SealedField};
 
-    const PLACE: Place<'static> = Place { record: "c1", field: "access", generation: 7 };
+    const CONTEXT: SealContext<'static> =
+        SealContext { record: "c1", field: SealedField::Access, generation: 7 };
 
     #[test]
     fn a_key_file_reads_back_and_is_never_overwritten() {
@@ -240,8 +241,8 @@ mod tests {
         ring.write_new(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let again = Keyring::read(&path).unwrap();
-        let sealed = ring.seal(PLACE, &SecretString::from("x"));
-        assert!(again.open(PLACE, &sealed).is_ok());
+        let sealed = ring.seal(CONTEXT, &SecretString::from("x"));
+        assert!(again.open(CONTEXT, &sealed).is_ok());
         assert!(Keyring::generate().write_new(&path).is_err());
         assert_eq!(Keyring::read(&path).unwrap().active_id(), ring.active_id());
     }

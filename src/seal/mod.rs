@@ -13,6 +13,7 @@
 
 pub mod secret;
 
+mod context;
 mod key_file;
 
 use std::{
@@ -31,6 +32,9 @@ use secrecy::{
     zeroize::{Zeroize as _, Zeroizing},
 };
 
+use serde::{Deserialize, Serialize};
+
+pub use self::context::{SealContext, SealedField};
 use self::key_file::Stamp;
 pub use self::key_file::{KeyFileError, add_key, promote_key};
 
@@ -38,7 +42,7 @@ const SALT_LEN: usize = 32;
 const KEY_LEN: usize = 32;
 
 /// A sealed secret, as the store keeps it.
-#[derive(Clone, Eq, PartialEq)]
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Sealed(String);
 
 impl Sealed {
@@ -62,30 +66,6 @@ impl Sealed {
 impl fmt::Debug for Sealed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Sealed(key {})", self.key_id().unwrap_or("?"))
-    }
-}
-
-/// The place a sealed value belongs to; it opens nowhere else.
-#[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
-    /// The id of the record: a connection, a consent, the database itself.
-    pub record: &'a str,
-    /// The field within the record.
-    pub field: &'static str,
-    /// The generation of the grant; 0 where there are no generations.
-    pub generation: i64,
-}
-
-impl Place<'_> {
-    fn associated_data(&self, key_id: &str) -> Vec<u8> {
-        // Length-prefixed, so that no two places read the same.
-        let mut data = b"token-broker sealed v1".to_vec();
-        for part in [key_id, self.record, self.field] {
-            data.extend((part.len() as u64).to_be_bytes());
-            data.extend(part.as_bytes());
-        }
-        data.extend(self.generation.to_be_bytes());
-        data
     }
 }
 
@@ -263,7 +243,7 @@ impl Keyring {
     ///
     /// If the operating system's random generator fails.
     #[expect(clippy::disallowed_methods, reason = "the secret leaves its wrapper to be sealed")]
-    pub fn seal(&self, place: Place<'_>, secret: &SecretString) -> Sealed {
+    pub fn seal(&self, context: SealContext<'_>, secret: &SecretString) -> Sealed {
         let keys = self.keys();
         let key = &keys[0];
         let salt = secret::random_bytes::<SALT_LEN>();
@@ -271,7 +251,7 @@ impl Keyring {
         let tag = value_key(key, &salt)
             .seal_in_place_separate_tag(
                 zero_nonce(),
-                Aad::from(place.associated_data(&key.id)),
+                Aad::from(context.associated_data(&key.id)),
                 &mut buffer,
             )
             .expect("a token is far below the limit of AES-GCM");
@@ -287,7 +267,11 @@ impl Keyring {
     /// # Errors
     ///
     /// When the value was altered or belongs elsewhere, or its key is not in the ring.
-    pub fn open(&self, place: Place<'_>, sealed: &Sealed) -> Result<SecretString, OpenError> {
+    pub fn open(
+        &self,
+        context: SealContext<'_>,
+        sealed: &Sealed,
+    ) -> Result<SecretString, OpenError> {
         let mut parts = sealed.0.splitn(3, '.');
         let (Some("v1"), Some(key_id), Some(encoded)) = (parts.next(), parts.next(), parts.next())
         else {
@@ -304,7 +288,7 @@ impl Keyring {
             payload.split_first_chunk::<SALT_LEN>().ok_or(OpenError::Malformed)?;
         let mut buffer = Zeroizing::new(ciphertext.to_vec());
         let plain = value_key(key, salt)
-            .open_in_place(zero_nonce(), Aad::from(place.associated_data(key_id)), &mut buffer)
+            .open_in_place(zero_nonce(), Aad::from(context.associated_data(key_id)), &mut buffer)
             .map_err(|_| OpenError::Refused)?;
         let text = str::from_utf8(plain).map_err(|_| OpenError::Malformed)?;
         Ok(SecretString::from(text))

@@ -6,10 +6,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Keyring, Place, SALT_LEN, Sealed};
+use super::{Keyring, SALT_LEN, SealContext, Sealed, SealedField};
 use crate::properties::cases;
 
-const PLACE: Place<'static> = Place { record: "c1", field: "access", generation: 7 };
+const CONTEXT: SealContext<'static> =
+    SealContext { record: "c1", field: SealedField::Access, generation: 7 };
 
 /// The plaintext behind the key's id.
 fn payload(sealed: &Sealed) -> Vec<u8> {
@@ -26,11 +27,11 @@ proptest! {
         secret in ".{0,200}", record in ".{0,40}", generation: i64, other: i64,
     ) {
         let ring = Keyring::generate();
-        let place = Place { record: &record, field: "access", generation };
-        let sealed = ring.seal(place, &SecretString::from(secret.as_str()));
-        let opened = ring.open(place, &sealed).unwrap();
+        let context = SealContext { record: &record, field: SealedField::Access, generation };
+        let sealed = ring.seal(context, &SecretString::from(secret.as_str()));
+        let opened = ring.open(context, &sealed).unwrap();
         prop_assert_eq!(opened.expose_secret(), secret);
-        let elsewhere = Place { generation: other, ..place };
+        let elsewhere = SealContext { generation: other, ..context };
         prop_assert_eq!(ring.open(elsewhere, &sealed).is_ok(), other == generation);
     }
 
@@ -39,12 +40,12 @@ proptest! {
         secret in ".{0,40}", at: prop::sample::Index, bit in 0..8_u32,
     ) {
         let ring = Keyring::generate();
-        let sealed = ring.seal(PLACE, &SecretString::from(secret));
+        let sealed = ring.seal(CONTEXT, &SecretString::from(secret));
         let mut bytes = payload(&sealed);
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         let text = format!("v1.{}.{}", ring.active_id(), URL_SAFE_NO_PAD.encode(bytes));
-        prop_assert!(ring.open(PLACE, &Sealed::from_stored(text)).is_err());
+        prop_assert!(ring.open(CONTEXT, &Sealed::from_stored(text)).is_err());
     }
 
     #[test]
@@ -52,19 +53,19 @@ proptest! {
         at: prop::sample::Index, instead in any::<char>(),
     ) {
         let ring = Keyring::generate();
-        let sealed = ring.seal(PLACE, &SecretString::from("the token"));
+        let sealed = ring.seal(CONTEXT, &SecretString::from("the token"));
         let mut characters: Vec<_> = sealed.as_str().chars().collect();
         let at = at.index(characters.len());
         prop_assume!(characters[at] != instead);
         characters[at] = instead;
         let altered = Sealed::from_stored(characters.into_iter().collect());
-        prop_assert!(ring.open(PLACE, &altered).is_err());
+        prop_assert!(ring.open(CONTEXT, &altered).is_err());
     }
 
     #[test]
     fn any_text_is_refused_and_shows_nothing_of_itself(text in "(v1\\.)?.{0,80}") {
         let sealed = Sealed::from_stored(text);
-        let error = Keyring::generate().open(PLACE, &sealed).unwrap_err();
+        let error = Keyring::generate().open(CONTEXT, &sealed).unwrap_err();
         prop_assert!(!error.to_string().contains(char::is_control));
     }
 
@@ -87,6 +88,6 @@ fn no_two_of_a_hundred_thousand_values_have_the_same_salt() {
     let ring = Keyring::generate();
     let secret = SecretString::from("the token");
     let salts: HashSet<_> =
-        (0..100_000).map(|_| payload(&ring.seal(PLACE, &secret))[..SALT_LEN].to_vec()).collect();
+        (0..100_000).map(|_| payload(&ring.seal(CONTEXT, &secret))[..SALT_LEN].to_vec()).collect();
     assert_eq!(salts.len(), 100_000);
 }

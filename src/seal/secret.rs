@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 use aws_lc_rs::{constant_time, digest, rand};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
 
 /// 256 random bits from the operating system, as 43 characters that are safe in a URL.
 ///
@@ -26,10 +27,16 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A random number, to spread steps that would otherwise coincide.
+pub fn random_seed() -> u16 {
+    u16::from_be_bytes(random_bytes())
+}
+
 /// The SHA-256 digest of a secret, which the store keeps in place of a key, a state or a link.
 ///
 /// Comparison takes constant time.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Digest([u8; 32]);
 
 impl Digest {
@@ -70,6 +77,20 @@ impl Eq for Digest {}
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = NotADigest;
+
+    fn try_from(text: String) -> Result<Self, NotADigest> {
+        text.parse()
     }
 }
 

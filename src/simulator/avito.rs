@@ -187,9 +187,9 @@ impl Avito {
             let id = ledger.access(token, now).ok()?;
             ledger.authorisation(id)
         };
-        let ok_or_log = authorisation.scopes.iter().any(|scope| scope == "user:read");
+        let readable = authorisation.scopes.iter().any(|scope| scope == "user:read");
         let theirs = |account: &&Account| account.id.to_string() == authorisation.account;
-        self.settings.accounts.iter().find(theirs).filter(|_| ok_or_log)
+        self.settings.accounts.iter().find(theirs).filter(|_| readable)
     }
 }
 

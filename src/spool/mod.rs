@@ -20,13 +20,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    domain::{
-        connection::{ConnectionId, HeldGrant},
-        grant_conflict::GrantLineage,
-    },
-    seal::Sealed,
-};
+use crate::domain::{connection::ConnectionId, grant::SealedGrant};
 
 /// The size of a reserved file, in bytes: two sealed tokens of the largest size, and the rest of
 /// the entry.
@@ -43,33 +37,17 @@ pub struct Spool {
     stored: PathBuf,
 }
 
-/// A grant in the spool.
-#[derive(Clone, Debug)]
+/// A grant in the spool, written as JSON.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Entry {
     /// The connection.
     pub connection: ConnectionId,
     /// The account that was expected, if it was known.
     pub account: Option<String>,
     /// The grant, sealed for its generation.
-    pub grant: HeldGrant,
+    pub grant: SealedGrant,
     /// The time of the next refresh.
     pub refresh_at: Option<Timestamp>,
-}
-
-/// The form of an entry on disk.
-#[derive(Deserialize, Serialize)]
-struct SpoolRecord {
-    connection: String,
-    account: Option<String>,
-    generation: i64,
-    access: String,
-    refresh: Option<String>,
-    scopes: Vec<String>,
-    received_at: Timestamp,
-    expires_at: Timestamp,
-    refresh_at: Option<Timestamp>,
-    parent: Option<String>,
-    asked_at: Option<Timestamp>,
 }
 
 impl Spool {
@@ -129,7 +107,7 @@ impl Spool {
             let bytes = fs::read(file?.path()).unwrap_or_default();
             entries.extend(read(&bytes));
         }
-        entries.sort_by_key(|entry| entry.grant.generation);
+        entries.sort_by_key(|entry| entry.grant.generation());
         Ok(entries)
     }
 
@@ -186,22 +164,7 @@ impl Reservation {
     ///
     /// When the disk fails; the space is released then.
     pub fn keep(mut self, entry: &Entry) -> io::Result<SpooledGrant> {
-        let Entry { connection, account, grant, refresh_at } = entry;
-        let origin = grant.origin.as_ref();
-        let written = SpoolRecord {
-            connection: connection.to_string(),
-            account: account.clone(),
-            generation: grant.generation,
-            access: grant.access.as_str().to_owned(),
-            refresh: grant.refresh.as_ref().map(|refresh| refresh.as_str().to_owned()),
-            scopes: grant.scopes.clone(),
-            received_at: grant.received_at,
-            expires_at: grant.expires_at,
-            refresh_at: *refresh_at,
-            parent: origin.and_then(|origin| origin.parent).map(|parent| parent.to_string()),
-            asked_at: origin.map(|origin| origin.asked_at),
-        };
-        let bytes = serde_json::to_vec(&written)?;
+        let bytes = serde_json::to_vec(entry)?;
         self.write(&bytes)?;
         // A file that was removed meanwhile takes every write, but is never found again.
         if self.file.metadata()?.nlink() == 0 {
@@ -283,22 +246,7 @@ fn text(bytes: &[u8]) -> &[u8] {
 }
 
 fn read(bytes: &[u8]) -> Option<Entry> {
-    let written: SpoolRecord = serde_json::from_slice(text(bytes)).ok()?;
-    let parent = written.parent.map(|parent| parent.parse()).transpose().ok()?;
-    Some(Entry {
-        connection: written.connection.parse().ok()?,
-        account: written.account,
-        grant: HeldGrant {
-            generation: written.generation,
-            access: Sealed::from_stored(written.access),
-            refresh: written.refresh.map(Sealed::from_stored),
-            scopes: written.scopes,
-            received_at: written.received_at,
-            expires_at: written.expires_at,
-            origin: written.asked_at.map(|asked_at| GrantLineage { parent, asked_at }),
-        },
-        refresh_at: written.refresh_at,
-    })
+    serde_json::from_slice(text(bytes)).ok()
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::{domain::grant::GrantSlot, seal::Sealed};
 
 pub(super) fn entry() -> Entry {
     Entry {
         connection: ConnectionId::new(),
         account: None,
-        grant: HeldGrant {
-            generation: 7,
+        grant: SealedGrant {
+            slot: GrantSlot::Live { generation: 7 },
             access: Sealed::from_stored("v1.k.access".to_owned()),
             refresh: Some(Sealed::from_stored("v1.k.refresh".to_owned())),
             scopes: vec!["a".to_owned()],
@@ -27,7 +28,7 @@ fn what_was_kept_is_found_after_a_crash() {
     assert_eq!(fs::metadata(kept.path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut found = Spool::open(folder.path()).unwrap().entries().unwrap();
     let (found, kept) = found.pop().unwrap();
-    assert_eq!(found.grant.generation, 7);
+    assert_eq!(found.grant.generation(), 7);
     assert_eq!(found.grant.refresh, entry().grant.refresh);
     kept.remove();
     assert!(spool.entries().unwrap().is_empty());
@@ -39,13 +40,13 @@ fn what_is_stored_is_remembered_for_a_while() {
     let spool = Spool::open(folder.path()).unwrap();
     for generation in [8, 7] {
         let mut entry = entry();
-        entry.grant.generation = generation;
+        entry.grant.slot = GrantSlot::Live { generation };
         spool.reserve(&format!("a{generation}")).unwrap().keep(&entry).unwrap().mark_committed();
     }
     assert!(spool.entries().unwrap().is_empty());
     spool.sweep().unwrap();
     let remembered = spool.remembered().unwrap();
-    let generations: Vec<_> = remembered.iter().map(|entry| entry.grant.generation).collect();
+    let generations: Vec<_> = remembered.iter().map(|entry| entry.grant.generation()).collect();
     assert_eq!(generations, [7, 8]);
     let file = folder.path().join("stored/a7");
     assert!(fs::metadata(&file).unwrap().len() < 1_000, "its room is given back");

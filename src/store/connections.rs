@@ -12,7 +12,8 @@ use super::{
     json, now, optional_millis,
 };
 use crate::domain::{
-    connection::{Account, Connection, ConnectionId, HeldGrant, LastError, PendingGrant, Record},
+    connection::{Account, Connection, ConnectionId, LastError, Record},
+    grant::{GrantSlot, PendingGrant, SealedGrant},
     slug::Slug,
 };
 
@@ -337,12 +338,12 @@ fn connection(row: &impl RowExt) -> Result<Connection, StoreError> {
     })
 }
 
-fn grant(row: &impl RowExt) -> Result<Option<HeldGrant>, StoreError> {
+fn grant(row: &impl RowExt) -> Result<Option<SealedGrant>, StoreError> {
     let Some(access) = row.sealed_or_null("access")? else {
         return Ok(None);
     };
-    Ok(Some(HeldGrant {
-        generation: row.number("generation")?,
+    Ok(Some(SealedGrant {
+        slot: GrantSlot::Live { generation: row.number("generation")? },
         access,
         refresh: row.sealed_or_null("refresh")?,
         scopes: row.json("grant_scopes")?,
@@ -357,12 +358,17 @@ fn pending(row: &impl RowExt) -> Result<Option<PendingGrant>, StoreError> {
         return Ok(None);
     };
     let columns = ["pending_account_id", "pending_account_name", "pending_account_aliases"];
-    Ok(Some(PendingGrant {
+    let grant = SealedGrant {
+        slot: GrantSlot::Pending,
         access,
         refresh: row.sealed_or_null("pending_refresh")?,
         scopes: row.json("pending_scopes")?,
         received_at: row.time("pending_received_at")?,
         expires_at: row.time("pending_expires_at")?,
+        origin: None,
+    };
+    Ok(Some(PendingGrant {
+        grant,
         account: account(row, columns)?,
         vars: row.json("pending_vars")?,
         token_url: row.text_or_null("pending_token_url")?,

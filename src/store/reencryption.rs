@@ -7,7 +7,7 @@ use super::{
     EngineKind, Store, StoreError,
     engine::{in_transaction, on, row::RowExt as _},
 };
-use crate::seal::{Place, Sealed};
+use crate::seal::{SealContext, Sealed, SealedField};
 
 /// How many values one transaction of SQLite exchanges, which waits for the disk at its end. On
 /// PostgreSQL each is a transaction of its own: one that locks several rows could meet another that
@@ -19,7 +19,7 @@ const BATCH: usize = 100;
 pub struct SealedColumn {
     /// Its table.
     pub table: &'static str,
-    field: &'static str,
+    field: SealedField,
     list: &'static str,
     put: &'static str,
 }
@@ -30,17 +30,17 @@ pub struct SealedValue {
     row: String,
     /// The id of the record that it is sealed for.
     pub record: String,
-    field: &'static str,
+    field: SealedField,
     generation: i64,
     /// The value.
     pub sealed: Sealed,
 }
 
 impl SealedValue {
-    /// The place that it is sealed for.
+    /// The context that it is sealed in.
     #[must_use]
-    pub fn place(&self) -> Place<'_> {
-        Place { record: &self.record, field: self.field, generation: self.generation }
+    pub fn context(&self) -> SealContext<'_> {
+        SealContext { record: &self.record, field: self.field, generation: self.generation }
     }
 }
 
@@ -56,18 +56,18 @@ pub struct SealedCount {
 }
 
 macro_rules! columns {
-    ($($table:literal by $row:literal: $column:literal is $field:literal
+    ($($table:literal by $row:literal: $column:literal is $field:ident
         of $record:literal, $generation:literal;)+) => {
         /// Every column of sealed values.
         pub const SEALED_COLUMNS: &[SealedColumn] = &[$(SealedColumn {
             table: $table,
-            field: $field,
+            field: SealedField::$field,
             list: concat!(
                 "SELECT ", $row, " AS row_key, ", $record, " AS record, CAST(", $generation,
                 " AS BIGINT) AS generation, ", $column, " AS sealed FROM ", $table,
                 " WHERE ", $column, " IS NOT NULL AND ", $row, " > $1
                     AND substr(", $column, ", 1, length($2)) <> $2
-                    AND ('", $table, "' <> 'meta' OR ", $row, " = '", $field, "')
+                    AND ('", $table, "' <> 'meta' OR ", $row, " = 'sealing_check')
                 ORDER BY ", $row, " LIMIT $3"
             ),
             put: concat!(
@@ -87,24 +87,23 @@ macro_rules! columns {
             $(
                 " UNION ALL SELECT '", $table, "', ", $column, " FROM ", $table,
                 " WHERE ", $column, " IS NOT NULL
-                    AND ('", $table, "' <> 'meta' OR ", $row, " = '", $field, "')"
+                    AND ('", $table, "' <> 'meta' OR ", $row, " = 'sealing_check')"
             ),+,
             ") stored) keyed GROUP BY part, key_id ORDER BY part, key_id"
         );
     };
 }
 
-// The fields are those of the places for which the broker seals.
 columns! {
-    "grants" by "connection_id": "access" is "access" of "connection_id", "generation";
-    "grants" by "connection_id": "refresh" is "refresh" of "connection_id", "generation";
-    "pending_grants" by "connection_id": "access" is "pending.access" of "connection_id", "0";
-    "pending_grants" by "connection_id": "refresh" is "pending.refresh" of "connection_id", "0";
-    "escrow" by "id": "access" is "escrow.access" of "connection_id", "generation";
-    "escrow" by "id": "refresh" is "escrow.refresh" of "connection_id", "generation";
-    "consents" by "state_hash": "verifier" is "verifier" of "link_id", "0";
-    "consents" by "state_hash": "link_secret" is "secret" of "link_id", "0";
-    "meta" by "key": "value" is "sealing_check" of "'database'", "0";
+    "grants" by "connection_id": "access" is Access of "connection_id", "generation";
+    "grants" by "connection_id": "refresh" is Refresh of "connection_id", "generation";
+    "pending_grants" by "connection_id": "access" is PendingAccess of "connection_id", "0";
+    "pending_grants" by "connection_id": "refresh" is PendingRefresh of "connection_id", "0";
+    "escrow" by "id": "access" is FallbackAccess of "connection_id", "generation";
+    "escrow" by "id": "refresh" is FallbackRefresh of "connection_id", "generation";
+    "consents" by "state_hash": "verifier" is Verifier of "link_id", "0";
+    "consents" by "state_hash": "link_secret" is LinkSecret of "link_id", "0";
+    "meta" by "key": "value" is SealingCheck of "'database'", "0";
 }
 
 impl Store {

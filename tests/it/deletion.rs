@@ -92,7 +92,8 @@ async fn record(broker: &TestBroker, name: &str) -> Record {
 async fn sealed(broker: &TestBroker, name: &str) -> Vec<String> {
     let record = record(broker, name).await;
     let grant = record.grant.into_iter().flat_map(|grant| [Some(grant.access), grant.refresh]);
-    let pending = record.pending.into_iter().flat_map(|grant| [Some(grant.access), grant.refresh]);
+    let pending = record.pending.into_iter().map(|pending| pending.grant);
+    let pending = pending.flat_map(|grant| [Some(grant.access), grant.refresh]);
     let values: Vec<_> = grant.chain(pending).flatten().map(|it| it.as_str().to_owned()).collect();
     let contents = broker.contents().await;
     assert!(values.iter().all(|value| contents.contains(value)), "the test sees what is stored");

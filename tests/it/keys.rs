@@ -7,8 +7,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
     app::background::sync_cache,
-    domain::{connection::HeldGrant, grant_conflict::GrantLineage},
-    seal::{Keyring, Place, add_key, promote_key, secret::Digest},
+    domain::{
+        grant::{GrantSlot, SealedGrant},
+        grant_conflict::GrantLineage,
+    },
+    seal::{Keyring, add_key, promote_key, secret::Digest},
     simulator::{Fault, Kind, Simulated},
     store::{Commit, SEALED_COLUMNS, Store},
 };
@@ -116,8 +119,8 @@ pub(crate) async fn reseal(store: &Store, ring: &Keyring) {
     for column in SEALED_COLUMNS {
         let values = store.sealed_otherwise(column, &ring.active_id(), None, 1_000).await.unwrap();
         let anew = values.into_iter().map(|value| {
-            let secret = ring.open(value.place(), &value.sealed).unwrap();
-            let sealed = ring.seal(value.place(), &secret);
+            let secret = ring.open(value.context(), &value.sealed).unwrap();
+            let sealed = ring.seal(value.context(), &secret);
             (value, sealed)
         });
         store.reseal(column, &anew.collect::<Vec<_>>()).await.unwrap();
@@ -172,14 +175,14 @@ async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDataba
     let store = broker.broker().store().clone();
     let held = store.record("amocrm-shop").await.unwrap().unwrap();
     let id = held.connection.id.to_string();
-    let place = |field, generation| Place { record: &id, field, generation };
+    let slot = |generation| GrantSlot::Live { generation };
     let held_refresh = held.grant.as_ref().unwrap().refresh.as_ref().unwrap();
-    let parent = Digest::of(&ring.open(place("refresh", 1), held_refresh).unwrap());
+    let parent = Digest::of(&ring.open(slot(1).refresh(&id), held_refresh).unwrap());
     // While a refresh is under way, another replica stores what an earlier one has brought.
-    let sibling = HeldGrant {
-        generation: 2,
-        access: ring.seal(place("access", 2), &"the sibling's".into()),
-        refresh: Some(ring.seal(place("refresh", 2), &"the sibling's, too".into())),
+    let sibling = SealedGrant {
+        slot: GrantSlot::Live { generation: 2 },
+        access: ring.seal(slot(2).access(&id), &"the sibling's".into()),
+        refresh: Some(ring.seal(slot(2).refresh(&id), &"the sibling's, too".into())),
         origin: Some(GrantLineage {
             parent: Some(parent),
             asked_at: broker.clock.now() - Duration::from_mins(5),

@@ -14,11 +14,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::SecretString;
+use token_broker::domain::grant::{GrantSlot, PendingGrant, SealedGrant};
 use token_broker::{
     clock::Clock,
-    domain::connection::{
-        Account, Connection, ConnectionId, GrantType, HeldGrant, PendingGrant, State, Vars,
-    },
+    domain::connection::{Account, Connection, ConnectionId, GrantType, State, Vars},
     seal::Sealed,
     store::{EngineKind, SchemaStatus, Store, StoreError},
 };
@@ -62,9 +61,9 @@ async fn stored(db: &TestDatabase, name: &str) -> Connection {
     connection
 }
 
-fn grant(db: &TestDatabase, generation: i64) -> HeldGrant {
-    HeldGrant {
-        generation,
+fn grant(db: &TestDatabase, generation: i64) -> SealedGrant {
+    SealedGrant {
+        slot: GrantSlot::Live { generation },
         access: Sealed::from_stored(format!("v1.k1.sealed-access-{generation}")),
         refresh: Some(Sealed::from_stored(format!("v1.k1.sealed-refresh-{generation}"))),
         scopes: vec!["messenger:read".to_owned()],
@@ -75,12 +74,15 @@ fn grant(db: &TestDatabase, generation: i64) -> HeldGrant {
 }
 
 fn pending(db: &TestDatabase, mark: &str) -> PendingGrant {
-    PendingGrant {
+    let grant = SealedGrant {
+        slot: GrantSlot::Pending,
         access: Sealed::from_stored(format!("v1.k1.sealed-pending-access-{mark}")),
         refresh: Some(Sealed::from_stored(format!("v1.k1.sealed-pending-refresh-{mark}"))),
         scopes: Vec::new(),
-        received_at: db.clock.now(),
-        expires_at: db.clock.now() + Duration::from_hours(1),
+        ..grant(db, 0)
+    };
+    PendingGrant {
+        grant,
         account: Some(account()),
         vars: Vars::new(),
         token_url: Some("https://provider.example/token".to_owned()),

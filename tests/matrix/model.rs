@@ -12,20 +12,19 @@ use std::{
 use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
+use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
     audit::{Actor, Trail},
     broker::{Broker, LastSeen, Parts},
     clock::Clock,
     config::Config,
     domain::{
-        connection::{
-            Account, Connection, ConnectionId, GrantType, HeldGrant, Record, State, Vars,
-        },
+        connection::{Account, Connection, ConnectionId, GrantType, Record, State, Vars},
         slug::Slug,
     },
     failpoint::{Failpoints, Point},
     provider::{Outbound, client::Client},
-    seal::{Keyring, Place, secret::Digest},
+    seal::{Keyring, SealContext, secret::Digest},
     simulator::{Fault, Kind, Simulated, SimulatorSettings, Simulators, settings::RotationClass},
     spool::Spool,
     store::Commit,
@@ -143,15 +142,16 @@ impl World {
         store.create(&connection).await.unwrap();
         let answer = self.consent().await;
         let id = connection.id.to_string();
-        let seal = |field: &'static str, name: &str| {
+        let slot = GrantSlot::Live { generation: 1 };
+        let seal = |context: SealContext<'_>, name: &str| {
             let secret = SecretString::from(answer[name].as_str().unwrap());
-            let sealed = self.keyring().seal(Place { record: &id, field, generation: 1 }, &secret);
+            let sealed = self.keyring().seal(context, &secret);
             (sealed, Digest::of(&secret))
         };
-        let (access, _) = seal("access", "access_token");
-        let (refresh, refresh_hash) = seal("refresh", "refresh_token");
-        let grant = HeldGrant {
-            generation: 1,
+        let (access, _) = seal(slot.access(&id), "access_token");
+        let (refresh, refresh_hash) = seal(slot.refresh(&id), "refresh_token");
+        let grant = SealedGrant {
+            slot,
             access,
             refresh: Some(refresh),
             scopes: Vec::new(),
@@ -193,8 +193,8 @@ impl World {
     fn stored(&self, record: &Record) -> String {
         let grant = record.grant.as_ref().unwrap();
         let id = record.connection.id.to_string();
-        let place = Place { record: &id, field: "refresh", generation: grant.generation };
-        let refresh = self.keyring().open(place, grant.refresh.as_ref().unwrap()).unwrap();
+        let refresh =
+            self.keyring().open(grant.slot.refresh(&id), grant.refresh.as_ref().unwrap()).unwrap();
         Digest::of(&refresh).fingerprint()
     }
 }

@@ -13,14 +13,15 @@ use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use token_broker::domain::grant::SealedGrant;
 use token_broker::{
     app::{App, Listeners},
     broker::Broker,
     clock::Clock,
     config::Config,
-    domain::connection::{ConnectionId, HeldGrant},
+    domain::connection::ConnectionId,
     failpoint::{Failpoints, Point},
-    seal::{Keyring, Place},
+    seal::Keyring,
     simulator::{Kind, Known, Oracle, Simulated, Simulator, SimulatorSettings, Simulators},
     spool::{Entry, Spool},
 };
@@ -303,7 +304,7 @@ impl World {
             let spooled = spooled.iter().filter(|entry| entry.connection == id);
             let grants = spooled.clone().map(|entry| &entry.grant).chain(&record.grant);
             let refresh_tokens = grants.filter_map(|grant| self.refresh_token(id, grant)).collect();
-            let from = spooled.map(|entry| entry.grant.generation - 1).next();
+            let from = spooled.map(|entry| entry.grant.generation() - 1).next();
             let from = from.or(record.claimed_at.map(|_| record.generation()));
             let under_way = from.map(|generation| View {
                 name: name.clone(),
@@ -317,11 +318,10 @@ impl World {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the test asks the provider's oracle about it")]
-    fn refresh_token(&self, id: ConnectionId, grant: &HeldGrant) -> Option<String> {
+    fn refresh_token(&self, id: ConnectionId, grant: &SealedGrant) -> Option<String> {
         let id = id.to_string();
-        let place = Place { record: &id, field: "refresh", generation: grant.generation };
         let sealed = grant.refresh.as_ref()?;
-        Some(self.keyring.open(place, sealed).unwrap().expose_secret().to_owned())
+        Some(self.keyring.open(grant.slot.refresh(&id), sealed).unwrap().expose_secret().to_owned())
     }
 
     /// That every connection serves a token that lives, and holds the refresh token that came with

@@ -1,20 +1,28 @@
-//! Break-glass: what operators freeze is served no more, here at once and elsewhere at the next look.
-//! The background goes on refreshing it, so that its grants are alive when it is unfrozen.
+//! Freezes: what operators freeze is served no more, here at once and elsewhere at the next look at
+//! the store. The background goes on refreshing it, so that its grants are alive when it is unfrozen.
 
+use std::sync::{Arc, PoisonError};
+
+use super::{Access, keys::Caller};
 use crate::{
     audit::{Actor, EventKind},
-    broker::{Broker, BrokerError, Caller},
+    broker::BrokerError,
     domain::{
         caller::{Holder, Requester},
         connection::Connection,
         consent::ConsentLink,
-        freeze::{Freeze, FreezeKind},
+        freeze::{Freeze, FreezeKind, Freezes},
         slug::Slug,
     },
     store::StoreError,
 };
 
-impl Broker {
+impl Access {
+    /// What is frozen, as this process knows it.
+    pub(crate) fn current_freezes(&self) -> Arc<Freezes> {
+        Arc::clone(&self.freezes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Freezes a thing: from now on nothing of it is served. Returns the freeze that stands and
     /// whether it is a new one.
     ///
@@ -22,7 +30,7 @@ impl Broker {
     ///
     /// [`BrokerError::NotFound`] when there is no such thing; or when the store fails, and then it
     /// may be frozen all the same.
-    pub async fn freeze(
+    pub(crate) async fn freeze(
         &self,
         kind: FreezeKind,
         name: &Slug,
@@ -31,13 +39,13 @@ impl Broker {
         by: &Actor,
     ) -> Result<(Freeze, bool), BrokerError> {
         let known = match kind {
-            FreezeKind::Client => self.clients.contains_key(name) || self.has_strays_of(name),
-            FreezeKind::Connection => match self.live(name.as_str()).await {
+            FreezeKind::Client => self.clients.get(name).is_some() || self.has_unconfigured(name),
+            FreezeKind::Connection => match self.cache.cached_or_load(name.as_str()).await {
                 Ok(_) => true,
                 Err(BrokerError::NotFound(_)) => false,
                 Err(error) => return Err(error),
             },
-            FreezeKind::Provider => self.clients_of(name).next().is_some(),
+            FreezeKind::Provider => self.clients.at_provider(name).next().is_some(),
             FreezeKind::Service => {
                 self.store.services().await?.iter().any(|service| service.name == *name)
             }
@@ -48,7 +56,8 @@ impl Broker {
         let frozen = self.store.freeze(kind, name, reason, operator).await?;
         self.load_freezes().await?;
         tracing::warn!(%kind, %name, by = %operator, "frozen: nothing of it is served");
-        self.note(&self.record(EventKind::Frozen, by).with_detail(&format!("{kind} {name}")));
+        self.audit
+            .emit(&self.audit.event(EventKind::Frozen, by).with_detail(&format!("{kind} {name}")));
         Ok(frozen)
     }
 
@@ -57,7 +66,7 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError::NotFound`] when it is not frozen; or when the store fails.
-    pub async fn unfreeze(
+    pub(crate) async fn unfreeze(
         &self,
         kind: FreezeKind,
         name: &Slug,
@@ -69,7 +78,9 @@ impl Broker {
             return Err(BrokerError::NotFound(format!("{kind} `{name}` is not frozen")));
         }
         tracing::warn!(%kind, %name, by = by.name, "unfrozen: it is served again");
-        self.note(&self.record(EventKind::Unfrozen, by).with_detail(&format!("{kind} {name}")));
+        self.audit.emit(
+            &self.audit.event(EventKind::Unfrozen, by).with_detail(&format!("{kind} {name}")),
+        );
         Ok(())
     }
 
@@ -78,9 +89,9 @@ impl Broker {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn freezes(&self) -> Result<Vec<Freeze>, BrokerError> {
+    pub(crate) async fn list_freezes(&self) -> Result<Vec<Freeze>, BrokerError> {
         self.load_freezes().await?;
-        Ok(self.memory.freezes().iter().cloned().collect())
+        Ok(self.current_freezes().iter().cloned().collect())
     }
 
     /// Reads every freeze from the store into memory, one reader at a time as with the keys. While
@@ -88,18 +99,19 @@ impl Broker {
     pub(crate) async fn load_freezes(&self) -> Result<(), StoreError> {
         let _turn = self.loading_freezes.lock().await;
         let freezes = self.store.freezes().await?;
-        self.memory.put_freezes(freezes.into_iter().collect());
+        *self.freezes.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(freezes.into_iter().collect());
         Ok(())
     }
 
-    fn has_strays_of(&self, client: &Slug) -> bool {
-        self.memory.connections().iter().any(|live| live.connection.client == *client)
+    fn has_unconfigured(&self, client: &Slug) -> bool {
+        self.cache.connections().iter().any(|live| live.connection.client == *client)
     }
 
     /// What keeps a connection of this name and client from being served, if anything does.
     fn frozen(&self, connection: &Slug, client: &Slug) -> Option<FreezeKind> {
-        let provider = self.clients.get(client).map(|client| &client.profile.name);
-        self.memory.freezes().of_connection(connection.as_str(), client, provider)
+        let provider = self.clients.provider_of(client);
+        self.current_freezes().of_connection(connection.as_str(), client, provider)
     }
 
     pub(crate) fn is_frozen(&self, connection: &Connection) -> bool {
@@ -115,7 +127,7 @@ impl Broker {
     }
 
     pub(crate) fn ensure_service_not_frozen(&self, name: &Slug) -> Result<(), BrokerError> {
-        if self.memory.freezes().holds(FreezeKind::Service, name.as_str()) {
+        if self.current_freezes().holds(FreezeKind::Service, name.as_str()) {
             return Err(BrokerError::Frozen(FreezeKind::Service));
         }
         Ok(())

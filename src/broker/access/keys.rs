@@ -1,19 +1,20 @@
-//! Who may call: checking keys, and making and ending them.
+//! Keys: checking them, and making and ending them.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+use super::Access;
 use crate::{
     audit::{Actor, EventKind},
-    broker::{
-        Broker, BrokerError,
-        cache::{Caller, Keys, KnownKey},
-        health::TOO_OLD,
-    },
+    broker::{BrokerError, cache::UNCONFIRMED},
     domain::{
-        caller::{self, Holder, Operator, Pattern, Service, StoredKey, Verb},
+        caller::{self, Holder, Operator, Pattern, Requester, Service, StoredKey, Verb},
         slug::Slug,
     },
     seal::secret::Digest,
@@ -23,7 +24,53 @@ use crate::{
 /// How many keys of a service may live at once: one in use, and the one that replaces it.
 const MAX_LIVE_KEYS: i64 = 2;
 
-impl Broker {
+/// Who showed a key.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// An operator, by name.
+    Operator(Slug),
+    /// A service and what it may do.
+    Service(Arc<Service>),
+}
+
+impl Caller {
+    /// The name in records: `operator alice`, `service billing`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.requester().to_string()
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        let (holder, name) = match self {
+            Self::Operator(name) => (Holder::Operator, name),
+            Self::Service(service) => (Holder::Service, &service.name),
+        };
+        Requester { holder, name: name.clone() }
+    }
+
+    /// As [`Caller::label`], of a service.
+    pub(crate) fn label_of(service: &Service) -> String {
+        format!("{} {}", Holder::Service, service.name)
+    }
+}
+
+/// A key with the caller it stands for.
+#[derive(Debug)]
+pub(crate) struct KnownKey {
+    pub(crate) stored: StoredKey,
+    pub(crate) caller: Caller,
+}
+
+/// Every key, by its id; replaced as a whole.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    pub(crate) by_id: BTreeMap<String, KnownKey>,
+    pub(crate) operators: bool,
+}
+
+impl Access {
     /// The caller whose key this is.
     ///
     /// # Errors
@@ -32,21 +79,24 @@ impl Broker {
     /// [`BrokerError::Unavailable`] when the store has confirmed no key for so long that any of them
     /// may have been deleted.
     #[expect(clippy::disallowed_methods, reason = "the key's public id is read from it")]
-    pub fn authenticate(&self, shown: &SecretString) -> Result<Caller, BrokerError> {
+    pub(crate) fn authenticate(&self, shown: &SecretString) -> Result<Caller, BrokerError> {
         use secrecy::ExposeSecret as _;
-        if self.is_too_old() {
+        if self.cache.is_unconfirmed() {
             return Err(BrokerError::Unavailable {
-                reason: TOO_OLD.to_owned(),
+                reason: UNCONFIRMED.to_owned(),
                 retry_after: Duration::from_secs(5),
             });
         }
-        let keys = self.memory.keys();
+        let keys = self.keys();
         // An unknown id is compared as well, with a digest that nothing has.
         let known = caller::key_id(shown.expose_secret()).and_then(|id| keys.by_id.get(id));
         let expected = known.map_or(Digest::of_bytes(&[]), |key| key.stored.digest);
         let fits = Digest::of(shown) == expected;
         match known {
-            Some(key) if fits && key.stored.expires_at.is_none_or(|end| self.clock.now() < end) => {
+            Some(key)
+                if fits
+                    && key.stored.expires_at.is_none_or(|end| self.process.clock.now() < end) =>
+            {
                 Ok(key.caller.clone())
             }
             _ => Err(BrokerError::Unauthorized),
@@ -55,8 +105,8 @@ impl Broker {
 
     /// Whether any operator exists; until then operators' routes do not.
     #[must_use]
-    pub fn has_operators(&self) -> bool {
-        self.memory.keys().operators
+    pub(crate) fn has_operators(&self) -> bool {
+        self.keys().operators
     }
 
     /// Makes an operator and their first key.
@@ -64,12 +114,12 @@ impl Broker {
     /// # Errors
     ///
     /// When the name is taken or the store fails.
-    pub async fn create_operator(&self, name: Slug) -> Result<SecretString, BrokerError> {
-        let now = self.clock.now();
+    pub(crate) async fn create_operator(&self, name: Slug) -> Result<SecretString, BrokerError> {
+        let now = self.process.clock.now();
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
         self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
         self.note_key(EventKind::OperatorMade, &Actor::command_line(), &stored);
-        self.take_up_keys().await;
+        self.apply_new_key().await;
         Ok(key)
     }
 
@@ -78,7 +128,7 @@ impl Broker {
     /// # Errors
     ///
     /// When the name is taken, nothing is allowed, or the store fails.
-    pub async fn create_service(
+    pub(crate) async fn create_service(
         &self,
         by: &Actor,
         name: Slug,
@@ -86,7 +136,7 @@ impl Broker {
         verbs: BTreeSet<Verb>,
         expires_at: Option<Timestamp>,
     ) -> Result<(Service, SecretString, StoredKey), BrokerError> {
-        let now = self.clock.now();
+        let now = self.process.clock.now();
         if connections.is_empty() {
             return Err(BrokerError::Invalid(
                 "`connections` is empty: name at least one connection or pattern".to_owned(),
@@ -100,7 +150,7 @@ impl Broker {
         let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
         self.store.create_service(&service, &stored).await?;
         self.note_key(EventKind::ServiceMade, by, &stored);
-        self.take_up_keys().await;
+        self.apply_new_key().await;
         Ok((service, key, stored))
     }
 
@@ -109,13 +159,13 @@ impl Broker {
     /// # Errors
     ///
     /// When there is no such service, it has two live keys already, or the store fails.
-    pub async fn add_service_key(
+    pub(crate) async fn add_service_key(
         &self,
         by: &Actor,
         name: &Slug,
         expires_at: Option<Timestamp>,
     ) -> Result<(SecretString, StoredKey), BrokerError> {
-        let now = self.clock.now();
+        let now = self.process.clock.now();
         check_expiry(expires_at, now)?;
         self.service(name).await?;
         let (key, stored) = caller::new_key(Holder::Service, name.clone(), now, expires_at);
@@ -125,7 +175,7 @@ impl Broker {
             )));
         }
         self.note_key(EventKind::KeyMade, by, &stored);
-        self.take_up_keys().await;
+        self.apply_new_key().await;
         Ok((key, stored))
     }
 
@@ -134,7 +184,7 @@ impl Broker {
     /// # Errors
     ///
     /// When the store fails.
-    pub async fn services(&self) -> Result<Vec<(Service, Vec<StoredKey>)>, BrokerError> {
+    pub(crate) async fn services(&self) -> Result<Vec<(Service, Vec<StoredKey>)>, BrokerError> {
         let services = self.store.services().await?;
         let keys = self.store.keys().await?;
         Ok(services
@@ -155,7 +205,10 @@ impl Broker {
     /// # Errors
     ///
     /// When there is no such service or the store fails.
-    pub async fn service(&self, name: &Slug) -> Result<(Service, Vec<StoredKey>), BrokerError> {
+    pub(crate) async fn service(
+        &self,
+        name: &Slug,
+    ) -> Result<(Service, Vec<StoredKey>), BrokerError> {
         self.services()
             .await?
             .into_iter()
@@ -168,11 +221,11 @@ impl Broker {
     /// # Errors
     ///
     /// When there is no such service or the store fails.
-    pub async fn delete_service(&self, by: &Actor, name: &Slug) -> Result<(), BrokerError> {
+    pub(crate) async fn delete_service(&self, by: &Actor, name: &Slug) -> Result<(), BrokerError> {
         let existed = self.store.delete_service(name).await?;
         if existed {
-            let record = self.record(EventKind::ServiceDeleted, by);
-            self.note(&record.with_detail(&format!("service {name}")));
+            let record = self.audit.event(EventKind::ServiceDeleted, by);
+            self.audit.emit(&record.with_detail(&format!("service {name}")));
         }
         self.load_keys().await?;
         if existed {
@@ -187,7 +240,7 @@ impl Broker {
     /// # Errors
     ///
     /// When the service has no such key or the store fails.
-    pub async fn delete_service_key(
+    pub(crate) async fn delete_service_key(
         &self,
         by: &Actor,
         name: &Slug,
@@ -206,7 +259,7 @@ impl Broker {
 
     /// Takes up a key that was made a moment ago. It is shown whether that succeeds or not, for it is
     /// never shown again; the next look at the store takes it up as well.
-    async fn take_up_keys(&self) {
+    async fn apply_new_key(&self) {
         if let Err(error) = self.load_keys().await {
             tracing::warn!(%error, "a new key is not known here for a moment");
         }
@@ -233,19 +286,23 @@ impl Broker {
                 keys.by_id.insert(stored.id.clone(), KnownKey { stored, caller });
             }
         }
-        let now = self.clock.now();
-        for (id, KnownKey { stored, .. }) in &self.memory.keys().by_id {
+        let now = self.process.clock.now();
+        for (id, KnownKey { stored, .. }) in &self.keys().by_id {
             if !keys.by_id.contains_key(id) && stored.expires_at.is_some_and(|end| end <= now) {
-                let record = self.record(EventKind::KeyExpired, &Actor::broker());
-                self.note(&record.with_detail(&label(stored)).once_for(id));
+                let record = self.audit.event(EventKind::KeyExpired, &Actor::broker());
+                self.audit.emit(&record.with_detail(&label(stored)).once_for(id));
             }
         }
-        self.memory.put_keys(keys);
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(())
     }
 
+    fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn note_key(&self, kind: EventKind, by: &Actor, key: &StoredKey) {
-        self.note(&self.record(kind, by).with_detail(&label(key)));
+        self.audit.emit(&self.audit.event(kind, by).with_detail(&label(key)));
     }
 }
 

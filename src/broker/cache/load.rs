@@ -1,24 +1,28 @@
-//! From the store into memory: a record is opened, or it is known why it does not open.
+//! From the store into the cache: a record is opened, or it is known why it does not open.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, atomic::Ordering};
 
-use super::{CachedConnection, CachedGrant, End};
+use jiff::Timestamp;
+
+use super::{Cache, CachedConnection, CachedGrant, TokenEnd};
 use crate::{
     audit::{Actor, EventKind},
-    broker::{Broker, BrokerError},
+    broker::BrokerError,
     domain::{
-        connection::{ConnectionId, HeldGrant, Record, State},
+        connection::{ConnectionId, Record, State},
+        grant::{OpenGrant, SealedGrant},
         slug::Slug,
     },
     provider::request::{api_base_url, resource_headers},
-    seal::{OpenError, Place, secret::Digest},
+    seal::{OpenError, secret::Digest},
+    store::StoreError,
 };
 
-impl Broker {
+impl Cache {
     /// Takes a record as the store has it into memory, with its access token open. One that does
     /// not open is marked and never served. Where only its key is not known here, what memory holds
     /// goes on being served, and the key's id is given.
-    pub(crate) async fn cache_record(&self, mut record: Record) -> Option<String> {
+    pub(crate) async fn insert(&self, mut record: Record) -> Option<String> {
         let mut lacking = None;
         // What was deleted is not even opened.
         let deleted = record.connection.state.is_deleted();
@@ -33,7 +37,7 @@ impl Broker {
                      it; until then only what memory holds is served"
                 );
                 lacking = Some(key);
-                self.memory.grant_of(&record.connection)
+                self.grant_of(&record.connection)
             }
             Some(Err(error)) => {
                 if !self.mark_unreadable(&mut record, &error).await {
@@ -44,7 +48,7 @@ impl Broker {
             }
         };
         let generation = record.generation();
-        self.memory.put(CachedConnection {
+        self.insert_if_newer(CachedConnection {
             generation,
             connection: record.connection,
             grant,
@@ -73,23 +77,18 @@ impl Broker {
             connection.id = %id, %error,
             "a stored token does not open; nothing is served until a new consent or a deletion"
         );
-        let broken = self.record(EventKind::IntegrityError, &Actor::broker());
-        self.note(&self.of(broken, &record.connection));
+        self.audit.emit_for(EventKind::IntegrityError, &Actor::broker(), &record.connection, "");
         true
     }
 
-    fn open(&self, record: &Record, grant: &HeldGrant) -> Result<CachedGrant, OpenError> {
-        let id = record.connection.id.to_string();
-        let place = Place { record: &id, field: "access", generation: grant.generation };
-        let access = self.keyring.open(place, &grant.access)?;
-        if let Some(refresh) = &grant.refresh {
-            // Not needed here, but a value that was tampered with is better known before it is used.
-            self.keyring.open(Place { field: "refresh", ..place }, refresh)?;
-        }
+    fn open(&self, record: &Record, grant: &SealedGrant) -> Result<CachedGrant, OpenError> {
+        // The refresh token is not needed here, but one that was tampered with is better known before
+        // it is used.
+        let OpenGrant { access, .. } = self.vault.open(record.connection.id, grant)?;
         let client = self.clients.get(&record.connection.client);
         let vars = &record.connection.vars;
         Ok(CachedGrant {
-            generation: grant.generation,
+            generation: grant.generation(),
             fingerprint: Digest::of(&access).fingerprint(),
             headers: client
                 .and_then(|client| resource_headers(client, &access, vars).ok())
@@ -98,29 +97,66 @@ impl Broker {
             scopes: grant.scopes.clone(),
             received_at: grant.received_at,
             expires_at: grant.expires_at,
-            end: End::of_stored(grant, self.clock.moment()),
+            end: TokenEnd::of_stored(grant, self.process.clock.moment()),
             access,
         })
     }
 
+    /// Brings the cache up to date with the store: what other replicas and commands have changed.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read; the cache keeps what it has.
+    pub(crate) async fn sync(&self) -> Result<(), StoreError> {
+        let mark = self.changes_mark.load(Ordering::Relaxed);
+        let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);
+        let changes = self.store.changed_since(mark).await?;
+        let mut missing_key = None;
+        for record in changes.records {
+            missing_key = self.insert(record).await.or(missing_key);
+        }
+        for (id, name) in changes.deleted {
+            self.remove(name.as_str(), id);
+        }
+        if missing_key.is_none() {
+            self.changes_mark.store(changes.mark.as_millisecond(), Ordering::Relaxed);
+        }
+        // Otherwise all of it is read again the next time, when the key may be there.
+        *self.missing_key.lock().unwrap_or_else(PoisonError::into_inner) = missing_key;
+        Ok(())
+    }
+
+    /// Takes everything from the store again: what is held may be ahead of it.
+    pub(crate) async fn rebuild(&self) -> Result<(), StoreError> {
+        let all = self.store.changed_since(Timestamp::UNIX_EPOCH).await?;
+        self.clear();
+        for record in all.records {
+            self.insert(record).await;
+        }
+        Ok(())
+    }
+
     /// Reads a connection again after a change of our own.
-    pub(crate) async fn refresh_cache(&self, id: ConnectionId) -> Result<Record, BrokerError> {
+    pub(crate) async fn reload(&self, id: ConnectionId) -> Result<Record, BrokerError> {
         let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
-        self.cache_record(record.clone()).await;
+        self.insert(record.clone()).await;
         Ok(record)
     }
 
     /// The connection of that name, from memory, or from the store if another replica made it a
     /// moment ago.
-    pub(crate) async fn live(&self, name: &str) -> Result<Arc<CachedConnection>, BrokerError> {
-        if let Some(live) = self.memory.connection(name) {
+    pub(crate) async fn cached_or_load(
+        &self,
+        name: &str,
+    ) -> Result<Arc<CachedConnection>, BrokerError> {
+        if let Some(live) = self.connection(name) {
             return Ok(live);
         }
         if name.parse::<Slug>().is_ok()
             && let Some(record) = self.store.record(name).await?
         {
-            self.cache_record(record).await;
+            self.insert(record).await;
         }
-        self.memory.connection(name).ok_or_else(|| BrokerError::no_connection(name))
+        self.connection(name).ok_or_else(|| BrokerError::no_connection(name))
     }
 }

@@ -1,14 +1,17 @@
-//! What is served: every connection with its access token open, and every key, in memory.
+//! The cache: what readers see. It holds every connection with its access token open.
 //!
-//! The store is the truth; this is read at each request and brought up to date by
-//! [`Broker::sync`](super::Broker::sync) and by every change made in this process.
+//! The store is the truth. The cache is read at each request, and brought up to date by
+//! [`Cache::sync`] and by every change made in this process.
+//!
+//! May use: the store, the vault, the clients and the audit log. Used by every other owner.
 
-pub(crate) mod load;
+mod load;
+mod token_end;
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -18,15 +21,25 @@ use dashmap::{DashMap, Entry};
 use jiff::Timestamp;
 use secrecy::SecretString;
 
+pub(crate) use self::token_end::TokenEnd;
+use super::{audit::AuditLog, clients::Clients, process::Process, vault::Vault};
 use crate::{
     clock::{BootInstant, Moment},
     domain::{
-        caller::{Holder, Requester, Service, StoredKey},
-        connection::{self, Account, Connection, ConnectionId, HeldGrant},
-        freeze::Freezes,
+        connection::{Account, Connection, ConnectionId},
+        grant::{self, OpenGrant, SealedGrant},
         slug::Slug,
     },
+    seal::secret::Digest,
+    store::Store,
 };
+
+/// The time for which keys and connections are served while the store cannot confirm them.
+const MAX_UNCONFIRMED: Duration = Duration::from_mins(15);
+
+/// The reason why no key opens anything once [`Cache::is_unconfirmed`].
+pub(crate) const UNCONFIRMED: &str =
+    "the database has not confirmed keys and connections for 15 minutes";
 
 /// A connection as it is served.
 #[derive(Debug)]
@@ -51,7 +64,7 @@ pub(crate) struct CachedGrant {
     pub(crate) scopes: Vec<String>,
     pub(crate) received_at: Timestamp,
     pub(crate) expires_at: Timestamp,
-    pub(crate) end: End,
+    pub(crate) end: TokenEnd,
     pub(crate) headers: BTreeMap<String, SecretString>,
     pub(crate) api_base_url: Option<String>,
 }
@@ -59,7 +72,7 @@ pub(crate) struct CachedGrant {
 impl CachedGrant {
     /// The whole life of the access token.
     pub(crate) fn life(&self) -> Duration {
-        connection::life(self.received_at, self.expires_at)
+        grant::life(self.received_at, self.expires_at)
     }
 
     fn token(&self) -> Token {
@@ -73,110 +86,56 @@ impl CachedGrant {
 
     /// How long the access token can still be used: what is left, without the skew margin.
     pub(crate) fn remaining(&self, at: Moment) -> Duration {
-        connection::remaining(self.life(), self.left(at))
+        grant::remaining(self.life(), self.left(at))
     }
-}
-
-/// When an access token ends, by two clocks: it lives only while neither has come that far. One
-/// counts suspend and is never set; the other goes on where the whole machine was stopped.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct End {
-    since_boot: BootInstant,
-    wall: Timestamp,
-}
-
-impl End {
-    /// Of a token that somebody else received, or this process before it was started anew: the
-    /// clock that is ahead, the database's or ours, decides how old it is.
-    pub(crate) fn of_stored(grant: &HeldGrant, at: Moment) -> Self {
-        Self::after(left(grant, at.now.max(at.wall)), at)
-    }
-
-    /// Of a token that this process received a moment ago: it need not ask its wall clock.
-    pub(crate) fn of_received(grant: &HeldGrant, at: Moment) -> Self {
-        Self::after(left(grant, at.now), at)
-    }
-
-    fn after(left: Duration, at: Moment) -> Self {
-        let wall = at.wall.checked_add(left).unwrap_or(Timestamp::MAX);
-        Self { since_boot: at.since_boot + left, wall }
-    }
-
-    fn left(self, at: Moment) -> Duration {
-        let by_wall = Duration::try_from(self.wall.duration_since(at.wall)).unwrap_or_default();
-        self.since_boot.since(at.since_boot).min(by_wall)
-    }
-}
-
-/// What is left of a token's life at this time; never more than the whole of it.
-fn left(grant: &HeldGrant, now: Timestamp) -> Duration {
-    let left = Duration::try_from(grant.expires_at.duration_since(now)).unwrap_or_default();
-    left.min(connection::life(grant.received_at, grant.expires_at))
 }
 
 /// What tells one access token of a connection from another. A provider may give the same one again,
 /// and a longer life with it.
 type Token = (String, Timestamp);
 
-/// Who showed a key.
-#[derive(Clone, Debug)]
-pub enum Caller {
-    /// An operator, by name.
-    Operator(Slug),
-    /// A service and what it may do.
-    Service(Arc<Service>),
-}
-
-impl Caller {
-    /// The name in records: `operator alice`, `service billing`.
-    #[must_use]
-    pub fn label(&self) -> String {
-        self.requester().to_string()
-    }
-
-    /// Who it is.
-    #[must_use]
-    pub fn requester(&self) -> Requester {
-        let (holder, name) = match self {
-            Self::Operator(name) => (Holder::Operator, name),
-            Self::Service(service) => (Holder::Service, &service.name),
-        };
-        Requester { holder, name: name.clone() }
-    }
-
-    /// As [`Caller::label`], of a service.
-    pub(crate) fn label_of(service: &Service) -> String {
-        format!("{} {}", Holder::Service, service.name)
-    }
-}
-
-/// A key with the caller it stands for.
+/// Every connection as it is served.
 #[derive(Debug)]
-pub(crate) struct KnownKey {
-    pub(crate) stored: StoredKey,
-    pub(crate) caller: Caller,
-}
-
-/// All that is held.
-#[derive(Debug, Default)]
 pub(crate) struct Cache {
+    store: Store,
+    vault: Arc<Vault>,
+    clients: Arc<Clients>,
+    audit: Arc<AuditLog>,
+    process: Arc<Process>,
     connections: DashMap<Slug, Arc<CachedConnection>>,
     /// Tokens that this process received and has not read from the store yet.
-    received: DashMap<ConnectionId, (Token, End)>,
-    keys: RwLock<Arc<Keys>>,
-    freezes: RwLock<Arc<Freezes>>,
-    /// When the store last confirmed all of this, in milliseconds since the machine started.
+    received: DashMap<ConnectionId, (Token, TokenEnd)>,
+    /// The time when the store last confirmed what is held, in milliseconds since the machine
+    /// started.
     synced_at: AtomicI64,
-}
-
-/// Every key, by its id; replaced as a whole.
-#[derive(Debug, Default)]
-pub(crate) struct Keys {
-    pub(crate) by_id: BTreeMap<String, KnownKey>,
-    pub(crate) operators: bool,
+    /// The place to go on reading changes from, in milliseconds of the database's clock.
+    changes_mark: AtomicI64,
+    /// The id of a key that the key file lacked at the last look at the store.
+    missing_key: Mutex<Option<String>>,
 }
 
 impl Cache {
+    pub(crate) fn new(
+        store: Store,
+        vault: Arc<Vault>,
+        clients: Arc<Clients>,
+        audit: Arc<AuditLog>,
+        process: Arc<Process>,
+    ) -> Self {
+        Self {
+            store,
+            vault,
+            clients,
+            audit,
+            process,
+            connections: DashMap::new(),
+            received: DashMap::new(),
+            synced_at: AtomicI64::new(0),
+            changes_mark: AtomicI64::new(0),
+            missing_key: Mutex::default(),
+        }
+    }
+
     pub(crate) fn connection(&self, name: &str) -> Option<Arc<CachedConnection>> {
         self.connections.get(name).map(|live| Arc::clone(&live))
     }
@@ -194,7 +153,7 @@ impl Cache {
     ///
     /// When its token ends stands as it was first found: reading it again makes no token live
     /// longer, whatever the clocks say by then.
-    pub(crate) fn put(&self, mut live: CachedConnection) {
+    fn insert_if_newer(&self, mut live: CachedConnection) {
         let id = live.connection.id;
         let entry = self.connections.entry(live.connection.name.clone());
         let held = match &entry {
@@ -219,8 +178,10 @@ impl Cache {
         entry.insert(Arc::new(live));
     }
 
-    /// Notes when a token ends that was received and is about to be stored.
-    pub(crate) fn note_received(&self, id: ConnectionId, token: Token, end: End) {
+    /// Notes when the access token ends of a grant that was received and is about to be stored.
+    pub(crate) fn note_received(&self, id: ConnectionId, open: &OpenGrant, sealed: &SealedGrant) {
+        let token = (Digest::of(&open.access).fingerprint(), sealed.expires_at);
+        let end = TokenEnd::of_received(sealed, self.process.clock.moment());
         self.received.insert(id, (token, end));
     }
 
@@ -238,39 +199,40 @@ impl Cache {
         if held.connection.id == connection.id { held.grant.clone() } else { None }
     }
 
-    pub(crate) fn forget(&self, name: &str, id: ConnectionId) {
+    /// The fingerprint and the generation of that grant, for records.
+    pub(crate) fn grant_label(&self, connection: &Connection) -> Option<(String, i64)> {
+        self.grant_of(connection).map(|grant| (grant.fingerprint, grant.generation))
+    }
+
+    /// The newest generation that is held of this very connection.
+    pub(crate) fn generation_of(&self, connection: &Connection) -> Option<i64> {
+        let held = self.connections.get(&connection.name)?;
+        (held.connection.id == connection.id).then_some(held.generation)
+    }
+
+    pub(crate) fn remove(&self, name: &str, id: ConnectionId) {
         self.connections.remove_if(name, |_, live| live.connection.id == id);
         self.received.remove(&id);
     }
 
-    /// Forgets every connection: the store went back behind what is held.
-    pub(crate) fn clear(&self) {
+    /// Removes every connection: the store went back behind what is held.
+    fn clear(&self) {
         self.connections.clear();
     }
 
-    pub(crate) fn keys(&self) -> Arc<Keys> {
-        Arc::clone(&self.keys.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    /// From now on what is held counts as confirmed by the store.
+    pub(crate) fn mark_synced(&self) {
+        self.synced_at.store(self.process.clock.since_boot().as_millis(), Ordering::Relaxed);
     }
 
-    pub(crate) fn put_keys(&self, keys: Keys) {
-        *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(keys);
+    /// Whether the store has not confirmed what is held for too long to serve it.
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        let synced_at = BootInstant::from_millis(self.synced_at.load(Ordering::Relaxed));
+        self.process.clock.since_boot().since(synced_at) > MAX_UNCONFIRMED
     }
 
-    pub(crate) fn freezes(&self) -> Arc<Freezes> {
-        Arc::clone(&self.freezes.read().unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-
-    pub(crate) fn put_freezes(&self, freezes: Freezes) {
-        let freezes = Arc::new(freezes);
-        *self.freezes.write().unwrap_or_else(std::sync::PoisonError::into_inner) = freezes;
-    }
-
-    pub(crate) fn mark_synced(&self, now: BootInstant) {
-        self.synced_at.store(now.as_millis(), Ordering::Relaxed);
-    }
-
-    /// How long ago the store last confirmed what is held.
-    pub(crate) fn age(&self, now: BootInstant) -> Duration {
-        now.since(BootInstant::from_millis(self.synced_at.load(Ordering::Relaxed)))
+    /// The id of a key that stored tokens need and the key file lacks.
+    pub(crate) fn missing_key(&self) -> Option<String> {
+        self.missing_key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -7,10 +7,14 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::exchange::Exchange;
+use super::exchange::{CodeExchange, Exchange};
 use crate::{
     audit::{Actor, EventKind},
-    broker::{Broker, BrokerError, ConnectionView, NewConnection, refresh::commit::retry_forever},
+    broker::{
+        BrokerError, ConnectionView, NewConnection, access::Access, audit::AuditLog, cache::Cache,
+        clients::Clients, connections::Connections, limits::Limits, process::Process,
+        provider_calls::ProviderCalls, refresh::commit::retry_forever,
+    },
     domain::{
         connection::{GrantType, Vars},
         consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
@@ -18,6 +22,7 @@ use crate::{
     },
     provider::{Verdict, amocrm},
     seal::secret::Digest,
+    store::Store,
 };
 
 /// How many codes are tried for one exchange.
@@ -34,7 +39,22 @@ pub struct KeyExchangeRequest {
     pub api_key: SecretString,
 }
 
-impl Broker {
+/// Exchanges of API keys.
+#[derive(Debug)]
+pub(crate) struct ApiKeys {
+    pub(crate) store: Store,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) calls: Arc<ProviderCalls>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) exchange: Arc<CodeExchange>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) process: Arc<Process>,
+}
+
+impl ApiKeys {
     /// Makes a connection by exchanging an API key. The connection is live once the code has
     /// arrived and the account is the one of `account_host`.
     ///
@@ -42,13 +62,13 @@ impl Broker {
     ///
     /// When the provider has no such exchange, the host is not one of its accounts, no way into the
     /// connection is open, the provider refuses, or the store fails.
-    pub async fn connect_with_api_key(
-        self: &Arc<Self>,
+    pub(crate) async fn connect(
+        &self,
         by: &Actor,
         new: NewConnection,
         request: KeyExchangeRequest,
     ) -> Result<ConnectionView, BrokerError> {
-        let client = Arc::clone(self.client_by_name(&new.client)?);
+        let client = Arc::clone(self.clients.named(&new.client)?);
         let host = client
             .profile
             .check_var(amocrm::ACCOUNT_HOST, &request.account_host)
@@ -59,7 +79,7 @@ impl Broker {
         let name = new.name.clone();
         let record = match self.store.record(name.as_str()).await? {
             Some(record) if record.connection.client == new.client => {
-                self.ensure_accepts_grants(&record.connection)?;
+                self.access.ensure_accepts_grants(&record.connection)?;
                 record
             }
             Some(_) => {
@@ -68,13 +88,13 @@ impl Broker {
                 )));
             }
             None => {
-                self.ensure_not_frozen(&name, &new.client)?;
+                self.access.ensure_not_frozen(&name, &new.client)?;
                 let grant_type = Some(GrantType::AuthorizationCode);
-                self.create_connection(by, NewConnection { grant_type, ..new }).await?;
+                self.connections.create(by, NewConnection { grant_type, ..new }).await?;
                 self.store.record(name.as_str()).await?.ok_or(BrokerError::Internal)?
             }
         };
-        let now = self.clock.now();
+        let now = self.process.clock.now();
         let pending = KeyExchange {
             id: Uuid::now_v7(),
             connection: record.connection.id,
@@ -84,9 +104,7 @@ impl Broker {
             expires_at: now + KEY_EXCHANGE_LIFE,
         };
         self.store.insert_exchange(&pending).await?;
-        let reply = self.outbound.send(&client.profile, outbound, None).await;
-        let accepted = reply.and_then(|reply| amocrm::read_key_exchange(&client.profile, &reply));
-        if let Err(error) = accepted {
+        if let Err(error) = self.calls.exchange_api_key(&client, outbound).await {
             if error.verdict != Verdict::Ambiguous {
                 self.store.end_exchange(pending.id).await?;
             }
@@ -95,9 +113,9 @@ impl Broker {
                 error.message
             )));
         }
-        self.note_of(EventKind::ConsentBegun, by, &record.connection, "API key");
-        tracing::info!(connection = %name, "API key accepted; the code is on its way");
-        self.view(&name).await
+        self.audit.emit_for(EventKind::ConsentBegun, by, &record.connection, "API key");
+        tracing::info!(connection.name = %name, "API key accepted; the code is on its way");
+        self.connections.view(&name).await
     }
 
     /// A code arrived from an API-key exchange. It is exchanged after the answer, because the
@@ -106,7 +124,7 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError::Invalid`] when no exchange is pending for this client and account host.
-    pub async fn finish_key_exchange(
+    pub(crate) async fn finish(
         self: &Arc<Self>,
         client: &Slug,
         params: &BTreeMap<String, String>,
@@ -114,7 +132,7 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let by = Actor::browser(peer);
         let refused = || {
-            self.record_anonymous_refusal(&by, "no API-key exchange");
+            self.audit.record_anonymous_refusal(&by, "no API-key exchange");
             BrokerError::Invalid("no API-key exchange is pending for this account".to_owned())
         };
         let client = Arc::clone(self.clients.get(client).ok_or_else(refused)?);
@@ -124,26 +142,26 @@ impl Broker {
             .capture(|name| params.get(name).map(String::as_str))
             .map_err(|_| refused())?;
         let host = vars.get(amocrm::ACCOUNT_HOST).ok_or_else(refused)?;
-        let turn = self.visitors.turn().await?;
+        let turn = self.limits.public_turn().await?;
         // Anybody can send a code: a few may be tried, and only the right one ends the exchange.
         let pending = self.store.try_exchange(&client.name, host, MAX_TRIES).await?;
         let pending = pending.ok_or_else(refused)?;
         drop(turn);
         let code = SecretString::from(code.as_str());
-        let broker = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let Ok(Some(record)) = broker.store.record_by_id(pending.connection).await else {
+        let exchanges = Arc::clone(self);
+        self.process.tasks.spawn(async move {
+            let Ok(Some(record)) = exchanges.store.record_by_id(pending.connection).await else {
                 tracing::error!("the connection of an API-key exchange could not be read");
                 return;
             };
-            if let Err(refusal) = broker.ensure_accepts_grants(&record.connection) {
+            if let Err(refusal) = exchanges.access.ensure_accepts_grants(&record.connection) {
                 tracing::warn!(%refusal, "the code of an API-key exchange is not exchanged");
-                broker.note_ending(&by, &record.connection, Err(&refusal));
+                exchanges.audit.record_ending(&by, &record.connection, None, Err(&refusal));
                 return;
             }
             let under_way = Digest::of(&code);
             if let Err(error) =
-                broker.store.begin_code_exchange(&under_way, pending.connection).await
+                exchanges.store.begin_code_exchange(&under_way, pending.connection).await
             {
                 tracing::error!(%error, "the code of an API-key exchange is not exchanged");
                 return;
@@ -162,14 +180,14 @@ impl Broker {
                 own_browser: false,
             };
             let connection = record.connection.clone();
-            let outcome = broker.exchange(&client, record, exchange).await;
-            retry_forever(|| broker.store.end_code_exchange(&under_way)).await;
-            broker.raise_watermark();
-            broker.note_ending(&by, &connection, outcome.as_ref());
+            let outcome = exchanges.exchange.run(&client, record, exchange).await;
+            retry_forever(|| exchanges.store.end_code_exchange(&under_way)).await;
+            let grant = exchanges.cache.grant_label(&connection);
+            exchanges.audit.record_ending(&by, &connection, grant, outcome.as_ref());
             match outcome.map(|ending| ending.outcome) {
                 Ok(Outcome::Failed) => tracing::warn!("the code of an API-key exchange failed"),
                 Ok(outcome) => {
-                    retry_forever(|| broker.store.end_exchange(pending.id)).await;
+                    retry_forever(|| exchanges.store.end_exchange(pending.id)).await;
                     tracing::info!(%outcome, "API-key exchange ended");
                 }
                 Err(error) => tracing::error!(%error, "API-key exchange failed"),

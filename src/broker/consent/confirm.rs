@@ -5,22 +5,43 @@ use std::{net::IpAddr, sync::Arc};
 use crate::{
     audit::{Actor, EventKind},
     broker::{
-        Broker, BrokerError, Caller, ConnectionView, ReceivedGrant,
-        recovery::quarantine::ensure_not_quarantined, refresh::commit::due_at,
+        BrokerError, Caller, ConnectionView,
+        access::{Access, ensure_not_quarantined},
+        audit::AuditLog,
+        cache::Cache,
+        clients::Clients,
+        connections::Connections,
+        recovery::Recovery,
+        refresh::{commit::Committer, schedule::due_at},
+        vault::Vault,
     },
     domain::{caller::Verb, slug::Slug},
-    seal::{Place, Sealed, secret::Digest},
-    store,
+    seal::secret::Digest,
+    store::{self, Store},
 };
 
-impl Broker {
+/// Confirms accounts.
+#[derive(Debug)]
+pub(crate) struct Confirmations {
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) committer: Arc<Committer>,
+    pub(crate) recovery: Arc<Recovery>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) audit: Arc<AuditLog>,
+}
+
+impl Confirmations {
     /// Accepts the account that consented, named by the provider's id of it.
     ///
     /// # Errors
     ///
     /// When nothing waits, or another account consented: then its tokens are discarded.
-    pub async fn confirm(
-        self: &Arc<Self>,
+    pub(crate) async fn confirm(
+        &self,
         caller: &Caller,
         peer: Option<IpAddr>,
         name: &str,
@@ -37,7 +58,7 @@ impl Broker {
             }
         }
         let by = Actor::new(caller.label(), peer);
-        self.ensure_caller_not_frozen(caller)?;
+        self.access.ensure_caller_not_frozen(caller)?;
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -46,7 +67,7 @@ impl Broker {
                 "connection `{name}` has nothing to confirm"
             )));
         };
-        self.ensure_not_deleted(&record.connection)?;
+        self.access.ensure_not_deleted(&record.connection)?;
         ensure_not_quarantined(&record.connection)?;
         let id = record.connection.id;
         if pending.account.is_none() && record.connection.account.is_some() {
@@ -57,55 +78,52 @@ impl Broker {
             ));
         }
         if pending.account.as_ref().map(|account| account.id.as_str()) != account {
-            if !self.store.drop_pending_until(id, pending.received_at).await? {
+            if !self.store.drop_pending_until(id, pending.grant.received_at).await? {
                 return Err(changed());
             }
-            self.note_of(EventKind::AccountMismatch, &by, &record.connection, "confirmed another");
-            self.refresh_cache(id).await?;
+            self.audit.emit_for(
+                EventKind::AccountMismatch,
+                &by,
+                &record.connection,
+                "confirmed another",
+            );
+            self.cache.reload(id).await?;
             return Err(BrokerError::Invalid(
                 "another account consented than the one named in `account`; its tokens were \
                  discarded"
                     .to_owned(),
             ));
         }
-        let text = id.to_string();
-        let open = |field, sealed: &Sealed| {
-            self.keyring
-                .open(Place { record: &text, field, generation: 0 }, sealed)
-                .map_err(BrokerError::from)
-        };
-        let access = open("pending.access", &pending.access)?;
-        let refresh =
-            pending.refresh.as_ref().map(|sealed| open("pending.refresh", sealed)).transpose()?;
-        let received = ReceivedGrant {
-            access: &access,
-            refresh: refresh.as_ref(),
-            scopes: pending.scopes.clone(),
-            received_at: pending.received_at,
-            expires_at: pending.expires_at,
-            origin: None,
-        };
-        let next = self.seal_grant(id, record.generation() + 1, received);
+        let open = self.vault.open(id, &pending.grant)?;
+        let next = self.committer.seal_live(id, record.generation() + 1, &open);
         let commit = store::Commit {
             connection: id,
             grant: &next,
             source: store::Source::Consent { judged: &record.connection },
-            refresh_at: due_at(self.client(&record.connection.client)?, &record.connection, &next),
+            refresh_at: due_at(
+                self.clients.of_connection(&record.connection.client)?,
+                &record.connection,
+                &next,
+            ),
             account: pending.account.as_ref(),
             vars: Some(&pending.vars),
             scopes: None,
             token_url: pending.token_url.as_deref(),
-            refresh_hash: refresh.as_ref().map(Digest::of),
+            refresh_hash: open.refresh_hash(),
         };
         if !self.store.commit_confirmed(&commit).await? {
             return Err(changed());
         }
-        tracing::info!(connection = %name, by = %caller.label(), "account confirmed");
-        let confirmed = self.of(self.record(EventKind::AccountConfirmed, &by), &record.connection);
-        self.note(&confirmed.with_grant(Digest::of(&access).fingerprint(), next.generation));
-        self.raise_watermark();
-        let record = self.refresh_cache(id).await?;
-        self.view(&record.connection.name).await
+        tracing::info!(connection.name = %name, by = %caller.label(), "account confirmed");
+        let confirmed = self.audit.about_connection(
+            self.audit.event(EventKind::AccountConfirmed, &by),
+            &record.connection,
+        );
+        self.audit
+            .emit(&confirmed.with_grant(Digest::of(&open.access).fingerprint(), next.generation()));
+        self.recovery.raise_watermark();
+        let record = self.cache.reload(id).await?;
+        self.connections.view(&record.connection.name).await
     }
 }
 

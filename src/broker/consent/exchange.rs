@@ -1,25 +1,50 @@
 //! The exchange of a code: once, never again, and what becomes of the grant that it brings.
+//!
+//! Where an answer was unusable but for a refresh token, that token is presented once: beside the
+//! [refresh](crate::broker::refresh), the only place that does so.
 
 use secrecy::SecretString;
 
+use std::sync::Arc;
+
 use crate::{
     broker::{
-        Broker, BrokerError, ReceivedGrant,
-        refresh::commit::{due_at, retry_forever},
+        BrokerError,
+        cache::Cache,
+        provider_calls::ProviderCalls,
+        recovery::Recovery,
+        refresh::{
+            commit::{Committer, retry_forever},
+            schedule::due_at,
+        },
+        vault::Vault,
     },
+    clock::Clock,
     domain::{
-        connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
+        connection::{Account, Connection, Record, State, Vars},
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
+        grant::{GrantSlot, OpenGrant, PendingGrant},
     },
     provider::{CurrentTokens, Grant, ProviderError, Verdict, client::Client, request},
-    seal::{Place, secret::Digest},
-    store,
+    store::{self, Store},
 };
 
-impl Broker {
+/// Exchanges codes, and stores what they bring.
+#[derive(Debug)]
+pub(crate) struct CodeExchange {
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) calls: Arc<ProviderCalls>,
+    pub(crate) committer: Arc<Committer>,
+    pub(crate) recovery: Arc<Recovery>,
+    pub(crate) clock: Clock,
+}
+
+impl CodeExchange {
     /// Exchanges a code, finds out whose account it is, and stores the grant: live when the
     /// account is the one that was meant, waiting for confirmation otherwise.
-    pub(crate) async fn exchange(
+    pub(crate) async fn run(
         &self,
         client: &Client,
         record: Record,
@@ -35,7 +60,7 @@ impl Broker {
         .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
         let sent_at = self.clock.now();
         let connection = &record.connection;
-        let mut reply = self.ask(client, request, None).await;
+        let mut reply = self.calls.token(client, request, None).await;
         if let Err(error) = &reply {
             log_exchange_failure(connection, error);
         }
@@ -44,7 +69,7 @@ impl Broker {
             let held = CurrentTokens { refresh, access: &SecretString::default() };
             let request = request::refresh(client, held, exchange.redirect_uri, &exchange.vars)
                 .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
-            reply = self.ask(client, request, None).await.map(|grant| Grant {
+            reply = self.calls.token(client, request, None).await.map(|grant| Grant {
                 refresh: grant.refresh.or_else(|| Some(refresh.clone())),
                 ..grant
             });
@@ -56,20 +81,20 @@ impl Broker {
             }
             Err(_) => return Ok(Outcome::Failed.into()),
         };
-        let account = self.account(client, &grant.access, &exchange.vars).await;
+        let account = self.calls.account(client, &grant.access, &exchange.vars).await;
         let account = account.unwrap_or_else(|error| {
-            tracing::warn!(connection = %connection.name, "account unknown: {}", error.message);
+            tracing::warn!(connection.name = %connection.name, "account unknown: {}", error.message);
             None
         });
-        let received = ReceivedGrant {
-            access: &grant.access,
-            refresh: grant.refresh.as_ref(),
+        let received = OpenGrant {
+            access: grant.access,
+            refresh: grant.refresh,
             scopes: grant.scopes.unwrap_or_else(|| exchange.scopes.to_vec()),
             received_at: sent_at,
             expires_at: sent_at + grant.expires_in,
             origin: None,
         };
-        self.store_consented(client, record, received, account, exchange).await
+        self.store_consented(client, record, &received, account, exchange).await
     }
 
     /// Stores a grant that a consent brought, as its account is judged against the connection as it is
@@ -78,7 +103,7 @@ impl Broker {
         &self,
         client: &Client,
         mut record: Record,
-        received: ReceivedGrant<'_>,
+        received: &OpenGrant,
         account: Option<Account>,
         exchange: Exchange<'_>,
     ) -> Result<Ending, BrokerError> {
@@ -86,14 +111,14 @@ impl Broker {
         let missing = missing_scopes(exchange.scopes, &received.scopes);
         if !missing.is_empty() {
             tracing::warn!(
-                connection = %record.connection.name, ?missing,
+                connection.name = %record.connection.name, ?missing,
                 "not every scope was granted; the grant waits to be confirmed"
             );
         }
         let extra = extra_scopes(exchange.scopes, &received.scopes);
         if !extra.is_empty() {
             let name = &record.connection.name;
-            tracing::warn!(connection = %name, ?extra, "more scopes were granted than asked for");
+            tracing::warn!(connection.name = %name, ?extra, "more scopes were granted than asked for");
         }
         let ending = Ending {
             outcome: Outcome::Connected,
@@ -111,27 +136,33 @@ impl Broker {
             match verified {
                 Verified::Refused => {
                     let name = &record.connection.name;
-                    tracing::warn!(connection = %name, "another account consented");
+                    tracing::warn!(connection.name = %name, "another account consented");
                     return Ok(Outcome::WrongAccount.into());
                 }
                 Verified::Unknown => {
-                    let pending = self.seal_pending(client, id, received, account, exchange.vars);
+                    let pending = PendingGrant {
+                        grant: self.vault.seal(id, GrantSlot::Pending, received),
+                        account,
+                        vars: exchange.vars,
+                        token_url: Some(client.profile.token.url.as_str().to_owned()),
+                    };
                     if !retry_forever(|| self.store.put_pending(id, &pending)).await {
                         return Err(BrokerError::Revoked);
                     }
-                    self.refresh_cache(id).await?;
+                    self.cache.reload(id).await?;
                     return Ok(Ending { outcome: Outcome::PendingConfirm, ..ending });
                 }
                 Verified::Meant => {}
             }
             let account = account.as_ref();
-            match self.commit_consented(client, &record, &received, account, &exchange).await? {
+            match self.commit_consented(client, &record, received, account, &exchange).await? {
                 None => break,
                 Some(newest) => record = newest,
             }
         }
-        self.refresh_cache(id).await?;
-        tracing::info!(connection = %record.connection.name, "consent stored");
+        self.recovery.raise_watermark();
+        self.cache.reload(id).await?;
+        tracing::info!(connection.name = %record.connection.name, "consent stored");
         Ok(ending)
     }
 
@@ -141,12 +172,13 @@ impl Broker {
         &self,
         client: &Client,
         judged: &Record,
-        received: &ReceivedGrant<'_>,
+        received: &OpenGrant,
         account: Option<&Account>,
         exchange: &Exchange<'_>,
     ) -> Result<Option<Record>, BrokerError> {
         let connection = &judged.connection;
-        let next = self.seal_grant(connection.id, judged.generation() + 1, received.clone());
+        let generation = judged.generation() + 1;
+        let next = self.committer.seal_live(connection.id, generation, received);
         let commit = store::Commit {
             connection: connection.id,
             grant: &next,
@@ -156,7 +188,7 @@ impl Broker {
             vars: Some(&exchange.vars),
             scopes: Some(exchange.scopes),
             token_url: Some(client.profile.token.url.as_str()),
-            refresh_hash: received.refresh.map(Digest::of),
+            refresh_hash: received.refresh_hash(),
         };
         if retry_forever(|| self.store.commit_grant(&commit)).await {
             return Ok(None);
@@ -173,29 +205,6 @@ impl Broker {
         };
         // It was stored, and only the answer to that went lost; or something else was stored meanwhile.
         Ok(if ours || spent { None } else { Some(newest) })
-    }
-
-    fn seal_pending(
-        &self,
-        client: &Client,
-        id: ConnectionId,
-        received: ReceivedGrant<'_>,
-        account: Option<Account>,
-        vars: Vars,
-    ) -> PendingGrant {
-        let id = id.to_string();
-        let seal =
-            |field, secret| self.keyring.seal(Place { record: &id, field, generation: 0 }, secret);
-        PendingGrant {
-            access: seal("pending.access", received.access),
-            refresh: received.refresh.map(|token| seal("pending.refresh", token)),
-            scopes: received.scopes,
-            received_at: received.received_at,
-            expires_at: received.expires_at,
-            account,
-            vars,
-            token_url: Some(client.profile.token.url.as_str().to_owned()),
-        }
     }
 }
 
@@ -241,7 +250,7 @@ fn judge_account(
 
 fn log_exchange_failure(connection: &Connection, error: &ProviderError) {
     tracing::warn!(
-        connection = %connection.name, verdict = ?error.verdict, status = error.status,
+        connection.name = %connection.name, verdict = ?error.verdict, status = error.status,
         code = error.code, "the code was not exchanged: {}", error.message
     );
 }
@@ -251,7 +260,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::domain::connection::GrantType;
+    use crate::domain::connection::{ConnectionId, GrantType};
 
     fn account(id: &str) -> Account {
         Account { id: id.to_owned(), name: None, aliases: vec![format!("sub-{id}")] }

@@ -1,6 +1,6 @@
 //! Consent links: made for a connection, and shown to whoever opens one.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -9,7 +9,11 @@ use uuid::Uuid;
 
 use crate::{
     audit::{Actor, EventKind},
-    broker::{Broker, BrokerError, Caller, Gone, NewConnection},
+    broker::{
+        BrokerError, Caller, Gone, NewConnection, access::Access, audit::AuditLog,
+        clients::Clients, connections::Connections, limits::Limits,
+    },
+    clock::Clock,
     domain::{
         caller::{Requester, Service, Verb},
         connection::{Account, Connection, GrantType, Record},
@@ -21,7 +25,7 @@ use crate::{
     },
     provider::client::Client,
     seal::secret::{self, Digest},
-    store::LinkInserted,
+    store::{LinkInserted, Store},
 };
 
 /// What a consent link is asked for.
@@ -67,15 +71,37 @@ pub struct LinkPage {
     pub provider: String,
 }
 
-impl Broker {
+/// The URLs that people are sent to.
+#[derive(Debug)]
+pub(crate) struct PublicUrls {
+    /// Where browsers reach us.
+    pub(crate) public: Url,
+    /// Where a person may be sent after consenting, by the name of the place.
+    pub(crate) return_to: BTreeMap<Slug, Url>,
+}
+
+/// Makes consent links, and says what they show.
+#[derive(Debug)]
+pub(crate) struct Links {
+    pub(crate) store: Store,
+    pub(crate) access: Arc<Access>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) clock: Clock,
+    pub(crate) urls: PublicUrls,
+}
+
+impl Links {
     /// Makes a consent link, and its connection if that does not exist.
     ///
     /// # Errors
     ///
     /// When the caller may not, a name is unknown, the connection obtains its tokens without
     /// consent, or the store fails.
-    pub async fn make_link(
-        self: &Arc<Self>,
+    pub(crate) async fn make(
+        &self,
         caller: &Caller,
         peer: Option<IpAddr>,
         request: LinkRequest,
@@ -83,7 +109,7 @@ impl Broker {
         let by = Actor::new(caller.label(), peer);
         let name = &request.connection;
         may_ask(caller, &request)?;
-        self.ensure_caller_not_frozen(caller)?;
+        self.access.ensure_caller_not_frozen(caller)?;
         let return_to = request.return_to.as_ref().map(|key| self.return_url(key)).transpose()?;
         let existing = self.store.record(name.as_str()).await?;
         let expected =
@@ -91,7 +117,7 @@ impl Broker {
         may_expect(caller, &request, expected)?;
         let requested_by = caller.requester();
         // Before a connection is made for the link: there is no bound to those but this.
-        self.ensure_below_press_limit(&requested_by).await?;
+        self.ensure_room_for_link(&requested_by).await?;
         let record = match existing {
             Some(record) => record,
             None => self.create_for_link(caller, &by, &request).await?,
@@ -101,7 +127,7 @@ impl Broker {
             let client = self.client_of(service, &connection.client)?;
             may_widen(&request, client.scopes.iter().chain(&connection.scopes))?;
         }
-        self.ensure_accepts_grants(connection)?;
+        self.access.ensure_accepts_grants(connection)?;
         if request.client.as_ref().is_some_and(|client| *client != connection.client) {
             return Err(BrokerError::Conflict(format!(
                 "connection `{name}` belongs to client `{}`",
@@ -113,7 +139,7 @@ impl Broker {
                 "connection `{name}` obtains its tokens by client credentials; nobody has to consent"
             )));
         }
-        let client = self.client(&connection.client)?;
+        let client = self.clients.of_connection(&connection.client)?;
         if let Some(scopes) = &request.scopes {
             client
                 .check_scopes(scopes)
@@ -151,18 +177,18 @@ impl Broker {
             LinkInserted::Orphan => return Err(BrokerError::Unauthorized),
         }
         tracing::info!(
-            link.id = %link.id, connection = %name, by = %link.requested_by, "consent link made"
+            link.id = %link.id, connection.name = %name, by = %link.requested_by, "consent link made"
         );
-        self.note_of(EventKind::LinkMade, &by, connection, &format!("link {}", link.id));
+        self.audit.emit_for(EventKind::LinkMade, &by, connection, &format!("link {}", link.id));
         Ok(MadeLink {
-            url: self.link_url(&secret),
+            url: self.url(&secret),
             expires_at: link.expires_at,
             connection: name.clone(),
         })
     }
 
     /// Refuses one more link where there are as many as anybody, or all together, may have.
-    async fn ensure_below_press_limit(&self, requester: &Requester) -> Result<(), BrokerError> {
+    async fn ensure_room_for_link(&self, requester: &Requester) -> Result<(), BrokerError> {
         if !self.store.has_room_for_links_of(requester, MAX_LIVE_LINKS_EACH).await? {
             return Err(BrokerError::TooMany(format!(
                 "{requester} has {MAX_LIVE_LINKS_EACH} consent links that are still open; make no \
@@ -184,7 +210,7 @@ impl Broker {
     }
 
     async fn create_for_link(
-        self: &Arc<Self>,
+        &self,
         caller: &Caller,
         by: &Actor,
         request: &LinkRequest,
@@ -198,7 +224,7 @@ impl Broker {
         if let Caller::Service(service) = caller {
             may_widen(request, &self.client_of(service, &client)?.scopes)?;
         }
-        self.ensure_not_frozen(&request.connection, &client)?;
+        self.access.ensure_not_frozen(&request.connection, &client)?;
         let new = NewConnection {
             name: request.connection.clone(),
             client,
@@ -206,19 +232,19 @@ impl Broker {
             scopes: request.scopes.clone(),
             expected_account: request.expected_account.clone(),
         };
-        self.create_connection(by, new).await?;
+        self.connections.create(by, new).await?;
         self.store.record(request.connection.as_str()).await?.ok_or(BrokerError::Internal)
     }
 
     fn return_url(&self, key: &Slug) -> Result<Url, BrokerError> {
-        self.return_to.get(key).cloned().ok_or_else(|| {
+        self.urls.return_to.get(key).cloned().ok_or_else(|| {
             BrokerError::Invalid(format!("`return_to`: `{key}` is not in [return_to]"))
         })
     }
 
     #[expect(clippy::disallowed_methods, reason = "the link is the one place for its secret")]
-    pub(crate) fn link_url(&self, secret: &SecretString) -> SecretString {
-        let base = self.public_url.as_str().trim_end_matches('/');
+    pub(crate) fn url(&self, secret: &SecretString) -> SecretString {
+        let base = self.urls.public.as_str().trim_end_matches('/');
         SecretString::from(format!("{base}/connect/{}", secret.expose_secret()))
     }
 
@@ -227,16 +253,16 @@ impl Broker {
     /// # Errors
     ///
     /// [`BrokerError::Gone`] when the link has ended or belongs to another browser.
-    pub async fn link_page(
+    pub(crate) async fn page(
         &self,
         secret: &SecretString,
         browser: Option<&SecretString>,
     ) -> Result<LinkPage, BrokerError> {
-        let _turn = self.visitors.turn().await?;
+        let _turn = self.limits.public_turn().await?;
         self.page_behind(secret, browser).await
     }
 
-    /// As [`Broker::link_page`], for a visitor whose turn it is.
+    /// As [`Links::page`], for a visitor whose turn it is.
     pub(crate) async fn page_behind(
         &self,
         secret: &SecretString,
@@ -257,9 +283,9 @@ impl Broker {
             return Err(gone(Gone::Ended));
         }
         if link.spent_at.is_none() {
-            self.refuse_link(&link, &record.connection)?;
+            self.access.ensure_link_open(&link, &record.connection)?;
         }
-        let client = self.client(&record.connection.client)?;
+        let client = self.clients.of_connection(&record.connection.client)?;
         Ok(LinkPage {
             provider: client.profile.title.clone(),
             waits: record.pending.is_some(),

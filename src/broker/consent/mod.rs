@@ -1,10 +1,12 @@
-//! Consent: from the press of a link's button to the provider and back.
+//! The consent flow: from the press of a link's button to the provider and back.
+//!
+//! May use: the store, the vault, access, the limiters, the provider calls, the committer and the
+//! audit log. Used by the facade.
 
-pub(crate) mod account;
-pub(crate) mod api_key;
-pub(crate) mod confirm;
-pub(crate) mod exchange;
-pub(crate) mod links;
+mod api_key;
+mod confirm;
+mod exchange;
+mod links;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -13,21 +15,32 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::exchange::Exchange;
-use super::{Broker, BrokerError, Gone, LinkPage, refresh::commit::retry_forever};
+pub(crate) use self::{
+    api_key::ApiKeys,
+    confirm::Confirmations,
+    exchange::CodeExchange,
+    links::{Links, PublicUrls},
+};
+pub use self::{
+    api_key::KeyExchangeRequest,
+    links::{LinkPage, LinkRequest, MadeLink},
+};
+use super::{
+    BrokerError, Gone, access::Access, audit::AuditLog, cache::Cache, clients::Clients,
+    limits::Limits, process::Process, refresh::commit::retry_forever, vault::Vault,
+};
 use crate::{
     audit::{Actor, EventKind},
     domain::{
-        connection::Connection,
-        consent::{
-            CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, MAX_PRESSES, Outcome,
-        },
+        consent::{CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
         slug::Slug,
     },
     provider::{Authorization, amocrm, client::Client, request},
     seal::{
-        Place, Sealed,
+        SealedField,
         secret::{self, Digest},
     },
+    store::Store,
 };
 
 /// What a browser brings back from the provider: its query, checked for duplicates.
@@ -43,20 +56,44 @@ pub struct Callback {
     pub peer: Option<IpAddr>,
 }
 
-impl Broker {
+/// The owners of this room.
+#[derive(Debug)]
+pub(crate) struct Consents {
+    pub(crate) links: Arc<Links>,
+    pub(crate) flow: Arc<ConsentFlow>,
+    pub(crate) confirmations: Confirmations,
+    pub(crate) api_keys: Arc<ApiKeys>,
+}
+
+/// Consents: from the press of a button to the callback.
+#[derive(Debug)]
+pub(crate) struct ConsentFlow {
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) exchange: Arc<CodeExchange>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) process: Arc<Process>,
+}
+
+impl ConsentFlow {
     /// A person pressed the button: binds the link to their browser and returns where to go.
     ///
     /// # Errors
     ///
     /// When the link has ended, belongs to another browser, or has too many attempts under way.
-    pub async fn begin_consent(
+    pub(crate) async fn begin(
         &self,
         secret: &SecretString,
         browser: &SecretString,
         peer: Option<IpAddr>,
     ) -> Result<Url, BrokerError> {
         let by = Actor::browser(peer);
-        let _turn = self.visitors.turn().await?;
+        let _turn = self.limits.public_turn().await?;
         let begun = self.begin_by(&by, secret, browser).await;
         let refused = match &begun {
             Err(BrokerError::Gone(Gone::Ended)) => "link ended",
@@ -78,17 +115,12 @@ impl Broker {
             Some(link) => match self.store.record_by_id(link.connection).await {
                 Ok(Some(record)) => {
                     let detail = format!("{why}, link {}", link.id);
-                    self.record_refusal(by, Some(&record.connection), &detail);
+                    self.audit.record_refusal(by, Some(&record.connection), &detail);
                 }
-                _ => self.record_anonymous_refusal(by, why),
+                _ => self.audit.record_anonymous_refusal(by, why),
             },
-            None => self.record_anonymous_refusal(by, why),
+            None => self.audit.record_anonymous_refusal(by, why),
         }
-    }
-
-    /// Records that a browser was refused for the form of its request alone.
-    pub fn note_refused_request(&self, peer: Option<IpAddr>, why: &'static str) {
-        self.record_anonymous_refusal(&Actor::browser(peer), why);
     }
 
     async fn begin_by(
@@ -97,27 +129,21 @@ impl Broker {
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
-        let page = self.page_behind(secret, Some(browser)).await?;
+        let page = self.links.page_behind(secret, Some(browser)).await?;
         if page.link.spent_at.is_some() {
             return Err(BrokerError::Gone(Gone::Used));
         }
         let LinkPage { link, connection, .. } = page;
-        if !self.presses.admits(self.clock.since_boot(), link.id, MAX_PRESSES).0 {
-            return Err(BrokerError::TooMany(
-                "the button of this link was pressed too often; wait a minute".to_owned(),
-            ));
-        }
+        self.limits.press(link.id)?;
         let browser = Digest::of(browser);
-        let client = self.client(&connection.client)?;
+        let client = self.clients.of_connection(&connection.client)?;
         let state = secret::random();
         let verifier = client.profile.pkce().then(secret::random);
         let challenge = verifier
             .as_ref()
             .map(|verifier| URL_SAFE_NO_PAD.encode(Digest::of(verifier).as_bytes()));
-        let id = link.id.to_string();
-        let seal =
-            |field, secret| self.keyring.seal(Place { record: &id, field, generation: 0 }, secret);
-        let now = self.clock.now();
+        let seal = |field, secret| self.vault.seal_of_link(link.id, field, secret);
+        let now = self.process.clock.now();
         let consent = Consent {
             link: link.id,
             connection: connection.id,
@@ -125,8 +151,8 @@ impl Broker {
             redirect_uri: client.redirect_uri.clone(),
             token_url: client.profile.token.url.as_str().to_owned(),
             scopes: link.scopes,
-            verifier: verifier.as_ref().map(|verifier| seal("verifier", verifier)),
-            link_secret: seal("secret", secret),
+            verifier: verifier.as_ref().map(|verifier| seal(SealedField::Verifier, verifier)),
+            link_secret: seal(SealedField::LinkSecret, secret),
             started_at: now,
             expires_at: now + CONSENT_LIFE,
         };
@@ -159,7 +185,7 @@ impl Broker {
             ));
         }
         let detail = format!("link {}", consent.link);
-        self.note_of(EventKind::ConsentBegun, by, &connection, &detail);
+        self.audit.emit_for(EventKind::ConsentBegun, by, &connection, &detail);
         Ok(url)
     }
 
@@ -169,7 +195,7 @@ impl Broker {
     ///
     /// [`BrokerError::Invalid`] when the callback does not belong to a consent that this browser
     /// has under way; nothing is sent to the provider then.
-    pub async fn finish_consent(
+    pub(crate) async fn finish(
         self: &Arc<Self>,
         callback: Callback,
     ) -> Result<SecretString, BrokerError> {
@@ -182,20 +208,20 @@ impl Broker {
             )
         };
         let Some(client) = self.clients.get(&callback.client).cloned() else {
-            self.record_anonymous_refusal(&by, "unknown client");
+            self.audit.record_anonymous_refusal(&by, "unknown client");
             return Err(refused());
         };
         let issuer = client.profile.authorize.as_ref().and_then(|from| from.issuer.as_ref());
         if issuer.is_some_and(|issuer| callback.params.get("iss") != Some(issuer)) {
-            self.record_anonymous_refusal(&by, "another issuer");
+            self.audit.record_anonymous_refusal(&by, "another issuer");
             return Err(refused());
         }
         let state = callback.params.get("state").filter(|state| state.len() == 43);
         let Some(state) = state.map(|state| Digest::of_bytes(state.as_bytes())) else {
-            self.record_anonymous_refusal(&by, "no state");
+            self.audit.record_anonymous_refusal(&by, "no state");
             return Err(refused());
         };
-        let turn = self.visitors.turn().await?;
+        let turn = self.limits.public_turn().await?;
         let Some(browser) = &callback.browser else {
             self.note_refused_state(&by, &state).await;
             return Err(refused());
@@ -209,22 +235,22 @@ impl Broker {
         drop(turn);
         let back = self.open_link_secret(&consent)?;
         // The exchange goes on when the browser hangs up: its code can be used only once.
-        let broker = Arc::clone(self);
+        let flow = Arc::clone(self);
         let params = callback.params;
-        let task = self.tasks.spawn(async move {
-            let ending = broker.conclude(&client, &consent, &params).await;
-            if let Ok(Some(record)) = broker.store.record_by_id(consent.connection).await {
-                broker.note_ending(&by, &record.connection, ending.as_ref());
+        let task = self.process.tasks.spawn(async move {
+            let ending = flow.conclude(&client, &consent, &params).await;
+            if let Ok(Some(record)) = flow.store.record_by_id(consent.connection).await {
+                let grant = flow.cache.grant_label(&record.connection);
+                flow.audit.record_ending(&by, &record.connection, grant, ending.as_ref());
             }
             let ending = ending.unwrap_or_else(|error| {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
                 Outcome::Failed.into()
             });
-            retry_forever(|| broker.store.finish_link(consent.link, &state, &ending)).await;
-            broker.raise_watermark();
+            retry_forever(|| flow.store.finish_link(consent.link, &state, &ending)).await;
         });
         task.await.map_err(|_| BrokerError::Internal)?;
-        Ok(self.link_url(&back))
+        Ok(self.links.url(&back))
     }
 
     /// Records that a callback was refused although its `state` may be one of ours.
@@ -237,64 +263,15 @@ impl Broker {
         match record {
             Some(record) => {
                 let why = "other browser or client, or late";
-                self.record_refusal(by, Some(&record.connection), why);
+                self.audit.record_refusal(by, Some(&record.connection), why);
             }
-            None => self.record_anonymous_refusal(by, "unknown state"),
+            None => self.audit.record_anonymous_refusal(by, "unknown state"),
         }
     }
 
-    /// Records how an attempt at a consent ended.
-    pub(crate) fn note_ending(
-        &self,
-        by: &Actor,
-        connection: &Connection,
-        ending: Result<&Ending, &BrokerError>,
-    ) {
-        let refused = match ending {
-            Err(BrokerError::Frozen(_)) => Some("frozen"),
-            Err(BrokerError::Conflict(_)) => Some("quarantined"),
-            Err(BrokerError::Revoked) => Some("deleted"),
-            Err(BrokerError::Gone(_)) => Some("link ended"),
-            Err(BrokerError::Invalid(why)) => Some(why.as_str()),
-            _ => None,
-        };
-        let kind = match ending.map(|ending| ending.outcome) {
-            Ok(Outcome::Connected | Outcome::PendingConfirm) => EventKind::ConsentFinished,
-            Ok(Outcome::Denied) => EventKind::ConsentDenied,
-            Ok(Outcome::WrongAccount) => EventKind::AccountMismatch,
-            Err(_) if refused.is_some() => EventKind::ConsentRefused,
-            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => EventKind::ConsentFailed,
-        };
-        let detail = match ending {
-            Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
-            Ok(Ending { outcome, .. }) => outcome.to_string(),
-            Err(_) => refused.unwrap_or("internal").to_owned(),
-        };
-        let record = self.of(self.record(kind, by), connection).with_detail(&detail);
-        let live = self.memory.connection(connection.name.as_str());
-        let grant = live.as_ref().and_then(|live| live.grant.as_ref());
-        self.note(&match grant {
-            Some(grant) if ending.is_ok_and(|ending| ending.outcome == Outcome::Connected) => {
-                record.with_grant(&grant.fingerprint, grant.generation)
-            }
-            _ => record,
-        });
-    }
-
     fn open_link_secret(&self, consent: &Consent) -> Result<SecretString, BrokerError> {
-        self.open_of_link(consent, "secret", &consent.link_secret)
-    }
-
-    fn open_of_link(
-        &self,
-        consent: &Consent,
-        field: &'static str,
-        sealed: &Sealed,
-    ) -> Result<SecretString, BrokerError> {
-        let id = consent.link.to_string();
-        self.keyring
-            .open(Place { record: &id, field, generation: 0 }, sealed)
-            .map_err(BrokerError::from)
+        let sealed = &consent.link_secret;
+        Ok(self.vault.open_of_link(consent.link, SealedField::LinkSecret, sealed)?)
     }
 
     /// What the provider's answer means, and the exchange if there is a code.
@@ -321,7 +298,7 @@ impl Broker {
             self.store.record_by_id(consent.connection).await?.ok_or(BrokerError::Revoked)?;
         let link_secret = Digest::of(&self.open_link_secret(consent)?);
         let link = self.store.link(&link_secret).await?.ok_or(BrokerError::Gone(Gone::Ended))?;
-        self.refuse_link(&link, &record.connection)?;
+        self.access.ensure_link_open(&link, &record.connection)?;
         let mut vars = record.connection.vars.clone();
         let captured = client
             .profile
@@ -341,7 +318,7 @@ impl Broker {
         let verifier = consent
             .verifier
             .as_ref()
-            .map(|sealed| self.open_of_link(consent, "verifier", sealed))
+            .map(|sealed| self.vault.open_of_link(consent.link, SealedField::Verifier, sealed))
             .transpose()?;
         let exchange = Exchange {
             code: SecretString::from(code.as_str()),
@@ -352,6 +329,6 @@ impl Broker {
             expected_account: link.expected_account.as_deref(),
             own_browser: link.own_browser,
         };
-        self.exchange(client, record, exchange).await
+        self.exchange.run(client, record, exchange).await
     }
 }

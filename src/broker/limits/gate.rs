@@ -15,7 +15,7 @@ use super::{
     throttle::{Breaker, BreakerConfig, RateLimiter},
 };
 use crate::{
-    broker::{BrokerError, refresh::in_flight::RefreshReason},
+    broker::{BrokerError, RefreshReason},
     clock::Clock,
     domain::{connection::ConnectionId, slug::Slug},
     provider::{Grant, Profile, ProviderError, Verdict},
@@ -45,8 +45,8 @@ const BUSY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Gate {
     title: String,
-    /// PrioritySemaphore for background refreshes.
-    places: PrioritySemaphore,
+    /// The permits for background refreshes.
+    permits: PrioritySemaphore,
     clock: Clock,
     state: Mutex<State>,
 }
@@ -89,10 +89,10 @@ impl From<Shut> for BrokerError {
 impl Gate {
     pub(crate) fn new(profile: &Profile, clock: Clock) -> Self {
         let pace = profile.pace;
-        let places = usize::try_from(pace.in_flight.get()).unwrap_or(usize::MAX);
+        let permits = usize::try_from(pace.in_flight.get()).unwrap_or(usize::MAX);
         Self {
             title: profile.title.clone(),
-            places: PrioritySemaphore::new(places),
+            permits: PrioritySemaphore::new(permits),
             clock,
             state: Mutex::new(State {
                 rate: RateLimiter::new(pace.per_second.get(), pace.burst.get()),
@@ -111,8 +111,8 @@ impl Gate {
     }
 
     /// Waits for a place among the background refreshes under way; the most urgent is the next.
-    pub(crate) async fn place(&self, priority: Priority) -> Permit {
-        self.places.take(priority).await
+    pub(crate) async fn permit(&self, priority: Priority) -> Permit {
+        self.permits.acquire(priority).await
     }
 
     /// Waits as the pace has it. An operator who asks is let through whatever failed before.

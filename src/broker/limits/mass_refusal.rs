@@ -9,7 +9,7 @@ use std::{
 
 use crate::domain::connection::ConnectionId;
 
-/// MassRefusal of grants at one provider. Many at once are the provider's mistake more likely than as
+/// The refusals of grants at one provider. Many at once are the provider's mistake more likely than as
 /// many people's wish, so no verdict follows from them while that lasts.
 #[derive(Debug, Default)]
 pub(crate) struct MassRefusal {

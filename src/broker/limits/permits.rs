@@ -1,4 +1,4 @@
-//! PrioritySemaphore among the refreshes under way: the next that becomes free is for whoever needs it most,
+//! Permits for background refreshes: the next that becomes free is for whoever needs it most,
 //! not for whoever came first.
 
 use std::{
@@ -25,7 +25,7 @@ impl Priority {
     }
 }
 
-/// A number of places.
+/// A semaphore whose next permit goes to the highest priority.
 #[derive(Debug)]
 pub(crate) struct PrioritySemaphore(Arc<Mutex<Queue>>);
 
@@ -37,7 +37,7 @@ struct Queue {
     waiting: BTreeMap<(Priority, u64), oneshot::Sender<Permit>>,
 }
 
-/// A place that is taken. Dropping it frees it.
+/// A permit. Dropping it gives it back.
 #[derive(Debug)]
 pub(crate) struct Permit(Arc<Mutex<Queue>>);
 
@@ -46,8 +46,8 @@ impl PrioritySemaphore {
         Self(Arc::new(Mutex::new(Queue { free, waited: 0, waiting: BTreeMap::new() })))
     }
 
-    /// Waits for a place.
-    pub(crate) async fn take(&self, priority: Priority) -> Permit {
+    /// Waits for a permit.
+    pub(crate) async fn acquire(&self, priority: Priority) -> Permit {
         let given = {
             let mut queue = lock(&self.0);
             if let Some(free) = queue.free.checked_sub(1) {
@@ -103,10 +103,11 @@ mod tests {
     #[test]
     fn the_most_urgent_goes_first() {
         let places = PrioritySemaphore::new(1);
-        let taken = places.take(ends(9)).now_or_never().unwrap();
-        let (mut late, mut soon) = (Box::pin(places.take(ends(3))), Box::pin(places.take(ends(2))));
+        let taken = places.acquire(ends(9)).now_or_never().unwrap();
+        let (mut late, mut soon) =
+            (Box::pin(places.acquire(ends(3))), Box::pin(places.acquire(ends(2))));
         let unsure = Priority { rank: 0, ends: None };
-        let mut unsure = Box::pin(places.take(unsure));
+        let mut unsure = Box::pin(places.acquire(unsure));
         assert!((&mut late).now_or_never().is_none());
         assert!((&mut soon).now_or_never().is_none());
         assert!((&mut unsure).now_or_never().is_none());
@@ -115,16 +116,16 @@ mod tests {
         drop((&mut unsure).now_or_never().unwrap());
         drop((&mut soon).now_or_never().unwrap());
         drop((&mut late).now_or_never().unwrap());
-        assert!(places.take(ends(1)).now_or_never().is_some());
+        assert!(places.acquire(ends(1)).now_or_never().is_some());
     }
 
     #[test]
     fn who_goes_away_keeps_no_place() {
         let places = PrioritySemaphore::new(1);
-        let taken = places.take(ends(9)).now_or_never().unwrap();
+        let taken = places.acquire(ends(9)).now_or_never().unwrap();
         let (mut gone, mut given) =
-            (Box::pin(places.take(ends(1))), Box::pin(places.take(ends(2))));
-        let mut last = Box::pin(places.take(ends(3)));
+            (Box::pin(places.acquire(ends(1))), Box::pin(places.acquire(ends(2))));
+        let mut last = Box::pin(places.acquire(ends(3)));
         assert!((&mut gone).now_or_never().is_none());
         assert!((&mut given).now_or_never().is_none());
         assert!((&mut last).now_or_never().is_none());

@@ -14,7 +14,7 @@ use crate::broker::BrokerError;
 const AT_ONCE: usize = 4;
 
 /// How long a visitor waits for their turn.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The turns of the visitors, in the order in which they came.
 #[derive(Debug)]
@@ -29,12 +29,12 @@ impl Default for PublicLimiter {
 impl PublicLimiter {
     /// Waits for a turn at the store, which ends when dropped. Never held across a call to a
     /// provider.
-    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>, BrokerError> {
-        match timeout(PATIENCE, self.0.acquire()).await {
+    pub(crate) async fn acquire(&self) -> Result<SemaphorePermit<'_>, BrokerError> {
+        match timeout(ACQUIRE_TIMEOUT, self.0.acquire()).await {
             Ok(Ok(turn)) => Ok(turn),
             _ => Err(BrokerError::Unavailable {
                 reason: "too many visitors at once".to_owned(),
-                retry_after: PATIENCE,
+                retry_after: ACQUIRE_TIMEOUT,
             }),
         }
     }

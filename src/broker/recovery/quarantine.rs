@@ -1,46 +1,41 @@
-//! A restored or copied database is quarantined before anything is refreshed from it.
+//! Quarantine: a restored or copied database is quarantined before anything is refreshed from it.
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::sync::MutexGuard;
 
-use super::watermark::LastSeen;
+use super::{LastSeen, Recovery};
 use crate::{
     audit::{Actor, EventKind},
-    broker::{Broker, BrokerError},
-    domain::{
-        connection::{Connection, State},
-        database_identity::{Comparison, Identity, Mismatch, compare},
-    },
+    domain::database_identity::{Comparison, Identity, Mismatch, compare},
     store::StoreError,
 };
 
-impl Broker {
+impl Recovery {
     /// Looks whether the database is the one that this replica last saw, and no older. If it is not,
     /// all that it would refresh is quarantined before this returns. Takes note of what it sees.
     ///
     /// # Errors
     ///
     /// When the database does not answer; nothing is noted then.
-    pub async fn check_database(&self) -> Result<(), StoreError> {
+    pub(crate) async fn check_database(&self) -> Result<(), StoreError> {
         let seen = self.watermark.lock().await;
-        self.look(seen).await
+        self.verify(seen).await
     }
 
     /// Takes note of a grant that was stored a moment ago.
     pub(crate) fn raise_watermark(self: &Arc<Self>) {
-        let broker = Arc::clone(self);
-        self.tasks.spawn(async move {
+        let recovery = Arc::clone(self);
+        self.process.tasks.spawn(async move {
             // Many grants may be stored at once: the next look notes those that this one misses.
-            let Ok(seen) = broker.watermark.try_lock() else { return };
-            if let Err(error) = broker.look(seen).await {
+            let Ok(seen) = recovery.watermark.try_lock() else { return };
+            if let Err(error) = recovery.verify(seen).await {
                 tracing::debug!(%error, "the watermark stays a moment behind the database");
             }
         });
     }
 
-    async fn look(&self, mut seen: MutexGuard<'_, LastSeen>) -> Result<(), StoreError> {
+    async fn verify(&self, mut seen: MutexGuard<'_, LastSeen>) -> Result<(), StoreError> {
         let mut found = self.store.identity().await?;
         match compare(seen.watermark.as_ref(), &found) {
             Comparison::First | Comparison::Same => {}
@@ -51,20 +46,20 @@ impl Broker {
             Comparison::Noticed => {
                 tracing::warn!("another replica has quarantined the database");
                 self.replay_recent_grants().await;
-                self.rebuild_cache().await?;
+                self.cache.rebuild().await?;
             }
-            Comparison::Mismatched(doubt) => {
+            Comparison::Mismatched(mismatch) => {
                 let before = seen.watermark.as_ref().map_or(0, |seen| seen.position.quarantines);
                 let quarantines = before.max(found.position.quarantines) + 1;
-                if !self.quarantine(doubt, &found, quarantines).await? {
+                if !self.quarantine(mismatch, &found, quarantines).await? {
                     // Another replica did it at this moment, as the next look finds.
                     return Ok(());
                 }
                 found.position.quarantines = quarantines;
-                if doubt != Mismatch::Clone {
+                if mismatch != Mismatch::Clone {
                     self.replay_recent_grants().await;
                 }
-                self.rebuild_cache().await?;
+                self.cache.rebuild().await?;
             }
         }
         if let (None, Some(system)) = (&found.home, &found.system) {
@@ -80,48 +75,25 @@ impl Broker {
     /// False when another replica did it first.
     async fn quarantine(
         &self,
-        doubt: Mismatch,
+        mismatch: Mismatch,
         found: &Identity,
         quarantines: i64,
     ) -> Result<bool, StoreError> {
-        let stopped = self.store.quarantine(found, quarantines, doubt.reason()).await?;
+        let stopped = self.store.quarantine(found, quarantines, mismatch.reason()).await?;
         if stopped.is_some() {
-            let record = self.record(EventKind::ConnectionsQuarantined, &Actor::broker());
-            self.note(&record.with_detail(doubt.reason()));
+            let event = self.audit.event(EventKind::ConnectionsQuarantined, &Actor::broker());
+            self.audit.emit(&event.with_detail(mismatch.reason()));
         }
         match stopped {
             None => return Ok(false),
-            Some(0) => tracing::warn!("{doubt}; it holds nothing to refresh"),
+            Some(0) => tracing::warn!("{mismatch}; it holds nothing to refresh"),
             Some(connections) => tracing::error!(
                 connections,
-                "{doubt}. ALL CONNECTIONS ARE QUARANTINED: live tokens are served, nothing is \
+                "{mismatch}. ALL CONNECTIONS ARE QUARANTINED: live tokens are served, nothing is \
                  refreshed until `token-broker release CONNECTION` or `--all`; see `token-broker \
                  release --plan` first"
             ),
         }
         Ok(true)
     }
-
-    /// Takes everything from the store again: what memory holds may be ahead of it.
-    async fn rebuild_cache(&self) -> Result<(), StoreError> {
-        let all = self.store.changed_since(Timestamp::UNIX_EPOCH).await?;
-        self.memory.clear();
-        for record in all.records {
-            self.cache_record(record).await;
-        }
-        Ok(())
-    }
-}
-
-/// Nobody consents or confirms for a connection that is quarantined: what it would replace may be
-/// live elsewhere.
-pub(crate) fn ensure_not_quarantined(connection: &Connection) -> Result<(), BrokerError> {
-    if connection.state != State::Quarantined {
-        return Ok(());
-    }
-    Err(BrokerError::Conflict(format!(
-        "connection `{}` is quarantined because the database looks restored or copied; an operator \
-         must release it first: `token-broker release {0}`",
-        connection.name
-    )))
 }

@@ -1,23 +1,20 @@
-//! What outlived something: grants that a crash left in the spool, and those that a database which went
-//! back has forgotten.
+//! Startup recovery: replays spooled grants and expires this replica's leases. Also replays the grants
+//! that a database which went back has forgotten.
 
 use std::io;
 
 use tokio::task::spawn_blocking;
 
+use super::Recovery;
 use crate::{
     audit::{Actor, EventKind},
-    broker::{
-        Broker, BrokerError,
-        refresh::commit::{retry_forever, settle},
-    },
-    domain::connection::{HeldGrant, State},
-    seal::{Sealed, secret::Digest},
+    broker::{BrokerError, refresh::commit::mark_committed},
+    domain::grant::SealedGrant,
+    seal::Sealed,
     spool::{Entry, SpooledGrant},
-    store::Commit,
 };
 
-impl Broker {
+impl Recovery {
     /// Takes up what a crash of this replica left: stores the grants in the spool, and ends the
     /// claims that nobody is using, so that they are due at once. Called before anything is refreshed.
     ///
@@ -25,11 +22,11 @@ impl Broker {
     ///
     /// When the spool cannot be read, a grant in it needs a key that is missing
     /// ([`BrokerError::Misconfigured`]), or the database does not answer; nothing is lost then.
-    pub async fn recover(&self) -> Result<(), BrokerError> {
+    pub(crate) async fn recover(&self) -> Result<(), BrokerError> {
         let spooled = self.spooled().await?;
         for (entry, _) in &spooled {
-            let HeldGrant { access, refresh, .. } = &entry.grant;
-            let unknown = |sealed: &&Sealed| !self.keyring.has_key(sealed);
+            let SealedGrant { access, refresh, .. } = &entry.grant;
+            let unknown = |sealed: &&Sealed| !self.vault.has_key(sealed);
             if let Some(sealed) =
                 [Some(access), refresh.as_ref()].into_iter().flatten().find(unknown)
             {
@@ -40,12 +37,12 @@ impl Broker {
                 )));
             }
         }
-        for (entry, kept) in spooled {
-            self.recover_grant(entry, kept).await?;
+        for (entry, spooled_grant) in spooled {
+            self.recover_grant(entry, spooled_grant).await?;
         }
-        let abandoned = self.store.expire_leases_of(&self.replica).await?;
-        if abandoned > 0 {
-            tracing::warn!(abandoned, "refreshes were under way when this replica last ended");
+        let expired = self.store.expire_leases_of(&self.process.replica).await?;
+        if expired > 0 {
+            tracing::warn!(expired, "refreshes were under way when this replica last ended");
         }
         Ok(())
     }
@@ -59,34 +56,42 @@ impl Broker {
         })
     }
 
-    async fn recover_grant(&self, entry: Entry, kept: SpooledGrant) -> Result<(), BrokerError> {
+    async fn recover_grant(
+        &self,
+        entry: Entry,
+        spooled_grant: SpooledGrant,
+    ) -> Result<(), BrokerError> {
         let id = entry.connection;
-        let opens = self.open_access(id, &entry.grant).and(self.open_refresh(id, &entry.grant));
-        if opens.is_err() {
+        if self.vault.open(id, &entry.grant).is_err() {
             tracing::error!(connection.id = %id, "put aside a grant that does not open");
-            kept.set_aside();
+            spooled_grant.set_aside();
             return Ok(());
         }
         // A start that finds no database fails; it does not wait.
         let known = self.store.record_by_id(id).await?;
         if known.is_none() && !self.store.is_deleted(id).await? {
             tracing::error!(connection.id = %id, "put aside a grant of an unknown connection");
-            kept.set_aside();
+            spooled_grant.set_aside();
             return Ok(());
         }
         if known.is_some() {
             let mut recovered = false;
-            if self.place(&entry).await.is_some() {
+            if self.committer.commit_or_stash(&entry).await.is_some() {
                 tracing::warn!(connection.id = %id, "stored a grant that a crash had left");
                 recovered = true;
             }
-            let record = self.refresh_cache(id).await?;
+            let record = self.cache.reload(id).await?;
             if recovered {
-                self.note_of(EventKind::GrantRecovered, &Actor::broker(), &record.connection, "");
+                self.audit.emit_for(
+                    EventKind::GrantRecovered,
+                    &Actor::broker(),
+                    &record.connection,
+                    "",
+                );
             }
-            settle(kept).await;
+            mark_committed(spooled_grant).await;
         } else {
-            kept.remove();
+            spooled_grant.remove();
         }
         Ok(())
     }
@@ -99,34 +104,11 @@ impl Broker {
         let remembered = spawn_blocking(move || spool.remembered()).await;
         let remembered = remembered.unwrap_or_else(|error| Err(io::Error::other(error)));
         let entries = remembered.unwrap_or_else(|error| {
-            tracing::error!(%error, "what was stored last cannot be read");
+            tracing::error!(%error, "cannot read the grants that were stored last");
             Vec::new()
         });
         for entry in entries {
-            self.replay_grant(&entry).await;
-        }
-    }
-
-    async fn replay_grant(&self, entry: &Entry) {
-        let Entry { connection: id, account, grant, refresh_at } = entry;
-        while let Some(record) = retry_forever(|| self.store.record_by_id(*id)).await {
-            let now_of = record.connection.account.as_ref().map(|account| &account.id);
-            let before = record.generation() + 1;
-            let revoked = record.connection.state == State::Revoked;
-            if revoked || grant.generation < before || account.as_ref() != now_of {
-                return;
-            }
-            let Ok(next) = self.reseal(*id, grant, before) else {
-                tracing::error!(connection.id = %id, "a grant that was stored does not open");
-                return;
-            };
-            let refresh_hash =
-                self.open_refresh(*id, &next).ok().flatten().as_ref().map(Digest::of);
-            let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if retry_forever(|| self.store.commit_grant(&commit)).await {
-                tracing::warn!(connection.id = %id, "stored a grant again that was forgotten");
-                return;
-            }
+            self.committer.replay(&entry).await;
         }
     }
 }

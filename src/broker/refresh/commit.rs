@@ -1,11 +1,11 @@
-//! A received grant on its way into the database: through the spool, past whatever took its place,
-//! and out of the spool again. Nothing here gives a grant up but one that may be of another account
-//! than the connection's by now, or of a connection that was deleted.
+//! The committer: a received grant on its way into the store, through the spool.
+//!
+//! A received grant is given up in two cases only: it may be of another account than the connection's
+//! by now, or its connection was deleted.
 
-use std::time::Duration;
+use std::{io, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use secrecy::SecretString;
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
@@ -13,23 +13,23 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    broker::{Broker, BrokerError, ReceivedGrant},
+    broker::{cache::Cache, process::Process, vault::Vault},
     domain::{
-        connection::{Connection, ConnectionId, GrantType, HeldGrant, Record, State, refresh_at},
+        connection::{ConnectionId, Record, State},
+        grant::{GrantSlot, OpenGrant, SealedGrant},
         grant_conflict::{self, Candidate, Winner},
     },
     failpoint::Point,
-    provider::client::Client,
-    seal::{Place, Sealed, secret::Digest},
-    spool::{Entry, Reservation, SpooledGrant},
-    store::{Commit, FallbackGrant, StoreError},
+    seal::{OpenError, Sealed},
+    spool::{Entry, Reservation, Spool, SpooledGrant},
+    store::{Commit, FallbackGrant, Store, StoreError},
 };
 
-/// After how long without an answer from the database a grant that is safe on the disk is served.
+/// The time without an answer from the database after which a grant that is on the disk is served.
 const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
 
-/// Takes a step of the store, for as long as it takes: what was learned from a provider exists
-/// nowhere else and is never dropped because the database is away.
+/// Repeats a step of the store until it succeeds: an answer of a provider exists nowhere else and is
+/// never dropped because the database is away.
 pub(crate) async fn retry_forever<T, F>(step: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -40,7 +40,7 @@ where
             Ok(done) => return done,
             Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "what a provider answered is not stored yet; trying again"
+                "cannot store what a provider answered; trying again"
             ),
         }
         sleep(pause).await;
@@ -48,67 +48,104 @@ where
     }
 }
 
-impl Broker {
-    /// Puts a received grant where a crash cannot reach it, then into the database, for as long as
-    /// that takes. Returns its generation; none when the connection keeps another grant, and this
-    /// one lies in escrow or is given up.
+/// Stores received grants.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    store: Store,
+    vault: Arc<Vault>,
+    cache: Arc<Cache>,
+    spool: Spool,
+    process: Arc<Process>,
+}
+
+impl Committer {
+    pub(crate) fn new(
+        store: Store,
+        vault: Arc<Vault>,
+        cache: Arc<Cache>,
+        spool: Spool,
+        process: Arc<Process>,
+    ) -> Self {
+        Self { store, vault, cache, spool, process }
+    }
+
+    /// Makes room in the spool for the grant of an attempt.
+    pub(crate) async fn reserve(&self, attempt: &str) -> io::Result<Reservation> {
+        let (spool, name) = (self.spool.clone(), attempt.to_owned());
+        let reserved = spawn_blocking(move || spool.reserve(&name)).await;
+        reserved.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    /// Seals a grant as the connection's own of this generation, and notes when its access token ends.
+    pub(crate) fn seal_live(
+        &self,
+        id: ConnectionId,
+        generation: i64,
+        grant: &OpenGrant,
+    ) -> SealedGrant {
+        let sealed = self.vault.seal(id, GrantSlot::Live { generation }, grant);
+        self.cache.note_received(id, grant, &sealed);
+        sealed
+    }
+
+    /// Writes a received grant to the spool, then stores it, for as long as that takes. Returns its
+    /// generation; none when the connection keeps another grant, and this one is a fallback or is
+    /// given up.
     ///
-    /// `served` is called when the grant is on the disk and the database keeps us waiting: from
-    /// then on readers have it.
-    pub(crate) async fn keep(
+    /// `publish` is called when the grant is on the disk and the database keeps us waiting: from then
+    /// on readers have it.
+    pub(crate) async fn persist_grant(
         &self,
         record: &Record,
-        next: HeldGrant,
+        next: SealedGrant,
         refresh_at: Option<Timestamp>,
-        slot: Reservation,
-        served: impl FnOnce(),
+        reservation: Reservation,
+        publish: impl FnOnce(),
     ) -> Option<i64> {
         let account = record.connection.account.as_ref().map(|account| account.id.clone());
         let entry = Entry { connection: record.connection.id, account, grant: next, refresh_at };
-        let (kept, entry) = spawn_blocking(move || (slot.keep(&entry), entry))
+        let (spooled, entry) = spawn_blocking(move || (reservation.keep(&entry), entry))
             .await
             .expect("writing a file does not panic");
-        let kept = kept
+        let spooled = spooled
             .inspect_err(|error| {
                 tracing::error!(%error, "a received grant is in memory only until it is committed");
             })
             .ok();
-        self.failpoints.reach(Point::Spooled).await;
-        let placing = self.place(&entry);
-        tokio::pin!(placing);
-        let placed = match timeout(SERVED_UNCOMMITTED, &mut placing).await {
-            Ok(placed) => placed,
-            Err(_) if kept.is_some() && self.memory.holds(&record.connection) => {
-                tracing::warn!("the database keeps us waiting: a grant on the disk is served");
+        self.process.failpoints.reach(Point::Spooled).await;
+        let committing = self.commit_or_stash(&entry);
+        tokio::pin!(committing);
+        let committed = match timeout(SERVED_UNCOMMITTED, &mut committing).await {
+            Ok(committed) => committed,
+            Err(_) if spooled.is_some() && self.cache.holds(&record.connection) => {
+                tracing::warn!("the database does not answer: a grant on the disk is served");
                 let grant = Some(entry.grant.clone());
-                self.cache_record(Record { grant, ..record.clone() }).await;
-                served();
-                placing.await
+                self.cache.insert(Record { grant, ..record.clone() }).await;
+                publish();
+                committing.await
             }
-            Err(_) => placing.await,
+            Err(_) => committing.await,
         };
-        self.failpoints.reach(Point::Committed).await;
-        if let Some(kept) = kept {
-            settle(kept).await;
+        self.process.failpoints.reach(Point::Committed).await;
+        if let Some(spooled) = spooled {
+            mark_committed(spooled).await;
         }
-        placed
+        committed
     }
 
-    /// Finds the place of a received grant in the database: the connection's own, or escrow.
-    pub(crate) async fn place(&self, entry: &Entry) -> Option<i64> {
+    /// Commits a received grant as the connection's own, or keeps it as a fallback grant. Returns its
+    /// generation if the connection holds it now.
+    pub(crate) async fn commit_or_stash(&self, entry: &Entry) -> Option<i64> {
         let Entry { connection: id, account, grant, refresh_at } = entry;
         let account = account.as_deref();
         let mut next = grant.clone();
         loop {
-            let refresh = self.open_refresh(*id, &next).ok().flatten();
-            let refresh_hash = refresh.as_ref().map(Digest::of);
-            let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if retry_forever(|| self.store.commit_grant(&commit)).await {
-                return Some(next.generation);
+            if self.commit(*id, &next, *refresh_at).await {
+                return Some(next.generation());
             }
             let record = retry_forever(|| self.store.record_by_id(*id)).await?;
             if record.connection.state == State::Revoked {
-                tracing::warn!(connection.id = %id, "a late grant of a deleted connection is dropped");
+                tracing::warn!(connection.id = %id, "dropped a late grant of a deleted connection");
                 return None;
             }
             let Some(held) = &record.grant else {
@@ -116,23 +153,58 @@ impl Broker {
                 return None;
             };
             self.wait_for_key(held.refresh.as_ref().unwrap_or(&held.access)).await;
-            let now_of = record.connection.account.as_ref().map(|account| account.id.as_str());
-            if account.is_some() && account != now_of {
-                tracing::warn!(connection.id = %id, "a late grant of another account is dropped");
+            let current = record.connection.account.as_ref().map(|account| account.id.as_str());
+            if account.is_some() && account != current {
+                tracing::warn!(connection.id = %id, "dropped a late grant of another account");
                 return None;
             }
-            match self.choose(*id, held, &next) {
-                Winner::Same => return Some(held.generation),
+            match self.pick_sibling(*id, held, &next) {
+                Winner::Same => return Some(held.generation()),
                 Winner::Stored => {
                     self.put_fallback(*id, account, &next).await;
                     return None;
                 }
                 Winner::Late => {
-                    tracing::warn!(connection.id = %id, "a later sibling takes the grant's place");
-                    self.put_fallback(*id, now_of, held).await;
+                    tracing::warn!(connection.id = %id, "a later sibling replaces the grant");
+                    self.put_fallback(*id, current, held).await;
                     // It opened when it was read, or was sealed by this very process.
-                    next = self.reseal(*id, &next, record.generation() + 1).ok()?;
+                    next = self.reseal_live(*id, &next, record.generation() + 1).ok()?;
                 }
+            }
+        }
+    }
+
+    /// Commits a grant on the generation before its own, for as long as the database takes to answer.
+    /// False when the connection does not hold that generation.
+    async fn commit(
+        &self,
+        id: ConnectionId,
+        grant: &SealedGrant,
+        refresh_at: Option<Timestamp>,
+    ) -> bool {
+        let refresh_hash = self.vault.refresh_hash(id, grant);
+        let commit = Commit::refreshed(id, grant, refresh_at, refresh_hash);
+        retry_forever(|| self.store.commit_grant(&commit)).await
+    }
+
+    /// Stores a grant again that this replica has stored and the database has forgotten, unless the
+    /// connection was deleted, holds a newer generation, or is for another account by now.
+    pub(crate) async fn replay(&self, entry: &Entry) {
+        let Entry { connection: id, account, grant, refresh_at } = entry;
+        while let Some(record) = retry_forever(|| self.store.record_by_id(*id)).await {
+            let current = record.connection.account.as_ref().map(|account| &account.id);
+            let generation = record.generation() + 1;
+            let deleted = record.connection.state == State::Revoked;
+            if deleted || grant.generation() < generation || account.as_ref() != current {
+                return;
+            }
+            let Ok(next) = self.reseal_live(*id, grant, generation) else {
+                tracing::error!(connection.id = %id, "a grant that was stored does not open");
+                return;
+            };
+            if self.commit(*id, &next, *refresh_at).await {
+                tracing::warn!(connection.id = %id, "replayed a grant that the database had forgotten");
+                return;
             }
         }
     }
@@ -141,7 +213,7 @@ impl Broker {
     /// be read can neither be compared with a received grant nor be kept beside it.
     async fn wait_for_key(&self, sealed: &Sealed) {
         let mut pause = Duration::from_millis(100);
-        while !self.keyring.has_key(sealed) {
+        while !self.vault.has_key(sealed) {
             let key = sealed.key_id();
             tracing::error!(key, "a received grant waits for a key that the key file lacks");
             sleep(pause).await;
@@ -149,162 +221,79 @@ impl Broker {
         }
     }
 
-    fn choose(&self, id: ConnectionId, held: &HeldGrant, late: &HeldGrant) -> Winner {
-        // The text that is stored is the text that was to be: the answer to the commit went lost.
+    fn pick_sibling(&self, id: ConnectionId, held: &SealedGrant, late: &SealedGrant) -> Winner {
+        // The text that is stored is the text that was to be: the answer to the commit was lost.
         if held.access == late.access {
             return Winner::Same;
         }
-        let contender = |grant: &HeldGrant| {
-            let refresh = self.open_refresh(id, grant).ok().flatten();
-            refresh.as_ref().map(Digest::of)
-        };
+        let candidate = |grant: &SealedGrant| self.vault.refresh_hash(id, grant);
         grant_conflict::pick_winner(
-            &Candidate { refresh: contender(held), origin: held.origin.as_ref() },
-            &Candidate { refresh: contender(late), origin: late.origin.as_ref() },
+            &Candidate { refresh: candidate(held), origin: held.origin.as_ref() },
+            &Candidate { refresh: candidate(late), origin: late.origin.as_ref() },
         )
     }
 
     /// Keeps a grant of this account that the connection does not hold. One without a refresh token
-    /// is of no use, and one that may be of another account is buried.
+    /// is of no use, and the refresh token of one that may be of another account counts as spent.
     pub(crate) async fn put_fallback(
         &self,
         id: ConnectionId,
         account: Option<&str>,
-        grant: &HeldGrant,
+        grant: &SealedGrant,
     ) {
-        let (Ok(access), Ok(Some(refresh))) =
-            (self.open_access(id, grant), self.open_refresh(id, grant))
-        else {
-            return;
-        };
-        let text = id.to_string();
-        let seal = |field, secret| {
-            let place = Place { record: &text, field, generation: grant.generation };
-            self.keyring.seal(place, secret)
-        };
-        let escrowed = FallbackGrant {
+        let Ok(open) = self.vault.open(id, grant) else { return };
+        let Some(refresh_hash) = open.refresh_hash() else { return };
+        let slot = GrantSlot::Fallback { generation: grant.generation() };
+        let fallback = FallbackGrant {
             id: Uuid::now_v7(),
             connection: id,
-            generation: grant.generation,
-            access: seal("escrow.access", &access),
-            refresh: seal("escrow.refresh", &refresh),
-            refresh_hash: Digest::of(&refresh),
-            scopes: grant.scopes.clone(),
-            received_at: grant.received_at,
-            expires_at: grant.expires_at,
-            origin: grant.origin.clone(),
+            refresh_hash,
+            grant: self.vault.seal(id, slot, &open),
         };
-        if retry_forever(|| self.store.put_fallback(&escrowed, account)).await {
-            tracing::warn!(connection.id = %id, "a received grant lies in escrow");
+        if retry_forever(|| self.store.put_fallback(&fallback, account)).await {
+            tracing::warn!(connection.id = %id, "kept a received grant as a fallback");
         } else {
             tracing::warn!(
                 connection.id = %id,
-                "a late grant of nobody knows whose account is dropped: somebody consented meanwhile"
+                "dropped a late grant: its account is unknown and a newer consent exists"
             );
         }
     }
 
-    /// Gives a connection whose grant was refused the one that lies in escrow for it, if there is
-    /// one; it is due at once.
+    /// Gives a connection whose grant was refused its fallback grant, if there is one; it is due at
+    /// once.
     pub(crate) async fn promote_fallback(&self, record: &Record) -> bool {
         let id = record.connection.id;
-        let Some(escrowed) = retry_forever(|| self.store.fallback(id)).await else {
+        let Some(fallback) = retry_forever(|| self.store.fallback(id)).await else {
             return false;
         };
-        self.wait_for_key(&escrowed.refresh).await;
-        let text = id.to_string();
-        let open = |field, sealed: &Sealed| {
-            let place = Place { record: &text, field, generation: escrowed.generation };
-            self.keyring.open(place, sealed)
-        };
-        let (Ok(access), Ok(refresh)) =
-            (open("escrow.access", &escrowed.access), open("escrow.refresh", &escrowed.refresh))
-        else {
-            tracing::error!(connection.id = %id, "a grant in escrow does not open");
+        let SealedGrant { access, refresh, .. } = &fallback.grant;
+        self.wait_for_key(refresh.as_ref().unwrap_or(access)).await;
+        let Ok(next) = self.reseal_live(id, &fallback.grant, record.generation() + 1) else {
+            tracing::error!(connection.id = %id, "a fallback grant does not open");
             return false;
         };
-        let received = ReceivedGrant {
-            access: &access,
-            refresh: Some(&refresh),
-            scopes: escrowed.scopes.clone(),
-            received_at: escrowed.received_at,
-            expires_at: escrowed.expires_at,
-            origin: escrowed.origin.clone(),
-        };
-        let next = self.seal_grant(id, record.generation() + 1, received);
-        let due_now = Some(self.clock.now());
-        let commit = Commit::refreshed(id, &next, due_now, Some(escrowed.refresh_hash));
-        let taken = retry_forever(|| self.store.commit_grant(&commit)).await;
-        if taken {
-            tracing::warn!(connection.id = %id, "a refused grant gives way to the one in escrow");
-            retry_forever(|| self.store.drop_fallback(escrowed.id)).await;
+        let promoted = self.commit(id, &next, Some(self.process.clock.now())).await;
+        if promoted {
+            tracing::warn!(connection.id = %id, "a fallback grant replaces a refused one");
+            retry_forever(|| self.store.drop_fallback(fallback.id)).await;
         }
-        taken
+        promoted
     }
 
-    pub(crate) fn reseal(
+    /// Seals a grant anew, as the connection's own of this generation.
+    pub(crate) fn reseal_live(
         &self,
         id: ConnectionId,
-        grant: &HeldGrant,
+        grant: &SealedGrant,
         generation: i64,
-    ) -> Result<HeldGrant, BrokerError> {
-        let (access, refresh) = (self.open_access(id, grant)?, self.open_refresh(id, grant)?);
-        let received = ReceivedGrant {
-            access: &access,
-            refresh: refresh.as_ref(),
-            scopes: grant.scopes.clone(),
-            received_at: grant.received_at,
-            expires_at: grant.expires_at,
-            origin: grant.origin.clone(),
-        };
-        Ok(self.seal_grant(id, generation, received))
-    }
-
-    pub(crate) fn open_access(
-        &self,
-        id: ConnectionId,
-        held: &HeldGrant,
-    ) -> Result<SecretString, BrokerError> {
-        let id = id.to_string();
-        let place = Place { record: &id, field: "access", generation: held.generation };
-        self.keyring.open(place, &held.access).map_err(BrokerError::from)
-    }
-
-    pub(crate) fn open_refresh(
-        &self,
-        id: ConnectionId,
-        held: &HeldGrant,
-    ) -> Result<Option<SecretString>, BrokerError> {
-        let id = id.to_string();
-        let place = Place { record: &id, field: "refresh", generation: held.generation };
-        held.refresh
-            .as_ref()
-            .map(|sealed| self.keyring.open(place, sealed))
-            .transpose()
-            .map_err(BrokerError::from)
+    ) -> Result<SealedGrant, OpenError> {
+        Ok(self.seal_live(id, generation, &self.vault.open(id, grant)?))
     }
 }
 
 /// Moves a stored grant out of the spool.
-pub(crate) async fn settle(kept: SpooledGrant) {
-    // What goes wrong is in the log already.
-    let _ = spawn_blocking(move || kept.mark_committed()).await;
-}
-
-/// When to look at the connection again: when its token should be refreshed, or its refresh token
-/// used lest it die of disuse; where there is none, when the access token ends.
-pub(crate) fn due_at(
-    client: &Client,
-    connection: &Connection,
-    grant: &HeldGrant,
-) -> Option<Timestamp> {
-    let tokens = &client.profile.tokens;
-    if grant.refresh.is_some() && client.profile.grants.refresh_token.is_some() {
-        let alive = grant.received_at + tokens.keep_alive();
-        Some(refresh_at(connection.id, grant).map_or(alive, |at| at.min(alive)))
-    } else if connection.grant_type == GrantType::ClientCredentials {
-        refresh_at(connection.id, grant)
-    } else {
-        Some(grant.expires_at)
-    }
+pub(crate) async fn mark_committed(spooled: SpooledGrant) {
+    // A failure is logged there.
+    let _ = spawn_blocking(move || spooled.mark_committed()).await;
 }

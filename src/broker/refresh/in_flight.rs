@@ -1,217 +1,188 @@
-//! Flights: refreshes as tasks of their own, one for each connection at a time. Whoever wants a
-//! connection refreshed starts its flight or joins it; the background's stand in a queue before
-//! their provider, out of which a reader brings them forward.
+//! Single-flight: one refresh of a connection at a time in this process. Whoever wants a connection
+//! refreshed starts one or joins the one that runs. The background's wait for a permit of their
+//! provider, out of which a reader brings them forward.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, Shared},
-};
-use tokio::sync::{oneshot, watch};
+use dashmap::DashMap;
+use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use super::Refresher;
 use crate::{
     broker::{
-        Broker, BrokerError,
-        limits::{
-            gate::Shut,
-            permits::{Permit, Priority},
-        },
+        BrokerError, RefreshReason,
+        clients::Clients,
+        limits::{Limits, Priority},
+        process::Process,
     },
     domain::{
         connection::{Connection, ConnectionId},
         slug::Slug,
     },
-    provider::client::Client,
-    store::Due,
+    store::{Due, Store},
 };
 
-/// Why a refresh is made. Of several reasons the last of this list counts.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum RefreshReason {
-    /// The background refresher found it due.
-    Due,
-    /// A reader needs it.
-    Read,
-    /// A reader reported that the API refused the token.
-    Rejected,
-    /// A connection without any token yet.
-    Created,
-    /// An operator asked for it.
-    Operator,
+/// A running refresh, as those see it who wait for it.
+#[derive(Clone, Debug)]
+struct Progress {
+    /// The best reason for it so far.
+    reason: RefreshReason,
+    /// None until readers have what it brought, or it has failed.
+    result: Option<Result<(), BrokerError>>,
 }
-
-impl fmt::Display for RefreshReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Created => "created",
-            Self::Due => "due",
-            Self::Operator => "operator",
-            Self::Read => "read",
-            Self::Rejected => "rejected",
-        })
-    }
-}
-
-/// A running refresh, to be awaited by any number of callers: it resolves when readers have what it
-/// brought, or with the reason why it brought nothing.
-pub(crate) type Flight = Shared<BoxFuture<'static, Result<(), BrokerError>>>;
-
-/// A flight on the board, and the best reason for it so far, which those who join it raise.
-pub(crate) type Boarding = (Flight, watch::Sender<RefreshReason>);
 
 /// A refresh that is wanted.
-pub(crate) struct RefreshRequest {
-    pub(crate) id: ConnectionId,
-    pub(crate) client: Slug,
+pub(super) struct RefreshRequest {
+    pub(super) connection: ConnectionId,
+    pub(super) client: Slug,
     /// The generation that somebody found wanting; none if the schedule decides.
-    pub(crate) seen: Option<i64>,
-    /// Why it is made, as far as is known by now.
-    pub(crate) why: watch::Receiver<RefreshReason>,
-    /// For the background: it waits for a place, the most urgent first.
-    priority: Option<Priority>,
+    pub(super) stale_generation: Option<i64>,
+    /// For the background: it waits for a permit.
+    pub(super) priority: Option<Priority>,
+    progress: Arc<watch::Sender<Progress>>,
 }
 
-/// Takes the flight off the board however it ends, a panic included.
-struct Landing {
-    broker: Arc<Broker>,
+impl RefreshRequest {
+    /// The best reason for it so far.
+    pub(super) fn reason(&self) -> RefreshReason {
+        self.progress.borrow().reason
+    }
+
+    /// Waits until somebody waits for the refresh.
+    pub(super) async fn brought_forward(&self) {
+        let mut progress = self.progress.subscribe();
+        // It cannot close: `self` holds a sender.
+        let _ = progress.wait_for(|progress| progress.reason > RefreshReason::Due).await;
+    }
+
+    /// Tells everybody who waits how it went. Only the first result counts.
+    pub(super) fn publish(&self, result: Result<(), BrokerError>) {
+        self.progress.send_if_modified(|progress| {
+            let first = progress.result.is_none();
+            progress.result.get_or_insert(result);
+            first
+        });
+    }
+}
+
+/// The refreshes that run in this process, by connection.
+#[derive(Debug)]
+pub(crate) struct SingleFlight {
+    refresher: Arc<Refresher>,
+    store: Store,
+    clients: Arc<Clients>,
+    limits: Arc<Limits>,
+    process: Arc<Process>,
+    in_flight: DashMap<ConnectionId, Arc<watch::Sender<Progress>>>,
+}
+
+/// Removes the entry of a refresh on drop, also on panic.
+struct InFlightGuard {
+    flights: Arc<SingleFlight>,
     id: ConnectionId,
-    callers: Mutex<Option<oneshot::Sender<Result<(), BrokerError>>>>,
 }
 
-impl Landing {
-    /// Tells the callers how it went. Only the first word counts.
-    fn tell(&self, result: Result<(), BrokerError>) {
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(callers) = callers {
-            // Nobody may be listening any more.
-            let _ = callers.send(result);
-        }
-    }
-}
-
-impl Drop for Landing {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.broker.flights.remove(&self.id);
+        self.flights.in_flight.remove(&self.id);
     }
 }
 
-impl Broker {
+impl SingleFlight {
+    pub(crate) fn new(
+        refresher: Arc<Refresher>,
+        store: Store,
+        clients: Arc<Clients>,
+        limits: Arc<Limits>,
+        process: Arc<Process>,
+    ) -> Self {
+        Self { refresher, store, clients, limits, process, in_flight: DashMap::new() }
+    }
+
     /// Starts the refresh of a connection for somebody who waits for it, or joins the one that runs.
-    /// It goes on when its callers hang up, and shutdown waits for it. One that stands in the queue
-    /// of the background is brought forward.
+    /// It goes on when its callers hang up, and shutdown waits for it.
     ///
-    /// `seen` is the generation that the caller found wanting: when a newer one is stored by now,
-    /// nothing is sent.
+    /// `stale_generation` is the generation that the caller found wanting: when a newer one is stored
+    /// by now, nothing is sent. The future resolves when readers have what the refresh brought.
     pub(crate) fn refresh(
         self: &Arc<Self>,
         connection: &Connection,
-        seen: i64,
-        why: RefreshReason,
-    ) -> Flight {
-        self.fly(connection.id, &connection.client, Some(seen), why, None)
+        stale_generation: i64,
+        reason: RefreshReason,
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send + use<> {
+        self.join_or_start(connection.id, &connection.client, Some(stale_generation), reason, None)
     }
 
-    fn fly(
+    fn join_or_start(
         self: &Arc<Self>,
         id: ConnectionId,
         client: &Slug,
-        seen: Option<i64>,
-        why: RefreshReason,
+        stale_generation: Option<i64>,
+        reason: RefreshReason,
         priority: Option<Priority>,
-    ) -> Flight {
-        let flying = self.flights.entry(id).or_insert_with(|| {
-            let (raise, known) = watch::channel(why);
-            let request = RefreshRequest { id, client: client.clone(), seen, why: known, priority };
-            let span = tracing::info_span!("broker.refresh", connection.id = %id, %why);
-            let (callers, told) = oneshot::channel();
-            let callers = Mutex::new(Some(callers));
-            let landing = Landing { broker: Arc::clone(self), id, callers };
-            let run = async move {
-                let served = || landing.tell(Ok(()));
-                let result = Box::pin(landing.broker.refresh_once(request, served)).await;
-                landing.tell(result);
+    ) -> impl Future<Output = Result<(), BrokerError>> + Send + use<> {
+        let running = self.in_flight.entry(id).or_insert_with(|| {
+            let progress = Arc::new(watch::Sender::new(Progress { reason, result: None }));
+            let request = RefreshRequest {
+                connection: id,
+                client: client.clone(),
+                stale_generation,
+                priority,
+                progress: Arc::clone(&progress),
             };
-            self.tasks.spawn(run.instrument(span));
-            let done = async move { told.await.unwrap_or(Err(BrokerError::Internal)) };
-            (done.boxed().shared(), raise)
+            let guard = InFlightGuard { flights: Arc::clone(self), id };
+            let span = tracing::info_span!("broker.refresh", connection.id = %id, %reason);
+            let run = async move {
+                let result = Box::pin(guard.flights.refresher.attempt(&request)).await;
+                request.publish(result);
+            };
+            self.process.tasks.spawn(run.instrument(span));
+            progress
         });
-        let (flight, raise) = flying.value();
-        raise.send_if_modified(|known| {
-            let better = why > *known;
-            *known = why.max(*known);
+        running.send_if_modified(|progress| {
+            let better = reason > progress.reason;
+            progress.reason = reason.max(progress.reason);
             better
         });
-        flight.clone()
-    }
-
-    /// Starts the refresh of up to `limit` connections that are due, the most urgent first, and
-    /// leaves them to run: a slow provider holds up nobody else.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot say what is due. How each refresh went is recorded with its
-    /// connection.
-    pub async fn start_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
-        Ok(self.due_flights(limit).await?.len())
-    }
-
-    /// As [`Broker::start_due`], and waits for them: a step of the background, for tests.
-    ///
-    /// # Errors
-    ///
-    /// As [`Broker::start_due`].
-    pub async fn refresh_due(self: &Arc<Self>, limit: u32) -> Result<usize, BrokerError> {
-        let flights = self.due_flights(limit).await?;
-        let count = flights.len();
-        for flight in flights {
-            // Recorded and logged where it happened.
-            let _ = flight.await;
+        let mut progress = running.subscribe();
+        drop(running);
+        async move {
+            // Closed without a result: the task panicked.
+            let done = progress.wait_for(|progress| progress.result.is_some()).await;
+            done.ok()
+                .and_then(|progress| progress.result.clone())
+                .unwrap_or(Err(BrokerError::Internal))
         }
-        Ok(count)
     }
 
-    async fn due_flights(self: &Arc<Self>, limit: u32) -> Result<Vec<Flight>, BrokerError> {
-        let mut flights = Vec::new();
+    /// Starts the refresh of up to `limit` connections that are due at each provider, the most urgent
+    /// first. They run on whether they are waited for or not: a slow provider holds up nobody else.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot say what is due. The outcome of each refresh is recorded with its
+    /// connection.
+    pub(crate) async fn start_due(
+        self: &Arc<Self>,
+        limit: u32,
+    ) -> Result<Vec<impl Future<Output = Result<(), BrokerError>> + Send + use<>>, BrokerError>
+    {
+        let mut started = Vec::new();
         // Each provider has its own `limit`: one with many due takes nothing from the others.
-        for (provider, gate) in &self.gates {
-            let clients = self.clients_of(provider).map(|client| &client.name);
+        for (provider, gate) in self.limits.gates() {
+            let clients = self.clients.at_provider(provider);
             let clients: Vec<_> = clients.filter(|client| gate.is_open(client)).collect();
-            if clients.is_empty() || self.closing.is_cancelled() {
+            if clients.is_empty() || self.process.draining.is_cancelled() {
                 continue;
             }
             let due = self.store.due(clients, limit).await?;
-            flights.extend(due.into_iter().map(|due| {
+            started.extend(due.into_iter().map(|due| {
                 let priority = Some(Priority::of(&due));
                 let Due { id, client, .. } = due;
-                self.fly(id, &client, None, RefreshReason::Due, priority)
+                self.join_or_start(id, &client, None, RefreshReason::Due, priority)
             }));
         }
-        Ok(flights)
-    }
-
-    /// Waits for the refresh's turn at its provider. Whoever waits for it in person stands in no
-    /// queue.
-    pub(crate) async fn turn(
-        &self,
-        client: &Client,
-        request: &RefreshRequest,
-    ) -> Result<Option<Permit>, Shut> {
-        let gate = self.gate(client);
-        let mut why = request.why.clone();
-        let place = match request.priority {
-            None => None,
-            Some(priority) => tokio::select! {
-                place = gate.place(priority) => Some(place),
-                _ = why.wait_for(|why| *why > RefreshReason::Due) => None,
-            },
-        };
-        let why = *why.borrow();
-        gate.enter(&client.name, why).await?;
-        Ok(place)
+        Ok(started)
     }
 }

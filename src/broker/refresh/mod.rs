@@ -1,243 +1,373 @@
-//! The refresh: the only function in the program that spends a refresh token.
+//! The refresh of a connection, the same for readers, operators and the background.
 //!
-//! Whoever wants a connection refreshed comes through a [flight](self::in_flight), of which there is
-//! one at a time in a process; across replicas the claim is a row in the store. The steps are those
-//! of the refresh protocol: claim with intent, committed; one bounded POST with no database
-//! connection held; the grant stored by compare-and-set on the generation it was made from; only
-//! then published.
+//! A refresh token is presented here and, where an exchange of a code brought nothing but one, in
+//! [`consent::exchange`](super::consent). The protocol, in the order of [`Refresher::attempt`]:
+//!
+//! 1. Admission: circuit breaker, mass refusal, rate, and for the background a permit
+//!    ([`Refresher::admit`]).
+//! 2. Reload: the record as the store has it now.
+//! 3. Plan: what to do with it ([`plan`](plan::plan), pure).
+//! 4. Claim: room in the spool, then a lease with the intent, committed ([`Refresher::claim`]).
+//! 5. Send: one bounded POST, no database connection held ([`Refresher::send`]).
+//! 6. Commit: the grant goes to the spool, then into the store by compare-and-set on the generation it
+//!    was made from, and only then to readers ([`Committer::persist_grant`]). Or the failure is
+//!    [judged](outcome) and recorded ([`Refresher::reject`]).
+//!
+//! One refresh of a connection runs at a time in a process ([`SingleFlight`]), and one at all: the
+//! lease is a row in the store.
+//!
+//! May use: the store, the vault, the cache, the limiters, the provider calls, recovery and the audit
+//! log. Used by the readers of tokens, by operators and by the background.
 
+mod answer;
 pub(crate) mod commit;
-pub(crate) mod in_flight;
-pub(crate) mod outcome;
-pub(crate) mod preflight;
-pub(crate) mod wait_for_peer;
+mod in_flight;
+mod outcome;
+mod plan;
+pub(crate) mod schedule;
+mod wait_for_peer;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{sync::watch, task::spawn_blocking};
 use uuid::Uuid;
 
+pub(crate) use self::in_flight::SingleFlight;
 use self::{
-    commit::retry_forever,
-    in_flight::{RefreshReason, RefreshRequest},
-    preflight::SUSPECT_PAUSE,
+    commit::{Committer, retry_forever},
+    in_flight::RefreshRequest,
+    plan::{Facts, NoRefreshToken, Plan, Present, plan},
+    schedule::{SEND_WINDOW, lease},
 };
-use super::{Broker, BrokerError};
+use super::{
+    BrokerError, RefreshReason,
+    audit::AuditLog,
+    cache::Cache,
+    clients::Clients,
+    limits::{Limits, Permit, Shut},
+    process::Process,
+    provider_calls::ProviderCalls,
+    recovery::Recovery,
+    vault::Vault,
+};
 use crate::{
+    audit::{Actor, EventKind},
     clock::BootInstant,
     domain::{
         broker_code,
-        connection::{ConnectionId, GrantType, Record},
+        connection::{GrantType, LastError, Record, State},
     },
     failpoint::Point,
     provider::{
-        CurrentTokens, Grant, OutboundRequest, Profile, ProviderError, RequestError, Rotation,
-        Verdict, client::Client, read_grant, request,
+        CurrentTokens, Grant, OutboundRequest, ProviderError, RequestError, Verdict,
+        client::Client, request,
     },
     seal::secret::Digest,
     spool::Reservation,
-    store::ClaimRejected,
+    store::{ClaimRejected, Store},
 };
 
-/// How long after its claim a refresh may still begin to send.
-const SEND_WINDOW: Duration = Duration::from_secs(5);
-
-/// How long a commit may take.
-const COMMIT_BUDGET: Duration = Duration::from_secs(5);
-
-/// What a lease is longer than all it has to cover.
-const LEASE_SLACK: Duration = Duration::from_secs(10);
-
-/// How much longer still it is where presenting a spent token kills its successors.
-const FAMILY_CAUTION: Duration = Duration::from_secs(30);
-
-/// How long to leave a refresh alone that could not even be begun.
+/// The time for which a refresh is left alone that could not even be begun.
 const UNBEGUN_PAUSE: Duration = Duration::from_mins(1);
 
-/// How long a claim lasts: computed, so that a lease shorter than the calls it covers cannot be
-/// written down. A client that asks for itself may ask twice: with its refresh token, then anew.
-/// Where a second presentation kills what the first one brought, it is longer for good measure.
-#[must_use]
-fn lease(profile: &Profile, grant_type: GrantType) -> Duration {
-    let calls = match grant_type {
-        GrantType::AuthorizationCode => 1,
-        GrantType::ClientCredentials => 2,
-    };
-    let caution = match profile.tokens.rotation {
-        Rotation::SingleUseFamily => FAMILY_CAUTION,
-        Rotation::Grace | Rotation::None | Rotation::SingleUse => Duration::ZERO,
-    };
-    SEND_WINDOW + profile.token.timeout * calls + COMMIT_BUDGET + LEASE_SLACK + caution
+/// The time for which a suspect connection is left alone, unless somebody looks at it.
+const SUSPECT_PAUSE: Duration = Duration::from_hours(1);
+
+/// Refreshes connections.
+#[derive(Debug)]
+pub(crate) struct Refresher {
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) calls: Arc<ProviderCalls>,
+    pub(crate) committer: Arc<Committer>,
+    pub(crate) recovery: Arc<Recovery>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) process: Arc<Process>,
 }
 
-/// One refresh under way.
-pub(crate) struct Attempt {
-    pub(crate) id: String,
-    /// The room for what it brings.
-    pub(crate) slot: Reservation,
+/// One refresh that holds the claim.
+struct Attempt {
+    id: String,
+    /// The room in the spool for the grant that it brings.
+    reservation: Reservation,
     /// The digest of the refresh token that is presented.
-    pub(crate) spent: Option<Digest>,
+    presented: Option<Digest>,
     /// The provider has refused that token.
-    pub(crate) refused: bool,
+    refused: bool,
     /// When it was claimed, on the database's clock.
-    pub(crate) asked_at: Timestamp,
-    /// The claim is no ground for sending any more after this.
-    pub(crate) send_before: BootInstant,
-    /// Who asked for it, as far as is known by now.
-    pub(crate) why: watch::Receiver<RefreshReason>,
+    claimed_at: Timestamp,
+    /// The claim is no ground for sending after this.
+    send_before: BootInstant,
 }
 
-impl Broker {
-    /// Refreshes a connection, if it still needs that when its turn has come.
-    pub(crate) async fn refresh_once(
-        self: &Arc<Self>,
-        job: RefreshRequest,
-        served: impl FnOnce(),
-    ) -> Result<(), BrokerError> {
-        let RefreshRequest { id, seen, .. } = job;
-        let why = || *job.why.borrow();
-        let client = match self.client(&job.client) {
+/// A claim, or the reason why there is none.
+enum Claim {
+    Held(Attempt),
+    Rejected(ClaimRejected),
+}
+
+/// A request to refresh a connection.
+struct Request {
+    outbound: OutboundRequest,
+    /// The digest of the refresh token that it presents.
+    presents: Option<Digest>,
+}
+
+impl Refresher {
+    /// One attempt, in order. Every step may end it; the list is the protocol.
+    async fn attempt(self: &Arc<Self>, job: &RefreshRequest) -> Result<(), BrokerError> {
+        let client = match self.clients.of_connection(&job.client) {
             Ok(client) => Arc::clone(client),
-            Err(error) => return self.leave_for_later(id, why(), error).await,
+            Err(error) => return self.defer(job, error).await,
         };
-        let turn = self.closing.run_until_cancelled(self.turn(&client, &job));
-        let Some(turn) = turn.await else { return Err(being_stopped()) };
-        let _place = turn?;
-        let Some(record) = self.wanting(id, seen).await? else { return Ok(()) };
-        self.check_generation_rollback(&record).await?;
-        self.check_token_endpoint(&client, &record, why()).await?;
-        if why() != RefreshReason::Operator && self.check_crash_loop(&record).await? {
-            return Err(BrokerError::Unavailable {
-                reason: "attempts to refresh the connection have ended without a word".to_owned(),
-                retry_after: SUSPECT_PAUSE,
-            });
-        }
+        let admitted = self.process.draining.run_until_cancelled(self.admit(&client, job)).await;
+        let _permit = admitted.ok_or_else(BrokerError::being_stopped)??;
+        let found = self.store.record_by_id(job.connection).await?;
+        let record = found.ok_or(BrokerError::Revoked)?;
+        let facts = Facts {
+            now: self.process.clock.now(),
+            reason: job.reason(),
+            stale_generation: job.stale_generation,
+            cached_generation: self.cache.generation_of(&record.connection),
+        };
         let lease = lease(&client.profile, record.connection.grant_type);
-        let request = match self.choose_request(&client, &record).await {
-            Ok(Ok(request)) => request,
-            Ok(Err(nothing)) => {
-                self.await_consent(&record, nothing).await?;
-                return self.wait_for_other_replica(id, &record, lease, why()).await;
+        let present = match plan(&record, &client.profile, &facts) {
+            Plan::UpToDate => {
+                self.cache.insert(record).await;
+                return Ok(());
+            }
+            Plan::RolledBack => return self.repair_rollback(&record).await,
+            Plan::EndpointChanged => return self.block_endpoint(&client, &record).await,
+            Plan::CrashLoop => return self.stop_crash_loop(&record, lease, job).await,
+            Plan::GiveUp(why) => {
+                self.accept_endpoint(&client, &record).await?;
+                return self.give_up(&record, why, lease, job).await;
+            }
+            Plan::Send(present) => present,
+        };
+        self.accept_endpoint(&client, &record).await?;
+        let request = match self.request(&client, &record, present).await {
+            Ok(Some(request)) => request,
+            Ok(None) => {
+                return self.give_up(&record, NoRefreshToken::Spent, lease, job).await;
             }
             Err(error) => {
                 if matches!(error, BrokerError::Integrity) {
-                    self.cache_record(record).await;
+                    self.cache.insert(record).await;
                 }
-                return self.leave_for_later(id, why(), error).await;
+                return self.defer(job, error).await;
             }
         };
-        let mut attempt = match self.begin(&record, request.spends, lease, &job).await? {
-            Ok(attempt) => attempt,
-            Err(ClaimRejected::Contended) => {
-                return self.wait_for_other_replica(id, &record, lease, why()).await;
+        let mut attempt = match self.claim(&record, request.presents, lease).await? {
+            Claim::Held(attempt) => attempt,
+            Claim::Rejected(ClaimRejected::Contended) => {
+                return self.wait_for_other_replica(&record, lease, job.reason()).await;
             }
-            Err(ClaimRejected::TokenSpent) => return self.reload_after_spent(id, &record).await,
-            Err(ClaimRejected::DatabaseChanged) => {
-                return Err(BrokerError::Unavailable {
-                    reason: "the database is not as this replica last saw it".to_owned(),
-                    retry_after: Duration::from_secs(5),
-                });
+            Claim::Rejected(ClaimRejected::TokenSpent) => {
+                return self.reload_after_spent(&record).await;
+            }
+            Claim::Rejected(ClaimRejected::DatabaseChanged) => {
+                return Err(BrokerError::unavailable(
+                    "the database is not as this replica last saw it",
+                    Duration::from_secs(5),
+                ));
             }
         };
-        let sent_at = self.clock.now();
-        let mut reply = self.ask(&client, request.outbound, Some(attempt.send_before)).await;
-        if let Err(error) = &reply
-            && refuses_the_token(error)
-            && record.connection.grant_type == GrantType::ClientCredentials
-            && attempt.spent.is_some()
-        {
-            // Nobody consented to this grant: the client simply asks anew, and the refused token is
-            // never presented again.
-            if let Some(refused) = &attempt.spent {
-                retry_forever(|| self.store.mark_spent(id, refused)).await;
-            }
-            attempt.refused = true;
-            if let Some(anew) = request.anew {
-                reply = self.ask(&client, anew, None).await;
-            }
+        let sent_at = self.process.clock.now();
+        let reply = self.send(&client, &record, &mut attempt, request.outbound).await;
+        self.limits.gate(&client).record_response(&client.name, job.connection, &reply);
+        match reply {
+            Ok(grant) => self.accept(&client, &record, attempt, grant, sent_at, job).await,
+            Err(error) => self.reject(&client, &record, attempt, error, job.reason()).await,
         }
-        self.gate(&client).record_response(&client.name, id, &reply);
-        let grant = match reply {
-            Ok(grant) => grant,
-            Err(error) => return self.record_failure(&client, &record, attempt, error).await,
-        };
-        let after =
-            self.store_refreshed(&client, &record, attempt, &grant, sent_at, served).await?;
-        self.raise_watermark();
-        if after.connection.account.is_none() {
-            let (broker, access) = (Arc::clone(self), grant.access);
-            let learn = async move { broker.learn_account(&client, &after, &access).await };
-            match why() {
-                // Whoever makes a connection wants to see whose it is.
-                RefreshReason::Created => learn.await,
-                _ => drop(self.tasks.spawn(learn)),
-            }
-        }
-        Ok(())
     }
 
-    /// The record of a connection, if it still needs the refresh.
-    async fn wanting(
-        &self,
-        id: ConnectionId,
-        seen: Option<i64>,
-    ) -> Result<Option<Record>, BrokerError> {
-        let record = self.store.record_by_id(id).await?.ok_or(BrokerError::Revoked)?;
-        let done = match seen {
-            Some(seen) => record.generation() > seen,
-            // A claim that ran out is due whatever the schedule says.
-            None => {
-                record.claimed_at.is_none()
-                    && record.connection.refresh_at.is_none_or(|at| at > self.clock.now())
-            }
+    /// Waits for the refresh's turn at its provider. Whoever waits for it in person needs no permit.
+    async fn admit(&self, client: &Client, job: &RefreshRequest) -> Result<Option<Permit>, Shut> {
+        let gate = self.limits.gate(client);
+        let permit = match job.priority {
+            None => None,
+            Some(priority) => tokio::select! {
+                permit = gate.permit(priority) => Some(permit),
+                () = job.brought_forward() => None,
+            },
         };
-        if done || !record.connection.state.refreshes() {
-            self.cache_record(record).await;
-            return Ok(None);
-        }
-        Ok(Some(record))
+        gate.enter(&client.name, job.reason()).await?;
+        Ok(permit)
     }
 
-    /// A refresh cannot even be begun. It stays due, and in the background must not stand in the way
-    /// of those that can be refreshed.
-    async fn leave_for_later(
-        &self,
-        id: ConnectionId,
-        why: RefreshReason,
-        error: BrokerError,
-    ) -> Result<(), BrokerError> {
-        tracing::error!(%error, "the refresh cannot be begun");
+    /// Defers a refresh that cannot even be begun. It stays due, and in the background must not stand
+    /// in the way of those that can be refreshed.
+    async fn defer(&self, job: &RefreshRequest, error: BrokerError) -> Result<(), BrokerError> {
+        tracing::error!(%error, "cannot begin the refresh");
         // What passes, as a key that this replica lacks does, is no reason to keep others from trying.
-        if why == RefreshReason::Due && !matches!(error, BrokerError::Unavailable { .. }) {
-            self.store.defer_refresh(id, self.clock.now() + UNBEGUN_PAUSE).await?;
+        if job.reason() == RefreshReason::Due && !matches!(error, BrokerError::Unavailable { .. }) {
+            let until = self.process.clock.now() + UNBEGUN_PAUSE;
+            self.store.defer_refresh(job.connection, until).await?;
         }
         Err(error)
     }
 
-    /// Makes room for the grant and claims the connection, in this order: what cannot be kept is
-    /// not asked for.
-    async fn begin(
+    /// Replays what this replica remembers of a row that went back. A row that stays behind is
+    /// suspect: its refresh token is spent.
+    async fn repair_rollback(&self, record: &Record) -> Result<(), BrokerError> {
+        let connection = &record.connection;
+        self.recovery.replay_recent_grants().await;
+        let again = self.cache.reload(connection.id).await?;
+        if again.generation() > record.generation() {
+            return Err(BrokerError::unavailable(
+                "a grant that the database had forgotten was stored again",
+                Duration::from_secs(1),
+            ));
+        }
+        let message = "the database holds an older grant than the one last seen";
+        tracing::error!(
+            connection.name = %connection.name, "{message}; nothing is refreshed from it"
+        );
+        let error = self.last_error(broker_code::WENT_BACK, message);
+        self.suspend(record, State::Suspect, broker_code::WENT_BACK, Some(&error)).await?;
+        Err(BrokerError::unavailable(message, SUSPECT_PAUSE))
+    }
+
+    /// Leaves a connection alone whose tokens another token endpoint issued.
+    async fn block_endpoint(&self, client: &Client, record: &Record) -> Result<(), BrokerError> {
+        let message = format!(
+            "its tokens were issued at {}, and the profile says {} now; an operator who refreshes \
+             the connection accepts that",
+            record.token_url.as_deref().unwrap_or_default(),
+            client.profile.token.url.as_str()
+        );
+        tracing::error!(connection.name = %record.connection.name, "{message}");
+        let error = self.last_error(broker_code::TOKEN_URL_CHANGED, &message);
+        self.suspend(record, State::BlockedConfig, broker_code::TOKEN_URL_CHANGED, Some(&error))
+            .await?;
+        self.cache.reload(record.connection.id).await?;
+        Err(BrokerError::Misconfigured(message))
+    }
+
+    /// Lets what the connection holds be presented at the profile's token endpoint from now on. Where
+    /// that is another one than before, an operator has asked for it.
+    async fn accept_endpoint(&self, client: &Client, record: &Record) -> Result<(), BrokerError> {
+        let token_url = client.profile.token.url.as_str();
+        if record.token_url.as_deref() != Some(token_url) {
+            self.store.accept_endpoint(record.connection.id, token_url).await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a connection alone whose last attempts all ended without a word.
+    async fn stop_crash_loop(
         &self,
         record: &Record,
-        spent: Option<Digest>,
         lease: Duration,
-        request: &RefreshRequest,
-    ) -> Result<Result<Attempt, ClaimRejected>, BrokerError> {
-        let id = format!("{}.{}", self.replica, Uuid::now_v7());
-        let (spool, name) = (self.spool.clone(), id.clone());
-        let slot = spawn_blocking(move || spool.reserve(&name)).await;
-        let slot = slot.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
-            tracing::error!(%error, "no refresh is begun: the state directory cannot be written");
-            BrokerError::Unavailable {
-                reason: "the state directory cannot be written".to_owned(),
-                retry_after: Duration::from_secs(10),
-            }
+        job: &RefreshRequest,
+    ) -> Result<(), BrokerError> {
+        tracing::error!(
+            connection.name = %record.connection.name,
+            "the last attempts to refresh it ended without a word: it is left alone for an hour"
+        );
+        let suspended = self.suspend(record, State::Suspect, "crashes", None).await?;
+        self.cache.reload(record.connection.id).await?;
+        if suspended {
+            return Err(BrokerError::unavailable(
+                "attempts to refresh the connection have ended without a word",
+                SUSPECT_PAUSE,
+            ));
+        }
+        self.wait_for_other_replica(record, lease, job.reason()).await
+    }
+
+    async fn suspend(
+        &self,
+        record: &Record,
+        state: State,
+        reason: &str,
+        error: Option<&LastError>,
+    ) -> Result<bool, BrokerError> {
+        let until = self.process.clock.now() + SUSPECT_PAUSE;
+        Ok(self.store.suspend_refresh(record, state, reason, error, until).await?)
+    }
+
+    fn last_error(&self, code: &str, message: &str) -> LastError {
+        let at = self.process.clock.now();
+        LastError { code: code.to_owned(), message: message.to_owned(), at }
+    }
+
+    /// Gives up a connection that has nothing to present, or nothing that may be presented again.
+    /// While the access token lives it is served; when it has ended, a person must consent. Where the
+    /// connection is not as it was seen, another replica refreshes it, or has.
+    async fn give_up(
+        &self,
+        record: &Record,
+        why: NoRefreshToken,
+        lease: Duration,
+        job: &RefreshRequest,
+    ) -> Result<(), BrokerError> {
+        let error = self.last_error(why.code(), why.sentence());
+        let lives = record.grant.as_ref().map(|grant| grant.expires_at);
+        let until = lives.filter(|end| *end > error.at);
+        let given_up = self.store.give_up_refresh(record, until, &error).await?;
+        let after = self.cache.reload(record.connection.id).await?.connection;
+        if !given_up {
+            return self.wait_for_other_replica(record, lease, job.reason()).await;
+        }
+        let detail = format!("not sent, {}, {}", why.code(), after.state);
+        self.audit.emit_for(EventKind::RefreshFailed, &Actor::broker(), &after, &detail);
+        Err(BrokerError::ConsentRequired { reason: why.code().to_owned() })
+    }
+
+    /// Prepares the request. None where the refresh token is spent, which the plan does not know.
+    async fn request(
+        &self,
+        client: &Client,
+        record: &Record,
+        present: Present,
+    ) -> Result<Option<Request>, BrokerError> {
+        let (Present::RefreshToken, Some(grant)) = (present, &record.grant) else {
+            return client_credentials(client, record).map(Some);
+        };
+        let connection = &record.connection;
+        let open = self.vault.open(connection.id, grant).inspect_err(|_| {
+            tracing::error!("a stored token does not open");
         })?;
-        self.failpoints.reach(Point::Unclaimed).await;
-        let send_before = self.clock.since_boot() + SEND_WINDOW;
+        let Some(refresh) = &open.refresh else { return Ok(None) };
+        let presents = Digest::of(refresh);
+        if self.store.is_spent(&presents).await? {
+            return match connection.grant_type {
+                GrantType::AuthorizationCode => Ok(None),
+                GrantType::ClientCredentials => client_credentials(client, record).map(Some),
+            };
+        }
+        let held = CurrentTokens { refresh, access: &open.access };
+        let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
+            .map_err(|error| misconfigured(&error))?;
+        Ok(Some(Request { outbound, presents: Some(presents) }))
+    }
+
+    /// Makes room for the grant and claims the connection, in this order: what cannot be kept is not
+    /// asked for.
+    async fn claim(
+        &self,
+        record: &Record,
+        presented: Option<Digest>,
+        lease: Duration,
+    ) -> Result<Claim, BrokerError> {
+        let Process { replica, clock, failpoints, .. } = &*self.process;
+        let id = format!("{replica}.{}", Uuid::now_v7());
+        let reservation = self.committer.reserve(&id).await.map_err(|error| {
+            tracing::error!(%error, "cannot begin a refresh: the state directory cannot be written");
+            BrokerError::unavailable(
+                "the state directory cannot be written",
+                Duration::from_secs(10),
+            )
+        })?;
+        failpoints.reach(Point::Unclaimed).await;
+        let send_before = clock.since_boot() + SEND_WINDOW;
         let connection = record.connection.id;
-        let claimed = match self.store.claim(record, &id, spent.as_ref(), lease).await {
+        let claimed = match self.store.claim(record, &id, presented.as_ref(), lease).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 // It may stand all the same. Nothing was sent, and nobody else will ever know.
@@ -245,137 +375,60 @@ impl Broker {
                 return Err(error.into());
             }
         };
-        let asked_at = match claimed {
-            Ok(asked_at) => asked_at,
-            Err(lost) => return Ok(Err(lost)),
+        let claimed_at = match claimed {
+            Ok(claimed_at) => claimed_at,
+            Err(rejected) => return Ok(Claim::Rejected(rejected)),
         };
-        self.failpoints.reach(Point::Claimed).await;
-        if self.clock.since_boot() >= send_before {
+        failpoints.reach(Point::Claimed).await;
+        if clock.since_boot() >= send_before {
             self.store.release(connection, &id).await?;
-            return Err(BrokerError::Unavailable {
-                reason: "the claim took too long to be safe to use".to_owned(),
-                retry_after: Duration::from_secs(1),
-            });
+            return Err(BrokerError::unavailable(
+                "the claim took too long to be safe to use",
+                Duration::from_secs(1),
+            ));
         }
-        let why = request.why.clone();
-        Ok(Ok(Attempt { id, slot, spent, refused: false, asked_at, send_before, why }))
+        Ok(Claim::Held(Attempt {
+            id,
+            reservation,
+            presented,
+            refused: false,
+            claimed_at,
+            send_before,
+        }))
     }
 
-    /// One request to the token endpoint, as [`Outbound::send`](crate::provider::Outbound::send), and
-    /// its answer, read.
-    pub(crate) async fn ask(
-        &self,
-        client: &Client,
-        request: OutboundRequest,
-        send_before: Option<BootInstant>,
-    ) -> Result<Grant, ProviderError> {
-        let reply = self.outbound.send(&client.profile, request, send_before).await?;
-        self.failpoints.reach(Point::Received).await;
-        read_grant(&client.profile, &reply)
-    }
-
-    /// What to send, or why nothing can be.
-    async fn choose_request(
+    /// Sends the request, once. A client that asks for itself asks again without its refresh token
+    /// where the provider refuses that: nobody consented to the grant, and the refused token counts as
+    /// spent.
+    async fn send(
         &self,
         client: &Client,
         record: &Record,
-    ) -> Result<Result<Request, Nothing>, BrokerError> {
-        let Some(request) = self.request(client, record)? else {
-            return Ok(Err(Nothing::ToPresent));
-        };
-        let Some(hash) = &request.spends else { return Ok(Ok(request)) };
-        let now = self.clock.now();
-        let lives = record.grant.as_ref().is_some_and(|grant| grant.expires_at > now);
-        let rotation = client.profile.tokens.rotation;
-        let may_present = rotation.may_present(record.open_attempts, lives);
-        if may_present && !self.store.is_spent(hash).await? {
-            Ok(Ok(request))
-        } else if record.connection.grant_type == GrantType::ClientCredentials {
-            Ok(Ok(Request::anew(client, record)?))
-        } else {
-            Ok(Err(Nothing::ToPresentAgain))
-        }
-    }
-
-    /// What to send for this connection, or nothing if it has no way to refresh.
-    fn request(&self, client: &Client, record: &Record) -> Result<Option<Request>, BrokerError> {
-        let connection = &record.connection;
-        let by_itself = connection.grant_type == GrantType::ClientCredentials;
-        let unsealed = |error: BrokerError| {
-            tracing::error!("a stored token does not open");
-            error
-        };
-        if let Some(grant) = &record.grant
-            && client.profile.grants.refresh_token.is_some()
-            && let Some(refresh) = self.open_refresh(connection.id, grant).map_err(unsealed)?
+        attempt: &mut Attempt,
+        outbound: OutboundRequest,
+    ) -> Result<Grant, ProviderError> {
+        let reply = self.calls.token(client, outbound, Some(attempt.send_before)).await;
+        let direct = record.connection.grant_type == GrantType::ClientCredentials;
+        if direct
+            && let Some(refused) = &attempt.presented
+            && reply.as_ref().is_err_and(refuses_the_token)
         {
-            let access = self.open_access(connection.id, grant).map_err(unsealed)?;
-            let held = CurrentTokens { refresh: &refresh, access: &access };
-            let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
-                .map_err(|error| misconfigured(&error))?;
-            // Where it cannot be made, that is told when there is nothing else left to send.
-            let anew = by_itself.then(|| Request::anew(client, record)).and_then(Result::ok);
-            let anew = anew.map(|request| request.outbound);
-            return Ok(Some(Request { outbound, spends: Some(Digest::of(&refresh)), anew }));
-        }
-        by_itself.then(|| Request::anew(client, record)).transpose()
-    }
-}
-
-pub(crate) fn being_stopped() -> BrokerError {
-    BrokerError::Unavailable {
-        reason: "the broker is being stopped".to_owned(),
-        retry_after: Duration::from_secs(1),
-    }
-}
-
-/// A request to refresh a connection.
-struct Request {
-    outbound: OutboundRequest,
-    /// The digest of the refresh token that it spends.
-    spends: Option<Digest>,
-    /// What is sent when that is refused, by a client that can ask for itself.
-    anew: Option<OutboundRequest>,
-}
-
-impl Request {
-    /// Of a client for a token of its own.
-    fn anew(client: &Client, record: &Record) -> Result<Self, BrokerError> {
-        let connection = &record.connection;
-        request::client_credentials(client, &connection.scopes, &connection.vars)
-            .map(|outbound| Self { outbound, spends: None, anew: None })
-            .map_err(|error| misconfigured(&error))
-    }
-}
-
-/// Why nothing can be sent.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Nothing {
-    /// There is no refresh token.
-    ToPresent,
-    /// The refresh token was spent, or presenting it again might kill what lives.
-    ToPresentAgain,
-}
-
-impl Nothing {
-    /// The word for it.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::ToPresent => broker_code::NO_REFRESH_TOKEN,
-            Self::ToPresentAgain => broker_code::LOST_IN_ROTATION,
-        }
-    }
-
-    /// It in one sentence, for a person.
-    pub(crate) fn sentence(self) -> &'static str {
-        match self {
-            Self::ToPresent => "There is no refresh token: the access token lives to its end.",
-            Self::ToPresentAgain => {
-                "The refresh token may be spent: it is not presented again, and the access token \
-                 lives to its end."
+            retry_forever(|| self.store.mark_spent(record.connection.id, refused)).await;
+            attempt.refused = true;
+            if let Ok(request) = client_credentials(client, record) {
+                return self.calls.token(client, request.outbound, None).await;
             }
         }
+        reply
     }
+}
+
+/// The request of a client for a token of its own.
+fn client_credentials(client: &Client, record: &Record) -> Result<Request, BrokerError> {
+    let connection = &record.connection;
+    request::client_credentials(client, &connection.scopes, &connection.vars)
+        .map(|outbound| Request { outbound, presents: None })
+        .map_err(|error| misconfigured(&error))
 }
 
 /// Whether the provider declined for a reason that may lie in the refresh token: reason enough for a

@@ -1,77 +1,77 @@
-//! A refresh that somebody else was quicker with: what they bring is waited for.
+//! Waits for the replica that holds the lease.
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{being_stopped, in_flight::RefreshReason};
+use super::Refresher;
 use crate::{
-    broker::{Broker, BrokerError},
-    domain::connection::{ConnectionId, Record},
+    broker::{BrokerError, RefreshReason},
+    domain::connection::Record,
 };
 
-impl Broker {
+impl Refresher {
     /// Another replica is refreshing: whoever needs its grant waits for as long as its lease may last,
     /// unless this process ends.
-    pub(crate) async fn wait_for_other_replica(
+    pub(super) async fn wait_for_other_replica(
         &self,
-        id: ConnectionId,
         seen: &Record,
         at_most: Duration,
-        why: RefreshReason,
+        reason: RefreshReason,
     ) -> Result<(), BrokerError> {
-        if why == RefreshReason::Due {
+        if reason == RefreshReason::Due {
             return Ok(());
         }
-        let other = self.closing.run_until_cancelled(self.wait_for_other(id, seen, at_most));
-        other.await.unwrap_or_else(|| Err(being_stopped()))
+        let settled = self.wait_until_settled(seen, at_most);
+        let settled = self.process.draining.run_until_cancelled(settled).await;
+        settled.unwrap_or_else(|| Err(BrokerError::being_stopped()))
     }
 
-    async fn wait_for_other(
+    async fn wait_until_settled(
         &self,
-        id: ConnectionId,
         seen: &Record,
         at_most: Duration,
     ) -> Result<(), BrokerError> {
-        let waited = self.clock.stopwatch();
+        let waited = self.process.clock.stopwatch();
         while waited.elapsed() < at_most {
             sleep(Duration::from_millis(250)).await;
-            let record = self.refresh_cache(id).await?;
-            if is_over(&record, seen) {
+            let record = self.cache.reload(seen.connection.id).await?;
+            if is_settled_since(&record, seen) {
                 return Ok(());
             }
-            if record.connection.last_error.as_ref().is_some_and(|error| {
-                record.connection.refresh_at.is_some_and(|at| at > self.clock.now())
-                    && Duration::try_from(self.clock.now().duration_since(error.at))
-                        .is_ok_and(|ago| ago <= waited.elapsed())
-            }) {
+            if self.has_failed_within(&record, waited.elapsed()) {
                 break;
             }
         }
-        Err(BrokerError::Unavailable {
-            reason: "another replica is refreshing this connection".to_owned(),
-            retry_after: Duration::from_secs(2),
-        })
+        Err(BrokerError::unavailable(
+            "another replica is refreshing this connection",
+            Duration::from_secs(2),
+        ))
     }
 
-    /// The refresh token was spent or refused between two looks: somebody has a grant for it, or the
-    /// next refresh knows what to do.
-    pub(crate) async fn reload_after_spent(
-        &self,
-        id: ConnectionId,
-        seen: &Record,
-    ) -> Result<(), BrokerError> {
-        if is_over(&self.refresh_cache(id).await?, seen) {
+    /// Whether a refresh failed within this time, and the connection backs off.
+    fn has_failed_within(&self, record: &Record, time: Duration) -> bool {
+        let (now, connection) = (self.process.clock.now(), &record.connection);
+        let backs_off = connection.refresh_at.is_some_and(|at| at > now);
+        let failed_at = connection.last_error.as_ref().map(|error| error.at);
+        let ago = failed_at.and_then(|at| Duration::try_from(now.duration_since(at)).ok());
+        backs_off && ago.is_some_and(|ago| ago <= time)
+    }
+
+    /// The refresh token was spent or refused between the reload and the claim: somebody has a grant
+    /// for it, or the next refresh knows what to do.
+    pub(super) async fn reload_after_spent(&self, seen: &Record) -> Result<(), BrokerError> {
+        if is_settled_since(&self.cache.reload(seen.connection.id).await?, seen) {
             return Ok(());
         }
-        Err(BrokerError::Unavailable {
-            reason: "the refresh token was spent a moment ago".to_owned(),
-            retry_after: Duration::from_secs(1),
-        })
+        Err(BrokerError::unavailable(
+            "the refresh token was spent a moment ago",
+            Duration::from_secs(1),
+        ))
     }
 }
 
 /// Whether nobody has to wait for a refresh any more that was needed when the record was `seen`.
-fn is_over(record: &Record, seen: &Record) -> bool {
+fn is_settled_since(record: &Record, seen: &Record) -> bool {
     record.generation() > seen.generation() || !record.connection.state.refreshes()
 }

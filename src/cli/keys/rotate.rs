@@ -137,9 +137,9 @@ fn seal_anew(
     let mut anew = Vec::with_capacity(page.len());
     let mut unopened = 0;
     for value in page {
-        match keyring.open(value.place(), &value.sealed) {
+        match keyring.open(value.context(), &value.sealed) {
             Ok(secret) => {
-                let sealed = keyring.seal(value.place(), &secret);
+                let sealed = keyring.seal(value.context(), &secret);
                 anew.push((value, sealed));
             }
             Err(error) => {

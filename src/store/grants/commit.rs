@@ -2,8 +2,9 @@ use jiff::Timestamp;
 
 use crate::{
     domain::{
-        connection::{Account, Connection, ConnectionId, HeldGrant, LastError, State, Vars},
+        connection::{Account, Connection, ConnectionId, LastError, State, Vars},
         consent::CONFIRM_LIFE,
+        grant::SealedGrant,
     },
     seal::{Sealed, secret::Digest},
     store::{
@@ -48,7 +49,7 @@ pub struct Commit<'a> {
     /// Whose it is.
     pub connection: ConnectionId,
     /// The grant; its generation is one more than the one it replaces.
-    pub grant: &'a HeldGrant,
+    pub grant: &'a SealedGrant,
     /// Where it comes from.
     pub source: Source<'a>,
     /// When the next refresh is due.
@@ -71,7 +72,7 @@ impl<'a> Commit<'a> {
     #[must_use]
     pub fn refreshed(
         connection: ConnectionId,
-        grant: &'a HeldGrant,
+        grant: &'a SealedGrant,
         refresh_at: Option<Timestamp>,
         refresh_hash: Option<Digest>,
     ) -> Self {
@@ -198,8 +199,8 @@ impl Store {
             spent.bind(commit.refresh_hash.map(|hash| hash.to_string())).execute(&mut *tx).await?;
             let replaced = sqlx::query(replace)
                 .bind(&id)
-                .bind(grant.generation - 1)
-                .bind(grant.generation)
+                .bind(grant.generation() - 1)
+                .bind(grant.generation())
                 .bind(grant.access.as_str())
                 .bind(grant.refresh.as_ref().map(Sealed::as_str))
                 .bind(json(&grant.scopes))

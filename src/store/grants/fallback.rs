@@ -1,15 +1,17 @@
 //! Received grants whose place was taken: kept for a week, in case the one that took it is refused.
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::spent_tokens::MARK_SPENT;
 use crate::{
-    domain::{connection::ConnectionId, grant_conflict::GrantLineage},
+    domain::{
+        connection::ConnectionId,
+        grant::{GrantSlot, SealedGrant},
+    },
     seal::{Sealed, secret::Digest},
     store::{
         Store, StoreError,
-        engine::{in_transaction, on, row::RowExt as _},
+        engine::{in_transaction, on, row::RowExt},
         json, now, optional_millis,
     },
 };
@@ -21,22 +23,10 @@ pub struct FallbackGrant {
     pub id: Uuid,
     /// Whose it is.
     pub connection: ConnectionId,
-    /// The generation that it wanted.
-    pub generation: i64,
-    /// Sealed as field `escrow.access` of that generation.
-    pub access: Sealed,
-    /// Sealed as field `escrow.refresh` of that generation.
-    pub refresh: Sealed,
     /// The digest of its refresh token.
     pub refresh_hash: Digest,
-    /// The scopes the provider granted.
-    pub scopes: Vec<String>,
-    /// When the request that brought it was sent.
-    pub received_at: Timestamp,
-    /// When the access token ends.
-    pub expires_at: Timestamp,
-    /// The refresh that brought it; none for a consent.
-    pub origin: Option<GrantLineage>,
+    /// The grant, in [`GrantSlot::Fallback`].
+    pub grant: SealedGrant,
 }
 
 impl Store {
@@ -53,7 +43,7 @@ impl Store {
     /// When the database does not answer.
     pub async fn put_fallback(
         &self,
-        grant: &FallbackGrant,
+        fallback: &FallbackGrant,
         account: Option<&str>,
     ) -> Result<bool, StoreError> {
         // Makes it wait for a consent that is being stored.
@@ -68,25 +58,25 @@ impl Store {
             now!(),
             " FROM connections WHERE id = $3 AND state <> 'revoked' ON CONFLICT DO NOTHING"
         );
-        let id = grant.connection.to_string();
+        let (id, grant) = (fallback.connection.to_string(), &fallback.grant);
         let origin = grant.origin.as_ref();
         Ok(in_transaction!(self, |tx| {
             sqlx::query(lock).bind(&id).execute(&mut *tx).await?;
-            let replaced = sqlx::query(replaced).bind(&id).bind(grant.generation).bind(account);
+            let replaced = sqlx::query(replaced).bind(&id).bind(grant.generation()).bind(account);
             let replaced = replaced.fetch_optional(&mut *tx).await?.is_some();
             if replaced {
-                let hash = grant.refresh_hash.to_string();
+                let hash = fallback.refresh_hash.to_string();
                 let bury = sqlx::query(MARK_SPENT).bind(self.ahead()).bind(hash).bind(&id);
                 bury.execute(&mut *tx).await?;
             } else {
                 sqlx::query(put)
                     .bind(self.ahead())
-                    .bind(grant.id.to_string())
+                    .bind(fallback.id.to_string())
                     .bind(&id)
-                    .bind(grant.generation)
+                    .bind(grant.generation())
                     .bind(grant.access.as_str())
-                    .bind(grant.refresh.as_str())
-                    .bind(grant.refresh_hash.to_string())
+                    .bind(grant.refresh.as_ref().map(Sealed::as_str))
+                    .bind(fallback.refresh_hash.to_string())
                     .bind(json(&grant.scopes))
                     .bind(grant.received_at.as_millisecond())
                     .bind(grant.expires_at.as_millisecond())
@@ -115,14 +105,8 @@ impl Store {
                 Ok(FallbackGrant {
                     id: row.parsed("id")?,
                     connection: row.parsed("connection_id")?,
-                    generation: row.number("generation")?,
-                    access: row.sealed("access")?,
-                    refresh: row.sealed("refresh")?,
                     refresh_hash: row.parsed("refresh_hash")?,
-                    scopes: row.json("scopes")?,
-                    received_at: row.time("received_at")?,
-                    expires_at: row.time("expires_at")?,
-                    origin: row.origin()?,
+                    grant: sealed_grant(&row)?,
                 })
             })
             .transpose()
@@ -141,4 +125,17 @@ impl Store {
         });
         Ok(())
     }
+}
+
+/// The grant of a row of fallback grants.
+pub(super) fn sealed_grant(row: &impl RowExt) -> Result<SealedGrant, StoreError> {
+    Ok(SealedGrant {
+        slot: GrantSlot::Fallback { generation: row.number("generation")? },
+        access: row.sealed("access")?,
+        refresh: row.sealed_or_null("refresh")?,
+        scopes: row.json("scopes")?,
+        received_at: row.time("received_at")?,
+        expires_at: row.time("expires_at")?,
+        origin: row.origin()?,
+    })
 }

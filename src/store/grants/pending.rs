@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 
 use crate::{
-    domain::connection::{ConnectionId, PendingGrant},
+    domain::{connection::ConnectionId, grant::PendingGrant},
     seal::Sealed,
     store::{Store, StoreError, engine::in_transaction, json, now},
 };
@@ -37,7 +37,7 @@ impl Store {
                 account_id = excluded.account_id, account_name = excluded.account_name,
                 account_aliases = excluded.account_aliases, vars = excluded.vars,
                 token_url = excluded.token_url";
-        let account = pending.account.as_ref();
+        let (grant, account) = (&pending.grant, pending.account.as_ref());
         in_transaction!(self.durable(), |tx| {
             let updated =
                 sqlx::query(wait).bind(self.ahead()).bind(id.to_string()).execute(&mut *tx).await?;
@@ -46,11 +46,11 @@ impl Store {
             }
             sqlx::query(put)
                 .bind(id.to_string())
-                .bind(pending.access.as_str())
-                .bind(pending.refresh.as_ref().map(Sealed::as_str))
-                .bind(json(&pending.scopes))
-                .bind(pending.received_at.as_millisecond())
-                .bind(pending.expires_at.as_millisecond())
+                .bind(grant.access.as_str())
+                .bind(grant.refresh.as_ref().map(Sealed::as_str))
+                .bind(json(&grant.scopes))
+                .bind(grant.received_at.as_millisecond())
+                .bind(grant.expires_at.as_millisecond())
                 .bind(account.map(|account| account.id.as_str()))
                 .bind(account.and_then(|account| account.name.as_deref()))
                 .bind(account.map(|account| json(&account.aliases)))

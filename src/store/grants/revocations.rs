@@ -7,15 +7,17 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{
+    fallback::sealed_grant,
     schedule::{list, listed},
     spent_tokens::MARK_SPENT,
 };
 use crate::{
     domain::{
         connection::{Connection, ConnectionId, LastError},
+        grant::SealedGrant,
         slug::Slug,
     },
-    seal::{Sealed, secret::Digest},
+    seal::secret::Digest,
     store::{
         Store, StoreError,
         connections::{record, select_records},
@@ -30,8 +32,8 @@ pub const REMOVE_AT_PROVIDER: &str = "remove_at_provider";
 /// Where a deleted connection holds what is still to be revoked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Holding {
-    /// In escrow, under this id.
-    Escrow(Uuid),
+    /// As a fallback grant, under this id.
+    Fallback(Uuid),
     /// As its grant, of this generation.
     Grant(i64),
     /// As a grant that waited for its account to be confirmed, received at this time.
@@ -43,24 +45,8 @@ pub enum Holding {
 pub struct Revocable {
     /// Where they are held.
     pub holding: Holding,
-    /// The generation that they are sealed for.
-    pub generation: i64,
-    /// The access token.
-    pub access: Sealed,
-    /// The refresh token, if there is one.
-    pub refresh: Option<Sealed>,
-}
-
-impl Revocable {
-    /// The fields that the access and the refresh token are sealed as.
-    #[must_use]
-    pub fn fields(&self) -> [&'static str; 2] {
-        match self.holding {
-            Holding::Escrow(_) => ["escrow.access", "escrow.refresh"],
-            Holding::Grant(_) => ["access", "refresh"],
-            Holding::Pending(_) => ["pending.access", "pending.refresh"],
-        }
-    }
+    /// The grant.
+    pub grant: SealedGrant,
 }
 
 /// A deleted connection that is claimed for revocation.
@@ -303,7 +289,7 @@ impl Store {
             exchanging!("$2")
         );
         let read = select_records!("WHERE c.id = $1");
-        let escrow = "SELECT id, generation, access, refresh FROM escrow WHERE connection_id = $1
+        let fallback = "SELECT * FROM escrow WHERE connection_id = $1
             ORDER BY put_at, id LIMIT 1";
         let id = id.to_string();
         Ok(in_transaction!(self, |tx| {
@@ -319,21 +305,13 @@ impl Store {
             }
             let record = record(&sqlx::query(read).bind(&id).fetch_one(&mut *tx).await?)?;
             let next = if let Some(grant) = record.grant {
-                let generation = grant.generation;
-                let holding = Holding::Grant(generation);
-                Some(Revocable {
-                    holding,
-                    generation,
-                    access: grant.access,
-                    refresh: grant.refresh,
-                })
+                Some(Revocable { holding: Holding::Grant(grant.generation()), grant })
             } else if let Some(pending) = record.pending {
-                let holding = Holding::Pending(pending.received_at);
-                let (access, refresh) = (pending.access, pending.refresh);
-                Some(Revocable { holding, generation: 0, access, refresh })
+                let holding = Holding::Pending(pending.grant.received_at);
+                Some(Revocable { holding, grant: pending.grant })
             } else {
-                let row = sqlx::query(escrow).bind(&id).fetch_optional(&mut *tx).await?;
-                row.as_ref().map(fallback).transpose()?
+                let row = sqlx::query(fallback).bind(&id).fetch_optional(&mut *tx).await?;
+                row.as_ref().map(revocable).transpose()?
             };
             Some(Revoking { connection: record.connection, next })
         }))
@@ -393,7 +371,7 @@ impl Store {
                     let received_at = received_at.as_millisecond();
                     sqlx::query(sql).bind(&text).bind(received_at).execute(&mut *tx).await
                 }
-                Holding::Escrow(escrowed) => {
+                Holding::Fallback(escrowed) => {
                     let sql = "DELETE FROM escrow WHERE connection_id = $1 AND id = $2";
                     sqlx::query(sql).bind(&text).bind(escrowed.to_string()).execute(&mut *tx).await
                 }
@@ -485,11 +463,6 @@ const RELEASE: &str = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
         attempt_started_at = NULL
     WHERE connection_id = $1 AND attempt_id = $2";
 
-fn fallback(row: &impl RowExt) -> Result<Revocable, StoreError> {
-    Ok(Revocable {
-        holding: Holding::Escrow(row.parsed("id")?),
-        generation: row.number("generation")?,
-        access: row.sealed("access")?,
-        refresh: row.sealed_or_null("refresh")?,
-    })
+fn revocable(row: &impl RowExt) -> Result<Revocable, StoreError> {
+    Ok(Revocable { holding: Holding::Fallback(row.parsed("id")?), grant: sealed_grant(row)? })
 }

@@ -5,8 +5,11 @@ use std::{fs, os::unix::process::ExitStatusExt as _, time::Duration};
 use secrecy::SecretString;
 use token_broker::{
     clock::Clock,
-    domain::connection::{Connection, ConnectionId, GrantType, HeldGrant, State, Vars},
-    seal::{Keyring, Place, secret},
+    domain::{
+        connection::{Connection, ConnectionId, GrantType, State, Vars},
+        grant::{GrantSlot, SealedGrant},
+    },
+    seal::{Keyring, SealContext, secret},
     spool::{Entry, Spool},
     store::{Commit, SEALED_COLUMNS, Store},
 };
@@ -36,17 +39,17 @@ fn ring(machine: &Machine) -> Keyring {
 }
 
 /// The grant of a connection, as a broker with this ring would store it.
-fn sealed(ring: &Keyring, id: ConnectionId) -> HeldGrant {
+fn sealed(ring: &Keyring, id: ConnectionId) -> SealedGrant {
     let record = id.to_string();
-    let seal = |field| {
-        let place = Place { record: &record, field, generation: 1 };
-        ring.seal(place, &SecretString::from(format!("{field} of {id}")))
+    let slot = GrantSlot::Live { generation: 1 };
+    let seal = |context: SealContext<'_>| {
+        ring.seal(context, &SecretString::from(format!("{} of {id}", context.field.as_str())))
     };
     let now = Clock::system().now();
-    HeldGrant {
-        generation: 1,
-        access: seal("access"),
-        refresh: Some(seal("refresh")),
+    SealedGrant {
+        slot,
+        access: seal(slot.access(&record)),
+        refresh: Some(seal(slot.refresh(&record))),
         scopes: Vec::new(),
         received_at: now,
         expires_at: now + Duration::from_hours(24),
@@ -89,7 +92,7 @@ async fn every_value_opens(machine: &Machine) -> usize {
     let mut values = 0;
     for column in SEALED_COLUMNS {
         for value in store.sealed_otherwise(column, "-", None, 100_000).await.unwrap() {
-            ring.open(value.place(), &value.sealed).unwrap();
+            ring.open(value.context(), &value.sealed).unwrap();
             values += 1;
         }
     }
@@ -173,8 +176,8 @@ async fn a_key_that_is_removed_too_early_stops_the_start(mut machine: Machine) {
     let (store, with_new) = (store(&machine).await, Keyring::read(&foreign).unwrap());
     let check = SEALED_COLUMNS.iter().find(|column| column.table == "meta").unwrap();
     let value = store.sealed_otherwise(check, &new, None, 1).await.unwrap().pop().unwrap();
-    let secret = ring(&machine).open(value.place(), &value.sealed).unwrap();
-    let anew = with_new.seal(value.place(), &secret);
+    let secret = ring(&machine).open(value.context(), &value.sealed).unwrap();
+    let anew = with_new.seal(value.context(), &secret);
     assert_eq!(store.reseal(check, &[(value, anew)]).await.unwrap(), 1);
     store.close().await;
 

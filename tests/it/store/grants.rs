@@ -2,11 +2,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
+use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
     domain::{
-        connection::{
-            Account, Connection, ConnectionId, HeldGrant, LastError, Record, State, Vars,
-        },
+        connection::{Account, Connection, ConnectionId, LastError, Record, State, Vars},
         consent::CONFIRM_LIFE,
         slug::Slug,
     },
@@ -55,7 +54,10 @@ fn presents(generation: i64) -> Digest {
 /// The record as somebody saw it who knows of no more than this many grants.
 async fn seen(db: &TestDatabase, id: ConnectionId, generation: i64) -> Record {
     let record = record(db, id).await;
-    let grant = record.grant.clone().map(|held| HeldGrant { generation, ..held });
+    let grant = record
+        .grant
+        .clone()
+        .map(|held| SealedGrant { slot: GrantSlot::Live { generation }, ..held });
     Record { grant: grant.filter(|_| generation > 0), ..record }
 }
 
@@ -69,8 +71,8 @@ async fn claim(
     db.store.claim(&seen, attempt, Some(&presents(from)), LEASE).await.unwrap()
 }
 
-fn commit(id: ConnectionId, grant: &HeldGrant) -> Commit<'_> {
-    Commit::refreshed(id, grant, Some(grant.expires_at), Some(presents(grant.generation)))
+fn commit(id: ConnectionId, grant: &SealedGrant) -> Commit<'_> {
+    Commit::refreshed(id, grant, Some(grant.expires_at), Some(presents(grant.generation())))
 }
 
 async fn held(db: &TestDatabase, name: &str) -> Connection {
@@ -179,7 +181,7 @@ async fn of_many_commits_from_one_generation_one_lands(db: TestDatabase) {
     let commits = (0..10).map(|_| db.store.commit_grant(&attempt));
     let landed = futures_util::future::join_all(commits).await;
     assert_eq!(landed.into_iter().filter(|landed| *landed.as_ref().unwrap()).count(), 1);
-    assert_eq!(record(&db, id).await.grant.unwrap().generation, 1);
+    assert_eq!(record(&db, id).await.grant.unwrap().generation(), 1);
 }
 
 async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
@@ -189,7 +191,7 @@ async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     let failure = failure(id, "one", State::Uncertain, &error);
     assert!(db.store.record_failure(&failure).await.unwrap());
     assert!(claim(&db, id, "two", 0).await.is_ok());
-    let first = HeldGrant { refresh: None, ..grant(&db, 1) };
+    let first = SealedGrant { refresh: None, ..grant(&db, 1) };
     let (account, vars) = (account(), Vars::from([("host".to_owned(), "flowers".to_owned())]));
     let scopes = vec!["items:info".to_owned()];
     let judged = record(&db, id).await.connection;
@@ -258,7 +260,7 @@ async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Revoking);
     assert_eq!(read.connection.reason.as_deref(), Some("deleted"));
-    assert_eq!(read.grant.unwrap().generation, 2, "there is a new grant to revoke");
+    assert_eq!(read.grant.unwrap().generation(), 2, "there is a new grant to revoke");
     db.set_state(id, State::NeedsConsent, Some("revoked")).await;
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 3))).await.unwrap());
     assert_eq!(record(&db, id).await.connection.state, State::Active);
@@ -399,7 +401,7 @@ async fn the_most_urgent_comes_first(db: TestDatabase) {
     let (mut made, hour) = (Vec::new(), Duration::from_hours(1));
     for (name, ends_in) in [("late", 3 * hour), ("soon", hour), ("middle", 2 * hour)] {
         let id = stored(&db, name).await.id;
-        let first = HeldGrant { expires_at: now + ends_in, ..grant(&db, 1) };
+        let first = SealedGrant { expires_at: now + ends_in, ..grant(&db, 1) };
         let due = Commit { refresh_at: Some(now), ..commit(id, &first) };
         assert!(db.store.commit_grant(&due).await.unwrap());
         made.push(id);
@@ -492,7 +494,10 @@ async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
     assert!(read.grant.is_none());
     let waits = read.pending.unwrap();
     assert_eq!(format!("{waits:?}"), format!("{second:?}"));
-    assert_eq!((waits.access, waits.refresh), (second.access, second.refresh));
+    assert_eq!(
+        (waits.grant.access, waits.grant.refresh),
+        (second.grant.access, second.grant.refresh)
+    );
     assert!(db.store.drop_pending_until(id, Timestamp::MAX).await.unwrap());
     assert_eq!(record(&db, id).await.connection.state, State::PendingConsent);
 }
@@ -502,7 +507,7 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     db.set_state(id, State::PendingConsent, None).await;
     let waits = pending(&db, "one");
     db.store.put_pending(id, &waits).await.unwrap();
-    let first = HeldGrant { received_at: waits.received_at, ..grant(&db, 1) };
+    let first = SealedGrant { received_at: waits.grant.received_at, ..grant(&db, 1) };
     let judged = record(&db, id).await.connection;
     let source = Source::Consent { judged: &judged };
     let confirmed = Commit { source, account: waits.account.as_ref(), ..commit(id, &first) };
@@ -510,9 +515,9 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::Active);
     assert_eq!(read.connection.account, waits.account);
-    assert_eq!(read.grant.unwrap().generation, 1);
+    assert_eq!(read.grant.unwrap().generation(), 1);
     assert!(read.pending.is_none());
-    let again = HeldGrant { generation: 2, ..first };
+    let again = SealedGrant { slot: GrantSlot::Live { generation: 2 }, ..first };
     assert!(!db.store.commit_confirmed(&commit(id, &again)).await.unwrap(), "once");
 }
 
@@ -524,14 +529,14 @@ async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
     db.clock.advance(Duration::from_secs(1));
     let newer = pending(&db, "two");
     db.store.put_pending(id, &newer).await.unwrap();
-    let first = HeldGrant { received_at: seen.received_at, ..grant(&db, 1) };
+    let first = SealedGrant { received_at: seen.grant.received_at, ..grant(&db, 1) };
     assert!(!db.store.commit_confirmed(&commit(id, &first)).await.unwrap());
     let read = record(&db, id).await;
     assert_eq!(read.connection.state, State::PendingConfirm, "all of it was taken back");
     assert!(read.grant.is_none() && read.pending.is_some());
 
     db.clock.advance(CONFIRM_LIFE);
-    let late = HeldGrant { received_at: newer.received_at, ..first };
+    let late = SealedGrant { received_at: newer.grant.received_at, ..first };
     assert!(!db.store.commit_confirmed(&commit(id, &late)).await.unwrap());
 }
 

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
+use token_broker::domain::grant::SealedGrant;
 use token_broker::{
-    domain::connection::{ConnectionId, HeldGrant, LastError, Record, State},
+    domain::connection::{ConnectionId, LastError, Record, State},
     seal::secret::Digest,
     store::{Commit, DeletionStep, Failure, Holding, REMOVE_AT_PROVIDER},
 };
@@ -17,7 +18,7 @@ on_both_engines! {
 
 const LEASE: Duration = Duration::from_mins(1);
 
-fn commit(id: ConnectionId, grant: &HeldGrant) -> Commit<'_> {
+fn commit(id: ConnectionId, grant: &SealedGrant) -> Commit<'_> {
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
 }
 
@@ -112,8 +113,8 @@ async fn a_revocation_ends_only_when_nothing_is_left(db: TestDatabase) {
     assert!(claim("r.five").await.is_none());
     assert!(db.store.put_fallback(&late, None).await.unwrap());
     assert_eq!(db.store.finish_deletion(id, "r.five").await.unwrap(), DeletionStep::NotYet);
-    assert_eq!(claim("r.six").await.unwrap().holding, Holding::Escrow(late.id));
-    assert!(shred("r.six", Holding::Escrow(late.id)).await);
+    assert_eq!(claim("r.six").await.unwrap().holding, Holding::Fallback(late.id));
+    assert!(shred("r.six", Holding::Fallback(late.id)).await);
     assert!(claim("r.seven").await.is_none());
     assert_eq!(db.store.finish_deletion(id, "r.seven").await.unwrap(), DeletionStep::Forgotten);
     assert!(db.store.record_by_id(id).await.unwrap().is_none());

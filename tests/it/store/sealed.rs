@@ -66,8 +66,8 @@ async fn a_value_that_changed_meanwhile_is_not_exchanged(db: TestDatabase) {
     commit(1).await;
     let access = column("grants");
     let seen = db.store.sealed_otherwise(access, "k2", None, 10).await.unwrap();
-    assert_eq!((seen.len(), seen[0].place().generation), (1, 1));
-    let anew = Keyring::generate().seal(seen[0].place(), &"token".into());
+    assert_eq!((seen.len(), seen[0].context().generation), (1, 1));
+    let anew = Keyring::generate().seal(seen[0].context(), &"token".into());
     let exchange = [(seen[0].clone(), anew.clone())];
     let before = record().await;
     assert_eq!(db.store.reseal(access, &exchange).await.unwrap(), 1);

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
     domain::{
         connection::{Account, ConnectionId, LastError, Record, State},
@@ -21,7 +22,7 @@ on_both_engines! {
     what_was_asked_for_before_a_consent_is_kept_for_its_account_only,
 }
 
-fn commit(id: ConnectionId, grant: &token_broker::domain::connection::HeldGrant) -> Commit<'_> {
+fn commit(id: ConnectionId, grant: &token_broker::domain::grant::SealedGrant) -> Commit<'_> {
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
 }
 
@@ -39,15 +40,22 @@ pub(super) fn fallback(db: &TestDatabase, id: ConnectionId, mark: &str) -> Fallb
     FallbackGrant {
         id: Uuid::now_v7(),
         connection: id,
-        generation: 2,
-        access: Sealed::from_stored(format!("v1.k1.access-{mark}")),
-        refresh: Sealed::from_stored(format!("v1.k1.refresh-{mark}")),
         refresh_hash: Digest::of_bytes(mark.as_bytes()),
-        scopes: Vec::new(),
-        received_at: now,
-        expires_at: now + Duration::from_hours(1),
-        origin: Some(GrantLineage { parent: None, asked_at: now }),
+        grant: SealedGrant {
+            slot: GrantSlot::Fallback { generation: 2 },
+            access: Sealed::from_stored(format!("v1.k1.access-{mark}")),
+            refresh: Some(Sealed::from_stored(format!("v1.k1.refresh-{mark}"))),
+            scopes: Vec::new(),
+            received_at: now,
+            expires_at: now + Duration::from_hours(1),
+            origin: Some(GrantLineage { parent: None, asked_at: now }),
+        },
     }
+}
+
+fn of_generation(fallback: FallbackGrant, generation: i64) -> FallbackGrant {
+    let slot = GrantSlot::Fallback { generation };
+    FallbackGrant { grant: SealedGrant { slot, ..fallback.grant }, ..fallback }
 }
 
 async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
@@ -158,18 +166,18 @@ async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: Te
         let consented = Commit { source, account: now, ..commit(id, &next) };
         assert!(db.store.commit_grant(&consented).await.unwrap());
         // Its refresh wanted the place that the consent has taken.
-        let late = FallbackGrant { generation, ..fallback(&db, id, &round.to_string()) };
+        let late = of_generation(fallback(&db, id, &round.to_string()), generation);
         let of = of.map(|account| account.id.as_str());
         assert_eq!(db.store.put_fallback(&late, of).await.unwrap(), kept, "{round}");
         assert_eq!(db.store.fallback(id).await.unwrap().is_some(), kept, "{round}");
         assert_eq!(db.store.is_spent(&late.refresh_hash).await.unwrap(), !kept, "{round}");
         // What was asked for since is of the same authorisation.
         let mark = format!("since {round}");
-        let since = FallbackGrant { generation: generation + 1, ..fallback(&db, id, &mark) };
+        let since = of_generation(fallback(&db, id, &mark), generation + 1);
         assert!(db.store.put_fallback(&since, None).await.unwrap(), "{round}");
         assert!(db.store.commit_grant(&commit(id, &grant(&db, generation + 1))).await.unwrap());
         // A refresh later it is still an older one's.
-        let later = FallbackGrant { generation, ..fallback(&db, id, &format!("later {round}")) };
+        let later = of_generation(fallback(&db, id, &format!("later {round}")), generation);
         assert_eq!(db.store.put_fallback(&later, of).await.unwrap(), kept, "{round}");
     }
     // Who is being revoked is revoked with all that comes.
