@@ -1,9 +1,11 @@
-//! Time as a value: every rule that needs "now" is handed one, and tests move it by hand.
+//! The clock: time as a value. Every rule gets `now` as an argument, and tests move it by hand.
 //!
-//! A [`Clock`] has three readings. [`Clock::now`] is the database's time, which all replicas
-//! share. [`Clock::since_boot`] measures what passes on this machine, suspend included, and no
-//! operator and no NTP moves it. [`Clock::wall`] is this machine's opinion of the time of day: a
-//! second witness to when a token ends, and all there is until the database was heard.
+//! A [`Clock`] has three readings. [`Clock::now`] is the database's time, which all replicas share.
+//! [`Clock::since_boot`] is monotonic on this machine and counts suspend. [`Clock::wall`] is this
+//! machine's time of day: a second opinion on when a token ends, and the only one until the
+//! database's time was observed.
+//!
+//! May use: no other room. Used by every room but `domain`, whose rules get `now`.
 
 use std::{
     ops::Add,
@@ -26,40 +28,37 @@ const SINCE_BOOT: ClockId = ClockId::Monotonic;
 /// The clocks of a machine, plus offsets that are zero outside tests. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    /// How far all readings run ahead of the machine's, in milliseconds.
+    /// The offset of all readings from the machine's, in milliseconds.
     offset_ms: Arc<AtomicI64>,
     machine: Arc<Machine>,
 }
 
 #[derive(Debug, Default)]
 struct Machine {
-    /// How far the wall clock alone was moved, in milliseconds.
+    /// The offset of the wall clock alone, in milliseconds.
     stepped_ms: AtomicI64,
-    /// What the database's clock showed when the machine started, in Unix milliseconds; unset until
-    /// the database was heard.
+    /// The database's time when the machine started, in Unix milliseconds; unset until the first
+    /// observation.
     database_at_boot: OnceLock<AtomicI64>,
 }
 
-/// A moment by the clock that counts suspend and that nobody sets: milliseconds since the machine
+/// A moment on the clock that counts suspend and that is never set: milliseconds since the machine
 /// started. Means nothing on another machine or after a restart.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct BootInstant(i64);
 
 impl BootInstant {
-    /// How long after `earlier` this is; zero if it is before.
-    #[must_use]
+    /// The time from `earlier` to this; zero if it is before.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0 - earlier.0).unwrap_or_default())
     }
 
-    /// As a plain number of milliseconds, to be kept in an atomic.
-    #[must_use]
+    /// Milliseconds since the machine started, to be kept in an atomic.
     pub fn as_millis(self) -> i64 {
         self.0
     }
 
-    /// What [`BootInstant::as_millis`] gave.
-    #[must_use]
+    /// The reverse of [`BootInstant::as_millis`].
     pub fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
@@ -73,7 +72,7 @@ impl Add<Duration> for BootInstant {
     }
 }
 
-/// What a clock shows at one moment.
+/// All readings of a clock at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     /// [`Clock::since_boot`].
@@ -85,29 +84,25 @@ pub struct Moment {
 }
 
 impl Clock {
-    /// A clock that agrees with the machine's.
-    #[must_use]
+    /// The machine's clock.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// The current time on the database's clock, to the millisecond, as the store keeps it. Once
-    /// the database was heard, its clock is carried on by ours since boot, so that setting this
-    /// machine's wall clock changes nothing; until then it is the wall clock.
-    #[must_use]
+    /// The current time on the database's clock, to the millisecond, as the store keeps it. Once it
+    /// was observed, the monotonic clock carries it on, so that setting this machine's wall clock
+    /// changes nothing; until then it is the wall clock.
     pub fn now(&self) -> Timestamp {
         self.moment().now
     }
 
     /// The time that has passed since the machine started, suspend included.
-    #[must_use]
     pub fn since_boot(&self) -> BootInstant {
         let read = clock_gettime(SINCE_BOOT);
         BootInstant(read.tv_sec * 1_000 + read.tv_nsec / 1_000_000 + self.offset_ms())
     }
 
-    /// What this machine believes the time to be, right or wrong.
-    #[must_use]
+    /// The time of day by this machine, right or wrong.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn wall(&self) -> Timestamp {
         let stepped = self.machine.stepped_ms.load(Ordering::Relaxed);
@@ -115,7 +110,6 @@ impl Clock {
     }
 
     /// All readings.
-    #[must_use]
     pub fn moment(&self) -> Moment {
         let (since_boot, wall) = (self.since_boot(), self.wall());
         let at_boot = self.machine.database_at_boot.get();
@@ -123,14 +117,13 @@ impl Clock {
         Moment { since_boot, wall, now: now.unwrap_or(wall) }
     }
 
-    /// Starts measuring how long something takes, suspend included.
-    #[must_use]
+    /// Starts a stopwatch, which counts suspend.
     pub fn stopwatch(&self) -> Stopwatch {
         Stopwatch { clock: self.clone(), started: self.since_boot() }
     }
 
-    /// The database showed this time at some moment between `asked` and now. What was known is
-    /// corrected only as far as that proves it wrong: a slow answer moves nothing.
+    /// Observes the database's time: it showed `shown` at some moment between `asked` and now. The
+    /// estimate is corrected only as far as that proves it wrong: a slow answer moves nothing.
     pub(crate) fn observe_database_time(&self, asked: BootInstant, shown: Timestamp) {
         let (answered, shown) = (self.since_boot(), shown.as_millisecond());
         let by_wall = || AtomicI64::new(self.wall().as_millisecond() - answered.0);
@@ -139,15 +132,14 @@ impl Clock {
         at_boot.store(known.clamp(shown - answered.0, shown + 1 - asked.0), Ordering::Relaxed);
     }
 
-    /// How far this clock runs ahead of the machine's, in milliseconds. Bound into the SQL that
+    /// The offset of this clock from the machine's, in milliseconds. Bound into the SQL that
     /// compares times on the database's clock, so that a test that moves this clock moves leases
     /// and deadlines with it.
-    #[must_use]
     pub fn offset_ms(&self) -> i64 {
         self.offset_ms.load(Ordering::Relaxed)
     }
 
-    /// Lets time pass, for this clock, all its clones and the database.
+    /// Moves time on, for this clock, all its clones and the database.
     pub fn advance(&self, by: Duration) {
         self.offset_ms.fetch_add(millis(by), Ordering::Relaxed);
     }
@@ -159,15 +151,15 @@ impl Clock {
         self.machine.stepped_ms.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// The clock of another process, which has a wall clock of its own and has heard no database
-    /// yet. Time passes for both.
+    /// The clock of another process: with a wall clock of its own, and without an observation of the
+    /// database. Time passes for both.
     #[must_use]
     pub fn of_another_process(&self) -> Self {
         Self { offset_ms: Arc::clone(&self.offset_ms), machine: Arc::default() }
     }
 }
 
-/// Measures how long something takes, whatever happens to the wall clock meanwhile.
+/// Measures durations, independent of the wall clock.
 #[derive(Clone, Debug)]
 pub struct Stopwatch {
     clock: Clock,
@@ -175,8 +167,7 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// How long ago it was started.
-    #[must_use]
+    /// The time since it was started.
     pub fn elapsed(&self) -> Duration {
         self.clock.since_boot().since(self.started)
     }

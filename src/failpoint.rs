@@ -1,8 +1,8 @@
-//! Named points of a refresh where a test can hold it, to kill or pause the process just there.
+//! Failpoints: named points of a refresh where a test can hold it, to kill or pause the process.
 //!
-//! Without the Cargo feature `failpoints` nothing of this does anything. With it, the environment
-//! variable `TOKEN_BROKER_HOLD` names a point, and every refresh that reaches it stays there for
-//! good and says so in the log; tests in the same process hand in a hold of their own.
+//! Without the Cargo feature `failpoints` they do nothing. With it, the environment variable
+//! `TOKEN_BROKER_HOLD` names a point: every refresh that reaches it is logged and stays there. Tests
+//! in the same process pass a hold of their own.
 
 use std::fmt;
 
@@ -39,7 +39,7 @@ pub enum Point {
     Unpublished,
 }
 
-/// What a test does with a refresh that reaches a point.
+/// A test's action on a refresh that reaches a point.
 #[cfg(feature = "failpoints")]
 pub type Hold = Arc<dyn Fn(Point) -> BoxFuture<'static, ()> + Send + Sync>;
 
@@ -51,12 +51,11 @@ pub struct Failpoints {
 }
 
 impl Failpoints {
-    /// What `TOKEN_BROKER_HOLD` asks for, where the feature is compiled in.
+    /// The hold that `TOKEN_BROKER_HOLD` asks for, where the feature is compiled in.
     ///
     /// # Panics
     ///
     /// When it names no point: a test that holds nowhere would prove nothing.
-    #[must_use]
     pub fn from_environment() -> Self {
         #[cfg(feature = "failpoints")]
         if let Ok(name) = std::env::var("TOKEN_BROKER_HOLD") {
@@ -75,7 +74,6 @@ impl Failpoints {
 
     /// A hold of a test's own.
     #[cfg(feature = "failpoints")]
-    #[must_use]
     pub fn new(hold: Hold) -> Self {
         Self { hold: Some(hold) }
     }

@@ -1,6 +1,6 @@
-//! The background: starts what is due, through the same refresh as a reader; keeps memory in step
-//! with the store; revokes what was deleted; forgets what has ended; ships audit records. Each at its
-//! own pace, so that none waits for another.
+//! Background loops: due refreshes (the same refresh as a reader's), the cache, revocations,
+//! deletion of expired rows, and shipping of audit events. Each has its own pace, so that none
+//! waits for another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,31 +12,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::Broker;
 
-/// How often to look for due connections and for changes made elsewhere.
+/// The interval for due connections and changes made elsewhere.
 const TICK: Duration = Duration::from_secs(2);
 
-/// How long changes made elsewhere are gathered after a look at them.
+/// The time for which notifications are gathered after a look at them.
 const BURST: Duration = Duration::from_millis(100);
 
-/// How often to forget what has ended.
+/// The interval for deleting expired rows.
 const PURGE_TICK: Duration = Duration::from_mins(1);
 
-/// How often to ship audit records to the database.
+/// The interval for shipping audit events to the database.
 const SHIP_TICK: Duration = Duration::from_secs(1);
 
-/// How many due connections a look may start. They wait for a place among their provider's, so a
-/// provider with many is no hindrance to the others.
+/// Due connections that one look may start. They wait for a permit of their provider, so a provider
+/// with many is no hindrance to the others.
 const MAX_DUE: u32 = 1_000;
 
-/// How many revocations a look may start at each provider.
+/// Revocations that one look may start at each provider.
 const MAX_REVOCATIONS: u32 = 20;
 
-/// Runs until `shutdown`.
+/// Runs all loops until `shutdown`.
 pub async fn run(broker: Arc<Broker>, shutdown: CancellationToken) {
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = refresh(&broker) => {}
-        () = keep_in_step(&broker, TICK) => {}
+        () = sync_cache(&broker, TICK) => {}
         () = purge(&broker) => {}
         () = ship(&broker) => {}
         () = revoke(&broker) => {}
@@ -48,14 +48,14 @@ async fn refresh(broker: &Arc<Broker>) {
     loop {
         ticks.tick().await;
         if let Err(error) = broker.start_due(MAX_DUE).await {
-            tracing::warn!(%error, "what is due could not be read");
+            tracing::warn!(%error, "cannot list due refreshes");
         }
     }
 }
 
-/// Keeps memory in step with the store, for ever: looks whenever the store hints at a change, and at
-/// every tick, because a hint may be lost.
-pub async fn keep_in_step(broker: &Broker, tick: Duration) {
+/// Keeps the cache in step with the store, for ever: on every notification, and at every tick,
+/// because a notification may be lost.
+pub async fn sync_cache(broker: &Broker, tick: Duration) {
     let hint = Notify::new();
     tokio::join!(broker.store().listen(&hint), sync(broker, tick, &hint));
 }
@@ -68,7 +68,7 @@ async fn sync(broker: &Broker, tick: Duration, hint: &Notify) {
             () = hint.notified() => {}
         }
         if let Err(error) = broker.sync().await {
-            tracing::warn!(%error, "memory is not brought up to date");
+            tracing::warn!(%error, "cannot bring the cache up to date");
         }
         sleep(BURST).await;
     }
@@ -79,7 +79,7 @@ async fn revoke(broker: &Arc<Broker>) {
     loop {
         ticks.tick().await;
         if let Err(error) = broker.start_revocations(MAX_REVOCATIONS).await {
-            tracing::warn!(%error, "what is to be revoked could not be read");
+            tracing::warn!(%error, "cannot list due revocations");
         }
     }
 }
@@ -89,7 +89,7 @@ async fn purge(broker: &Broker) {
     loop {
         ticks.tick().await;
         if let Err(error) = broker.purge().await {
-            tracing::warn!(%error, "nothing was purged");
+            tracing::warn!(%error, "cannot delete expired rows");
         }
     }
 }
@@ -98,12 +98,12 @@ async fn ship(broker: &Broker) {
     let mut ticks = every(SHIP_TICK);
     loop {
         ticks.tick().await;
-        // What goes wrong is logged where it happens, once.
+        // Errors are logged once, at their source.
         let _ = broker.ship_events().await;
     }
 }
 
-/// Ticks now and then again; a step that takes longer delays the next.
+/// An interval in which a step that takes longer delays the next.
 fn every(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -2,7 +2,7 @@
 
 use crate::store::StoreError;
 
-/// Why the broker did not start: one line that says what is wrong and what to do.
+/// The reason why the broker did not start: one line with advice.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The operator has to change something.

@@ -1,4 +1,6 @@
 //! Wiring: from checked settings to a running broker, and back down in order.
+//!
+//! May use: every room but `cli`. Used by the commands, and by tests that run a broker in process.
 
 pub mod background;
 mod error;
@@ -38,14 +40,14 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// How many calls to a provider may follow one another in what is under way at shutdown: a code, the
-/// refresh token that was all that came of it, and the question whose account it is.
+/// The longest chain of provider calls under way at shutdown: a code, the refresh token that was
+/// all that came of it, and the account call.
 const LONGEST_CHAIN: u32 = 3;
 
-/// How much longer than its calls what is under way may take at shutdown.
+/// Extra time for work under way at shutdown, beyond its calls.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
 
-/// Where the database keeps the name of the installation that it belongs to.
+/// The `meta` key of the installation's name.
 pub const DEPLOYMENT: &str = "deployment";
 
 /// The two sockets, bound before anything else happens: a taken port must change nothing.
@@ -59,10 +61,6 @@ pub struct Listeners {
 
 impl Listeners {
     /// Binds both.
-    ///
-    /// # Errors
-    ///
-    /// One line that names the setting and the address.
     pub async fn bind(public: SocketAddr, internal: SocketAddr) -> Result<Self, StartError> {
         Ok(Self {
             public: bind("public_listen", public).await?,
@@ -82,17 +80,13 @@ async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, StartEr
 }
 
 /// Connects to the database and brings its schema up to date.
-///
-/// # Errors
-///
-/// When it cannot be reached, or its schema is newer than this program.
 pub async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
     let store = connect_store(config, clock).await?;
     migrate(&store).await?;
     Ok(store)
 }
 
-/// True when there was something to do.
+/// True if there was something to do.
 async fn migrate(store: &Store) -> Result<bool, StartError> {
     let behind = store.schema_status().await? != SchemaStatus::Current;
     if behind {
@@ -102,10 +96,6 @@ async fn migrate(store: &Store) -> Result<bool, StartError> {
 }
 
 /// Connects to the database as it is.
-///
-/// # Errors
-///
-/// When it cannot be reached.
 pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
     let url = match &config.database {
         Database::Embedded(path) => SecretString::from(format!("sqlite:{}", path.display())),
@@ -125,23 +115,15 @@ pub async fn connect_store(config: &Config, clock: Clock) -> Result<Store, Start
     })
 }
 
-/// Refuses the database of another installation: what is refreshed from a copy is lost where it came
-/// from. A database that knows no name yet takes ours.
-///
-/// # Errors
-///
-/// When the names differ, with what to do.
+/// Refuses the database of another installation, because a refresh from a copy takes the tokens
+/// from the original. A database without a name takes ours.
 pub async fn check_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.put_meta_if_absent(DEPLOYMENT, ours.as_str()).await?;
     same_deployment(ours, &named)
 }
 
-/// As [`check_deployment`], but a database that knows no name yet keeps none.
-///
-/// # Errors
-///
-/// When the names differ, with what to do.
+/// As [`check_deployment`], but a database without a name stays without.
 pub async fn compare_deployment(config: &Config, store: &Store) -> Result<(), StartError> {
     let Some(ours) = &config.deployment else { return Ok(()) };
     let named = store.meta(DEPLOYMENT).await?;
@@ -169,7 +151,7 @@ fn loopback_titles(clients: &BTreeMap<Slug, Arc<Client>>) -> BTreeSet<String> {
 #[derive(Debug)]
 pub struct App {
     broker: Arc<Broker>,
-    state: http::State,
+    state: http::AppState,
     listeners: Listeners,
     shutdown: CancellationToken,
     drain: Duration,
@@ -177,17 +159,13 @@ pub struct App {
     _state_dir: StateDir,
 }
 
-/// A part of the broker ended by itself. What happened is in the log.
+/// A part of the broker ended by itself. The log has the cause.
 #[derive(Debug, thiserror::Error)]
 #[error("a part of the broker ended by itself; the log has more")]
 pub struct Crashed;
 
 impl App {
     /// Starts everything but the serving.
-    ///
-    /// # Errors
-    ///
-    /// One line for the first thing that stands in the way.
     pub async fn start(
         config: Config,
         listeners: Listeners,
@@ -200,7 +178,7 @@ impl App {
         check_deployment(&config, &store).await?;
         let outbound = Outbound::new(clock.clone(), failpoints.clone())
             .map_err(|error| StartError::Unavailable(format!("TLS cannot be set up: {error}")))?;
-        if outbound.roots() == TrustAnchors::BuiltIn {
+        if outbound.trust_anchors() == TrustAnchors::BuiltIn {
             tracing::info!("this machine has no list of certificates: the built-in one is used");
         }
         if let Database::Embedded(path) = &config.database {
@@ -213,7 +191,7 @@ impl App {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/spool: {error}"))
         })?;
-        let trail = Trail::open(&config.state_dir).map_err(|error| {
+        let trail = Trail::open(&config.state_dir, clock.clone()).map_err(|error| {
             let path = config.state_dir.display();
             StartError::Settings(format!("setting `state_dir`: {path}/audit: {error}"))
         })?;
@@ -237,7 +215,7 @@ impl App {
             watermark,
             trail,
             keep_events: config.keep_events,
-            clock,
+            clock: clock.clone(),
             clients: config.clients,
             public_url: config.public_url.clone(),
             return_to: config.return_to,
@@ -253,30 +231,29 @@ impl App {
             tracing::info!("{title} is reached on this machine: a simulator, most likely");
         }
         let shutdown = CancellationToken::new();
-        let state = http::State {
+        let state = http::AppState {
             broker: Arc::clone(&broker),
             public_url: config.public_url,
             internal_url: config.internal_url,
             draining: shutdown.clone(),
+            clock,
         };
         let limits = Limits::within_system();
         Ok(Self { broker, state, listeners, shutdown, drain, limits, _state_dir: state_dir })
     }
 
-    /// The use cases, for commands that live in the same process.
-    #[must_use]
+    /// The broker, for commands that live in the same process.
     pub fn broker(&self) -> &Arc<Broker> {
         &self.broker
     }
 
     /// Cancelling it ends [`App::run`].
-    #[must_use]
     pub fn shutdown(&self) -> CancellationToken {
         self.shutdown.clone()
     }
 
-    /// Serves and refreshes until [`App::shutdown`] is cancelled; then stops beginning anything,
-    /// lets what is under way finish, and closes the database.
+    /// Serves and refreshes until [`App::shutdown`] is cancelled. Then begins nothing more,
+    /// finishes the work under way, and closes the database.
     ///
     /// # Errors
     ///
@@ -287,11 +264,7 @@ impl App {
         self.run_beside(parts).await
     }
 
-    /// As [`App::run`], but nothing happens in the background: for tests that step it.
-    ///
-    /// # Errors
-    ///
-    /// As [`App::run`].
+    /// As [`App::run`], but without the background loops: for tests that step them.
     pub async fn run_without_background(self) -> Result<(), Crashed> {
         self.run_beside(JoinSet::new()).await
     }
@@ -303,7 +276,7 @@ impl App {
         parts.spawn(server::serve(listeners.public, public, shutdown.clone(), limits));
         parts.spawn(server::serve(listeners.internal, internal, shutdown.clone(), limits));
         let crashed = tokio::select! {
-            // The parts end as well when they are told to: that is no crash.
+            // The parts end as well on shutdown: that is no crash.
             biased;
             () = shutdown.cancelled() => false,
             _ = parts.join_next() => true,

@@ -1,4 +1,4 @@
-//! The sealing keys at the start: they fit the database, or nothing is started.
+//! The sealing keys at start: a key file that does not fit the database stops the start.
 
 use std::{collections::BTreeMap, io, path::Path};
 
@@ -11,12 +11,12 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// Where the sealed value lies by which a foreign key is known before anything is changed.
+/// The place of the sealed sample that shows a foreign key before anything is changed.
 const SEALING_CHECK: SealContext<'static> =
     SealContext { record: "database", field: SealedField::SealingCheck, generation: 0 };
 
-/// Reads the sealing keys and checks that they fit the database; none if they are still to be made,
-/// which only a new SQLite database does for itself. Changes nothing.
+/// Reads the sealing keys and checks that they fit the database. None if a new SQLite database has
+/// yet to make its own. Changes nothing.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyri
     Ok(Some(keyring))
 }
 
-/// Whether a key was removed too early.
+/// True if a key was removed too early.
 async fn check_needed_keys(
     path: &Path,
     keyring: &Keyring,
@@ -84,8 +84,8 @@ async fn check_needed_keys(
     )))
 }
 
-/// As [`read_keyring`]; then brings the schema up to date and makes what a new database lacks: the
-/// key file of an embedded one, and the sealed value by which a foreign key is known.
+/// As [`read_keyring`]; then migrates the schema and completes a new database: the key file of an
+/// embedded one, and the sealed sample that shows a foreign key.
 pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyring, StartError> {
     let path = &config.key_file;
     let read = read_keyring(config, store).await?;
@@ -105,7 +105,7 @@ pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyri
     let ours = keyring.seal(SEALING_CHECK, &SecretString::from("sealed with the right key"));
     let stands = store.put_meta_if_absent(SEALING_CHECK.field.as_str(), ours.as_str()).await?;
     if stands != ours.as_str() {
-        // Ours was late, or is one of many: what counts is that the key opens the one that stands.
+        // Ours may be late, or one of many: the key must open the sample that stands.
         keyring.open(SEALING_CHECK, &Sealed::from_stored(stands)).map_err(|error| {
             StartError::Settings(format!("sealing key: does not fit this database: {error}"))
         })?;
@@ -113,8 +113,7 @@ pub(super) async fn open_keyring(config: &Config, store: &Store) -> Result<Keyri
     Ok(keyring)
 }
 
-/// Why a key file cannot be `done`, which is read or written, as one line.
-#[must_use]
+/// The error of reading or writing (`done`) a key file, as one line.
 pub fn key_problem(path: &Path, done: &str, error: &KeyFileError) -> StartError {
     let path = path.display();
     StartError::Settings(match error {

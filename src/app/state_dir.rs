@@ -1,4 +1,4 @@
-//! What is this process's own: the folder `state_dir` and, in the embedded case, the database. Both
+//! This process's own files: the folder `state_dir` and, in the embedded case, the database. Both
 //! are locked for as long as the process lives.
 
 use std::{
@@ -25,10 +25,6 @@ pub struct StateDir {
 
 impl StateDir {
     /// Makes the folder if need be, and locks it, and with it the database if that is a file.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be made or written, or another process holds either.
     pub fn open(config: &Config) -> Result<Self, StartError> {
         make_state_dir(config)?;
         let problem = |what: String| state_dir_problem(config, &what);
@@ -117,7 +113,7 @@ pub fn make_state_dir(config: &Config) -> Result<(), StartError> {
     }
 }
 
-/// What is wrong with a folder into which everybody may write.
+/// The error for a folder into which everybody may write.
 pub(crate) fn open_to_all(folder: &Path) -> Option<String> {
     let mode = fs::metadata(folder).ok()?.mode() & 0o777;
     let open = mode & 0o002 != 0;

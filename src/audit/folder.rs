@@ -1,5 +1,5 @@
-//! The folder of the audit files: numbered, each begun after the one before it was left for good,
-//! and a cursor that says up to where they were shipped.
+//! The folder of the audit files: numbered files, each begun after the one before it was finished,
+//! and the cursor of the shipper.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -10,32 +10,32 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::AuditEvent;
 use crate::os::atomic_file::replace;
 
-/// How many bytes are read at once: more than the longest line has.
+/// Bytes that are read at once: more than the longest line has.
 const CHUNK: u64 = 1024 * 1024;
 
 /// The folder `audit` of a state directory.
 #[derive(Clone, Debug)]
 pub(super) struct Folder(PathBuf);
 
-/// Up to where the files were shipped: the number of a file, and how many of its bytes.
+/// The end of the shipped part: the number of a file, and an offset in it.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Cursor {
     pub(super) file: u64,
     pub(super) offset: u64,
 }
 
-/// What was read from the files.
+/// A batch of events read from the files.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) records: Vec<Record>,
-    /// How many lines are no records: torn by a crash or a full disk, and never relied on.
+    pub(super) records: Vec<AuditEvent>,
+    /// The number of lines that are no events: torn by a crash or a full disk, and never relied on.
     pub(super) unreadable: usize,
-    /// Where to go on once they are shipped.
+    /// The cursor after this batch, to be stored once it is shipped.
     pub(super) next: Cursor,
-    /// Nothing more was there.
+    /// True if nothing more was there.
     pub(super) last: bool,
 }
 
@@ -48,7 +48,7 @@ impl Folder {
         &self.0
     }
 
-    /// Makes the folder if it is not there.
+    /// Creates the folder if it does not exist.
     pub(super) fn make(&self) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
     }
@@ -57,7 +57,7 @@ impl Folder {
         self.0.join(format!("{number:012}.jsonl"))
     }
 
-    /// The numbers of the files that are there, lowest first.
+    /// The numbers of the files, lowest first.
     pub(super) fn numbers(&self) -> io::Result<Vec<u64>> {
         let entries = match fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -74,14 +74,14 @@ impl Folder {
         Ok(numbers)
     }
 
-    /// Up to where the files were shipped. Without a readable cursor it is the beginning: what is
-    /// shipped twice is kept once.
+    /// The shipper's cursor. Without a readable one it is the beginning: an event shipped twice is
+    /// stored once.
     pub(super) fn cursor(&self) -> Cursor {
         let read = fs::read(self.0.join("cursor")).ok();
         read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
-    /// Notes up to where the files were shipped, and removes those that nobody needs any more.
+    /// Stores the cursor, and removes the files before it.
     pub(super) fn put_cursor(&self, cursor: Cursor) -> io::Result<()> {
         replace(&self.0.join("cursor"), &serde_json::to_vec(&cursor)?, |_| Ok(()))?;
         for number in self.numbers()?.into_iter().filter(|number| *number < cursor.file) {
@@ -90,7 +90,7 @@ impl Folder {
         Ok(())
     }
 
-    /// What was last noted under this name in place of what is noted now.
+    /// Replaces a small text by its name, and gives the text before it.
     pub(super) fn note(&self, name: &str, text: &str) -> io::Result<Option<String>> {
         let path = self.0.join(name);
         let before = fs::read_to_string(&path).ok();
@@ -100,10 +100,10 @@ impl Folder {
         Ok(before)
     }
 
-    /// Reads up to `limit` records from the cursor on, whole lines only.
+    /// Reads up to `limit` events from the cursor on, whole lines only.
     pub(super) fn read(&self, limit: usize) -> io::Result<Batch> {
-        // A file is left for good before the next one is made: what is there before it is read ends
-        // all those before it.
+        // A file is finished before the next one is begun: once a later number is listed, the
+        // earlier files grow no more.
         let numbers = self.numbers()?;
         let mut next = self.cursor();
         let mut batch = Batch { records: Vec::new(), unreadable: 0, next, last: true };
@@ -120,7 +120,7 @@ impl Folder {
                 let (lines, read) = lines(&self.file(number), next.offset)?;
                 for line in lines.split_inclusive(|byte| *byte == b'\n').take(room) {
                     next.offset += line.len() as u64;
-                    match Record::read(line) {
+                    match AuditEvent::read(line) {
                         Some(record) => batch.records.push(record),
                         // A write that failed half-way leaves an empty line behind it.
                         None => batch.unreadable += usize::from(line.len() > 1),
@@ -141,7 +141,7 @@ impl Folder {
         Ok(batch)
     }
 
-    /// How many lines are not shipped yet.
+    /// The number of lines that are not shipped yet.
     pub(super) fn unshipped(&self) -> io::Result<u64> {
         let cursor = self.cursor();
         let mut count = 0;
@@ -160,8 +160,8 @@ impl Folder {
     }
 }
 
-/// The whole lines of a chunk of a file, and how many bytes the chunk had. What has no end within a
-/// chunk is no line of ours, and is given as if it were one.
+/// The whole lines of a chunk of a file, and the bytes that the chunk had. A chunk without a line
+/// end is no line of ours, and is returned as if it were one.
 fn lines(path: &Path, offset: u64) -> io::Result<(Vec<u8>, usize)> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;
@@ -179,15 +179,16 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::audit::{By, Kind};
+    use crate::audit::{Actor, EventKind};
 
-    fn records(count: usize) -> Vec<Record> {
-        let record = || Record::new(Kind::TokenIssued, &By::broker(), Timestamp::UNIX_EPOCH);
+    fn records(count: usize) -> Vec<AuditEvent> {
+        let record =
+            || AuditEvent::new(EventKind::TokenIssued, &Actor::broker(), Timestamp::UNIX_EPOCH);
         (0..count).map(|_| record()).collect()
     }
 
-    fn bytes(records: &[Record]) -> Vec<u8> {
-        records.iter().flat_map(Record::line).collect()
+    fn bytes(records: &[AuditEvent]) -> Vec<u8> {
+        records.iter().flat_map(AuditEvent::line).collect()
     }
 
     fn folder() -> (tempfile::TempDir, Folder) {
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(folder.unshipped().unwrap(), 2);
         let rest = folder.read(3).unwrap();
         assert_eq!((&rest.records[..], rest.last), (&all[3..], true));
-        // Not noted, as after a crash: the same again.
+        // The cursor was not stored, as after a crash: the same again.
         assert_eq!(folder.read(3).unwrap().records, rest.records);
         folder.put_cursor(rest.next).unwrap();
         assert!(folder.read(3).unwrap().records.is_empty());

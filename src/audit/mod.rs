@@ -1,9 +1,13 @@
-//! The audit trail: one record for every token handed out and for every change that an operator may
-//! be asked about later. A record holds who, what, when and from where, and never a secret.
+//! The audit trail: one event for every token handed out and for every change that an operator may
+//! be asked about later. An event holds the actor, its address, the action and the time, and never a
+//! secret.
 //!
-//! A record is accepted by an append-only file in the state directory ([`Trail`]) and shipped to the
-//! database later ([`ship()`]). A token leaves the broker only after its record was accepted; nothing
-//! else waits for the file.
+//! An event is appended to a file in the state directory ([`Trail`]) and shipped to the database
+//! later ([`ship()`]). A token leaves the broker only after its event was written; nothing else waits
+//! for the file.
+//!
+//! May use: `domain`, `seal` for digests, `os` and the clock. Used by `broker`, `store` (the shipped
+//! events), `http` and the commands.
 
 mod folder;
 mod ship;
@@ -19,20 +23,20 @@ use uuid::Uuid;
 
 pub use self::{
     ship::{BATCH, ship},
-    trail::{NotAccepted, Trail},
+    trail::{NotWritten, Trail},
 };
 use crate::{
     domain::{connection::ConnectionId, slug::Slug},
     seal::secret::Digest,
 };
 
-/// How many characters the detail of a record may have.
+/// The longest detail of an event, in characters.
 const MAX_DETAIL: usize = 200;
 
-/// What happened.
+/// The kinds of events.
 #[derive(Clone, Copy, Debug, Display, Eq, PartialEq)]
 #[strum(serialize_all = "snake_case")]
-pub enum Kind {
+pub enum EventKind {
     /// The account that consented was accepted.
     AccountConfirmed,
     /// Another account consented than the one that was meant.
@@ -96,7 +100,7 @@ pub enum Kind {
     VerdictsTakenBack,
 }
 
-/// How the audit file is.
+/// The health of the audit file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileHealth {
@@ -108,44 +112,41 @@ pub enum FileHealth {
     Failing,
 }
 
-/// Who does something, and from where.
+/// The party that acts, and its address.
 #[derive(Clone, Debug)]
-pub struct By {
+pub struct Actor {
     /// `service billing`, `operator alice`, `browser`, `broker` or `command line`.
-    pub actor: String,
+    pub name: String,
     /// The other end of the socket, if there is one.
     pub peer: Option<IpAddr>,
 }
 
-impl By {
-    /// Whoever showed a key, as its label says.
-    #[must_use]
-    pub fn new(actor: impl Into<String>, peer: Option<IpAddr>) -> Self {
-        Self { actor: actor.into(), peer }
+impl Actor {
+    /// An actor by the label of their key.
+    pub fn new(name: impl Into<String>, peer: Option<IpAddr>) -> Self {
+        Self { name: name.into(), peer }
     }
 
-    /// Somebody's browser.
-    #[must_use]
+    /// A browser.
     pub fn browser(peer: Option<IpAddr>) -> Self {
         Self::new("browser", peer)
     }
 
     /// The broker of its own accord.
-    #[must_use]
     pub fn broker() -> Self {
         Self::new("broker", None)
     }
 
-    /// Somebody at the command line, who has the database and perhaps no key.
-    #[must_use]
+    /// A person at the command line, who has the database and perhaps no key.
     pub fn command_line() -> Self {
         Self::new("command line", None)
     }
 }
 
-/// One event. Its texts have no control characters, whoever they come from.
+/// An event of the audit trail. Its texts have no control characters, whoever chose them.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Record {
+#[schema(as = Record)]
+pub struct AuditEvent {
     /// Names the record; a record is kept once, however often it is shipped.
     #[serde(serialize_with = "print", deserialize_with = "parse")]
     #[schema(value_type = String)]
@@ -182,15 +183,14 @@ pub struct Record {
     pub detail: Option<String>,
 }
 
-impl Record {
-    /// A record of what happens now.
-    #[must_use]
-    pub fn new(kind: Kind, by: &By, now: Timestamp) -> Self {
+impl AuditEvent {
+    /// An event of this moment.
+    pub fn new(kind: EventKind, by: &Actor, now: Timestamp) -> Self {
         Self {
             id: Uuid::now_v7(),
             at: now,
             kind: kind.to_string(),
-            actor: by.actor.clone(),
+            actor: by.name.clone(),
             peer: by.peer.map(|peer| peer.to_canonical().to_string()),
             connection: None,
             connection_id: None,
@@ -219,8 +219,8 @@ impl Record {
         Self { fingerprint: Some(fingerprint.into()), generation: Some(generation), ..self }
     }
 
-    /// Says more, in a few words. What could break a line, a terminal or a database is replaced, and
-    /// what is too long is cut: a provider may have chosen the words.
+    /// Adds a short detail. Characters that could break a line, a terminal or a database are
+    /// replaced, and a long text is cut: a provider may have chosen the words.
     #[must_use]
     pub fn with_detail(self, detail: &str) -> Self {
         let plain = |char| if matches!(char, ' '..='~') { char } else { '?' };
@@ -238,14 +238,13 @@ impl Record {
     }
 
     /// The record as a line of a file, with its end.
-    #[must_use]
     fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("texts and numbers are always valid JSON");
         line.push(b'\n');
         line
     }
 
-    /// What a line of a file says; none if it was not written whole, or not by us.
+    /// Parses a line of a file; none if it was not written whole, or not by us.
     fn read(line: &[u8]) -> Option<Self> {
         let record: Self = serde_json::from_slice(line).ok()?;
         let texts = [
@@ -275,20 +274,21 @@ fn parse<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
 
 /// A record with its place in the order in which records were committed.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Event {
+#[schema(as = Event)]
+pub struct StoredEvent {
     /// Its place: no record with a lower one ever comes after it. Some places stay empty.
     pub seq: i64,
     /// The record.
     #[serde(flatten)]
-    pub record: Record,
+    pub record: AuditEvent,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn record() -> Record {
-        Record::new(Kind::RefreshFailed, &By::broker(), Timestamp::UNIX_EPOCH)
+    fn record() -> AuditEvent {
+        AuditEvent::new(EventKind::RefreshFailed, &Actor::broker(), Timestamp::UNIX_EPOCH)
     }
 
     #[test]
@@ -301,8 +301,8 @@ mod tests {
             .with_detail("refused");
         let line = record.line();
         assert_eq!(line.last(), Some(&b'\n'));
-        assert_eq!(Record::read(&line).unwrap(), record);
-        assert!(Record::read(&line[..line.len() / 2]).is_none(), "torn");
+        assert_eq!(AuditEvent::read(&line).unwrap(), record);
+        assert!(AuditEvent::read(&line[..line.len() / 2]).is_none(), "torn");
     }
 
     #[test]
@@ -317,10 +317,10 @@ mod tests {
 
     #[test]
     fn a_line_that_no_database_takes_is_not_ours() {
-        let line = |detail: &str| Record { detail: Some(detail.to_owned()), ..record() }.line();
-        assert!(Record::read(&line("plain")).is_some());
-        assert!(Record::read(&line("\0")).is_none());
-        assert!(Record::read(&line(&"x".repeat(2_000))).is_none());
+        let line = |detail: &str| AuditEvent { detail: Some(detail.to_owned()), ..record() }.line();
+        assert!(AuditEvent::read(&line("plain")).is_some());
+        assert!(AuditEvent::read(&line("\0")).is_none());
+        assert!(AuditEvent::read(&line(&"x".repeat(2_000))).is_none());
     }
 
     #[test]

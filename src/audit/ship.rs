@@ -1,24 +1,24 @@
-//! From the files into the database. A crash at any moment leads to the same records being shipped
-//! again, and the database keeps each once.
+//! Shipping: from the files into the database. After a crash the same events are shipped again, and
+//! the database stores each once.
 
 use std::{io, sync::Arc};
 
 use tokio::task::spawn_blocking;
 
-use super::{Record, Trail, folder::Cursor};
+use super::{AuditEvent, Trail, folder::Cursor};
 
-/// How many records go into the database at once.
+/// Events that go into the database at once.
 pub const BATCH: usize = 500;
 
-/// Ships what lies in the files to whoever takes it, up to [`BATCH`] records, and removes the files
-/// that are not needed any more. Returns how many records were shipped; fewer than [`BATCH`] when nothing more was there.
+/// Ships up to [`BATCH`] events and removes the files that are not needed any more. Returns the
+/// number of events shipped; fewer than [`BATCH`] if nothing more was there.
 ///
 /// # Errors
 ///
 /// When the files or the taker fail. Some of the records may have been taken then.
 pub async fn ship<E: From<io::Error>>(
     trail: &Arc<Trail>,
-    take: impl AsyncFnOnce(&[Record]) -> Result<(), E>,
+    take: impl AsyncFnOnce(&[AuditEvent]) -> Result<(), E>,
 ) -> Result<usize, E> {
     let _turn = trail.shipping.lock().await;
     trail.flush().await;
@@ -29,7 +29,7 @@ pub async fn ship<E: From<io::Error>>(
     })
     .await?;
     if batch.unreadable > 0 {
-        tracing::warn!(lines = batch.unreadable, "the audit files hold lines that are no records");
+        tracing::warn!(lines = batch.unreadable, "the audit files hold lines that are no events");
     }
     take(&batch.records).await?;
     if batch.next != before {

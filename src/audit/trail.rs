@@ -1,6 +1,6 @@
-//! The audit file: a thread of its own takes records, writes all that wait as one batch, and then
-//! answers those who wait for theirs. What was written survives the death of the process; a second
-//! thread brings it to the disk within about a second, and nobody waits for that.
+//! The audit file. A writer thread appends all waiting events as one batch and then answers their
+//! callers. Written events survive the death of the process; a second thread brings them to the
+//! disk within about a second, and no caller waits for that.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,7 +10,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender},
+        mpsc::{self, Receiver, RecvError, RecvTimeoutError, Sender, SyncSender},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -19,50 +19,50 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{FileHealth, Record, folder::Folder};
+use super::{AuditEvent, FileHealth, folder::Folder};
 use crate::clock::{Clock, Stopwatch};
 
-/// How long a record is waited for. Then its token stays here.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// The longest wait for an event to be written. Afterwards its token is not handed out.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How many records may wait for the thread.
+/// Events that may wait for the writer.
 const QUEUE: usize = 8_192;
 
-/// How many bytes a batch has before no more records are added to it.
+/// The size in bytes from which no more events are added to a batch.
 const MAX_BATCH: usize = 1024 * 1024;
 
-/// How many bytes a file has before the next one is begun.
+/// The size in bytes from which the next file is begun.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
-/// How long what was written may wait to be brought to the disk.
+/// The longest time between a write and its fsync.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// Nobody accepted a record: what it is about must not happen, if that can still be helped.
+/// An event was not written: the action that it records must not happen, if that is still possible.
 #[derive(Debug, thiserror::Error)]
-#[error("the audit record was not accepted")]
-pub struct NotAccepted;
+#[error("the audit event was not written")]
+pub struct NotWritten;
 
-/// The way into the audit file, and what is known of it. One for each state directory.
+/// The writer's handle of the audit file, with its condition. One for each state directory.
 #[derive(Debug)]
 pub struct Trail {
     pub(super) folder: Folder,
     entries: SyncSender<Message>,
     condition: Arc<Condition>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// How many records were shipped, of those that [`Condition`] counts as written.
+    /// Events shipped, out of those that [`Condition`] counts as written.
     shipped: AtomicU64,
-    /// One after the other, so that the cursor never goes back.
+    /// Only one shipper at a time, so that the cursor never goes back.
     pub(super) shipping: tokio::sync::Mutex<()>,
 }
 
-/// How the file is. Shared with the threads.
+/// The condition of the file, shared with the threads.
 #[derive(Debug, Default)]
 struct Condition {
-    /// The last record was not written.
+    /// The last event was not written.
     failing: AtomicBool,
-    /// What was written last may never reach the disk.
+    /// The last fsync failed: written events may never reach the disk.
     unsynced: AtomicBool,
-    /// How many records lay in the files when they were opened or were written since.
+    /// Events that lay in the files when they were opened or were written since.
     written: AtomicU64,
 }
 
@@ -80,39 +80,35 @@ impl Condition {
 
 enum Message {
     Entry(Entry),
-    /// Answered once all that came before is written, or is known not to be.
-    Settle(oneshot::Sender<()>),
+    /// Answered once all earlier events are written, or are known not to be.
+    Flush(oneshot::Sender<()>),
     Close,
 }
 
-/// A record that waits to be written.
+/// An event that waits to be written.
 struct Entry {
     line: Vec<u8>,
-    /// Who waits for it; nobody for a record of what has happened already.
+    /// The waiting caller; none for an event that has happened already.
     waits: Option<oneshot::Sender<()>>,
 }
 
 impl Entry {
-    /// Whether somebody may still act on it, or has.
+    /// False once the caller has given up: nothing was handed out then.
     fn counts(&self) -> bool {
         self.waits.as_ref().is_none_or(|waits| !waits.is_closed())
     }
 }
 
 impl Trail {
-    /// Opens the audit folder of a state directory, makes it if need be, and starts the threads. The
-    /// first record begins a file of its own.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be made or read, or no thread be started.
-    pub fn open(state_dir: &Path) -> io::Result<Self> {
+    /// Opens the audit folder of a state directory, creates it if need be, and starts the threads.
+    /// The first event begins a file of its own.
+    pub fn open(state_dir: &Path, clock: Clock) -> io::Result<Self> {
         let folder = Folder::of(state_dir);
         folder.make()?;
         let condition = Arc::new(Condition::default());
         condition.written.store(folder.unshipped()?, Ordering::Relaxed);
         let (entries, queue) = mpsc::sync_channel(QUEUE);
-        let writer = Writer::start(folder.clone(), Arc::clone(&condition))?;
+        let writer = Writer::start(folder.clone(), Arc::clone(&condition), clock)?;
         let thread = thread::Builder::new().name("audit".to_owned());
         let thread = thread.spawn(move || writer.run(&queue))?;
         Ok(Self {
@@ -125,91 +121,82 @@ impl Trail {
         })
     }
 
-    /// Waits until the file has accepted a record, for a quarter of a second at the most. A record
-    /// whose waiting was given up is written only if that had begun before.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be written, or does not answer in time.
-    pub async fn accept(&self, record: &Record) -> Result<(), NotAccepted> {
-        let (waits, accepted) = oneshot::channel();
+    /// Appends an event to the file and waits until it is written, for a quarter of a second at the
+    /// most. An event that was given up is written only if that had begun before.
+    pub async fn append(&self, record: &AuditEvent) -> Result<(), NotWritten> {
+        let (waits, written) = oneshot::channel();
         let entry = Entry { line: record.line(), waits: Some(waits) };
-        self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_accepted())?;
-        match timeout(PATIENCE, accepted).await {
+        self.entries.try_send(Message::Entry(entry)).map_err(|_| self.not_written())?;
+        match timeout(WRITE_TIMEOUT, written).await {
             Ok(Ok(())) => Ok(()),
-            // The thread knows better than we how the file is.
-            Ok(Err(_)) => Err(NotAccepted),
-            Err(_) => Err(self.not_accepted()),
+            // The writer has set the condition already.
+            Ok(Err(_)) => Err(NotWritten),
+            Err(_) => Err(self.not_written()),
         }
     }
 
-    /// Waits until what was handed in before is written, as far as it can be.
+    /// Waits until everything appended before is written, as far as it can be.
     pub(super) async fn flush(&self) {
-        let (waits, settled) = oneshot::channel();
-        if self.entries.try_send(Message::Settle(waits)).is_ok() {
-            let _ = timeout(PATIENCE, settled).await;
+        let (waits, flushed) = oneshot::channel();
+        if self.entries.try_send(Message::Flush(waits)).is_ok() {
+            let _ = timeout(WRITE_TIMEOUT, flushed).await;
         }
     }
 
-    fn not_accepted(&self) -> NotAccepted {
+    fn not_written(&self) -> NotWritten {
         self.condition.failing.store(true, Ordering::Relaxed);
-        NotAccepted
+        NotWritten
     }
 
-    /// Hands in a record of what has happened already. If it cannot be written it is in the log.
-    pub fn note(&self, record: &Record) {
+    /// Appends an event that has happened already, without waiting. If it cannot be written, it is
+    /// logged.
+    pub fn emit(&self, record: &AuditEvent) {
         let entry = Entry { line: record.line(), waits: None };
         if let Err(error) = self.entries.try_send(Message::Entry(entry)) {
             let (mpsc::TrySendError::Full(message) | mpsc::TrySendError::Disconnected(message)) =
                 error;
-            self.not_accepted();
+            self.not_written();
             if let Message::Entry(entry) = message {
                 log_lost(&entry);
             }
         }
     }
 
-    /// How the file is.
-    #[must_use]
+    /// The health of the file.
     pub fn health(&self) -> FileHealth {
         self.condition.health()
     }
 
-    /// How many records are not in the database yet.
-    #[must_use]
+    /// The number of events that are not in the database yet.
     pub fn unshipped(&self) -> u64 {
         self.written().saturating_sub(self.shipped.load(Ordering::Relaxed))
     }
 
-    /// How many records have been written, to be told apart from those written later.
+    /// The number of events written so far, to be told apart from later ones.
     pub(super) fn written(&self) -> u64 {
         self.condition.written.load(Ordering::Acquire)
     }
 
-    /// Some more records are in the database.
+    /// Counts events that were shipped.
     pub(super) fn add_shipped(&self, count: usize) {
         let shipped = self.shipped.load(Ordering::Relaxed).saturating_add(count as u64);
         self.shipped.store(shipped.min(self.written()), Ordering::Relaxed);
     }
 
-    /// All that had been written then is in the database, or lost with its file.
+    /// Counts all events up to `written` as shipped: in the database, or lost with their file.
     pub(super) fn all_shipped(&self, written: u64) {
         self.shipped.fetch_max(written, Ordering::Relaxed);
     }
 
-    /// Compares a text with what stood under its name before, and notes it in its place. None when
-    /// nothing stood there.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written; what stood there stays then.
+    /// Stores a text under a name, and tells whether it differs from the one before. None if there
+    /// was none.
     pub fn note_change(&self, name: &str, text: &str) -> io::Result<Option<bool>> {
         let before = self.folder.note(name, text)?;
         Ok(before.map(|before| before != text))
     }
 
-    /// Writes what waits, brings it to the disk, and ends the threads. Blocks until that is done;
-    /// nothing is accepted afterwards.
+    /// Writes the waiting events, syncs them, and ends the threads. Blocks until that is done;
+    /// nothing is written afterwards.
     pub fn close(&self) {
         let thread = self.thread.lock().take();
         if let Some(thread) = thread
@@ -220,39 +207,70 @@ impl Trail {
     }
 }
 
-/// What a lost record would have said: it holds no secret.
+/// Logs an event that was not written. It holds no secret.
 fn log_lost(entry: &Entry) {
     let line = String::from_utf8_lossy(&entry.line);
-    tracing::error!(record = line.trim_end(), "an audit record was not written");
+    tracing::error!(record = line.trim_end(), "cannot write an audit event");
 }
 
-/// What the thread works with.
+/// The messages of one round of the writer.
+#[derive(Default)]
+struct Round {
+    batch: Vec<Entry>,
+    flushes: Vec<oneshot::Sender<()>>,
+    closing: bool,
+}
+
+impl Round {
+    /// Takes the first message and those that wait behind it, up to the size of a batch.
+    fn gather(first: Option<Message>, queue: &Receiver<Message>) -> Self {
+        let mut round = Self::default();
+        let mut size = 0;
+        let mut next = first;
+        while let Some(message) = next {
+            match message {
+                Message::Entry(entry) if entry.counts() => {
+                    size += entry.line.len();
+                    round.batch.push(entry);
+                }
+                Message::Entry(_) => {}
+                Message::Flush(waits) => round.flushes.push(waits),
+                Message::Close => round.closing = true,
+            }
+            next = if size < MAX_BATCH { queue.try_recv().ok() } else { None };
+        }
+        round
+    }
+}
+
+/// The state of the writer thread.
 struct Writer {
     folder: Folder,
     condition: Arc<Condition>,
     /// The number of the last file.
     number: u64,
     current: Option<Current>,
-    /// To the thread that brings files to the disk.
+    /// Hands files to the sync thread.
     to_sync: Sender<Arc<File>>,
     syncer: JoinHandle<()>,
+    clock: Clock,
     last_sync: Stopwatch,
-    /// Something was written since.
+    /// True if something was written since the last sync.
     dirty: bool,
 }
 
-/// The file that is written to.
+/// The file in use.
 struct Current {
     file: Arc<File>,
     path: PathBuf,
     size: u64,
-    /// A write failed half-way: the next one begins a line.
+    /// A write failed half-way: the next one begins with a line end.
     torn: bool,
 }
 
-/// Why a batch was not written.
+/// Errors of writing a batch.
 enum Failed {
-    /// The file is not where it was: another one may do.
+    /// The file is gone from its place: another one may do.
     Gone,
     Io(io::Error),
 }
@@ -264,60 +282,58 @@ impl From<io::Error> for Failed {
 }
 
 impl Writer {
-    fn start(folder: Folder, condition: Arc<Condition>) -> io::Result<Self> {
+    fn start(folder: Folder, condition: Arc<Condition>, clock: Clock) -> io::Result<Self> {
         let (to_sync, files) = mpsc::channel();
         let (path, shared) = (folder.path().to_owned(), Arc::clone(&condition));
         let syncer = thread::Builder::new().name("audit-sync".to_owned());
         let syncer = syncer.spawn(move || sync(&files, &path, &shared))?;
-        let last_sync = Clock::system().stopwatch();
-        let (number, current) = (0, None);
-        Ok(Self { folder, condition, number, current, to_sync, syncer, last_sync, dirty: false })
+        Ok(Self {
+            folder,
+            condition,
+            number: 0,
+            current: None,
+            to_sync,
+            syncer,
+            last_sync: clock.stopwatch(),
+            clock,
+            dirty: false,
+        })
     }
 
-    fn run(mut self, entries: &Receiver<Message>) {
-        let mut closing = false;
-        while !closing {
-            let first = if self.dirty {
-                match entries.recv_timeout(SYNC_EVERY) {
-                    Ok(message) => Some(message),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-            } else {
-                let Ok(message) = entries.recv() else { break };
-                Some(message)
-            };
-            let (mut batch, mut settled) = (Vec::new(), Vec::new());
-            let mut size = 0;
-            let mut next = first;
-            while let Some(message) = next {
-                match message {
-                    Message::Entry(entry) if entry.counts() => {
-                        size += entry.line.len();
-                        batch.push(entry);
-                    }
-                    Message::Entry(_) => {}
-                    Message::Settle(waits) => settled.push(waits),
-                    Message::Close => closing = true,
-                }
-                next = if size < MAX_BATCH { entries.try_recv().ok() } else { None };
-            }
-            // A file that failed is tried without a record, too, or who hands in none would never hear
-            // that it works again.
-            let tries = !settled.is_empty() && self.condition.health() == FileHealth::Failing;
-            if !batch.is_empty() || tries {
+    fn run(mut self, queue: &Receiver<Message>) {
+        while let Ok(first) = self.wait(queue) {
+            let Round { batch, flushes, closing } = Round::gather(first, queue);
+            // A failing file is probed without an event, too: a caller that sends none still has to
+            // learn that it works again.
+            let probe = !flushes.is_empty() && self.condition.health() == FileHealth::Failing;
+            if !batch.is_empty() || probe {
                 self.write_all(batch);
             }
-            // Whoever went away does not mind.
-            for waits in settled {
-                let _ = waits.send(());
+            for flush in flushes {
+                // An error means that the caller has gone.
+                let _ = flush.send(());
             }
             self.sync_in_time();
+            if closing {
+                break;
+            }
         }
         self.close();
     }
 
-    /// Writes a batch and answers those who wait for it.
+    /// Waits for a message; none when written lines have waited long enough for their fsync.
+    fn wait(&self, queue: &Receiver<Message>) -> Result<Option<Message>, RecvError> {
+        if !self.dirty {
+            return queue.recv().map(Some);
+        }
+        match queue.recv_timeout(SYNC_EVERY) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(RecvError),
+        }
+    }
+
+    /// Writes a batch and answers the waiting callers.
     fn write_all(&mut self, batch: Vec<Entry>) {
         let mut lines = Vec::with_capacity(batch.iter().map(|entry| entry.line.len()).sum());
         for entry in &batch {
@@ -328,7 +344,7 @@ impl Writer {
         }
         let written = match self.write(&lines) {
             Err(Failed::Gone) => {
-                // Whatever took it away: there may be room for a new one.
+                // The folder may be back, or a new one can be made.
                 self.current = None;
                 self.write(&lines)
             }
@@ -341,20 +357,20 @@ impl Writer {
             };
             if !self.condition.failing.swap(true, Ordering::Relaxed) {
                 let folder = self.folder.path().display();
-                tracing::error!(%error, "{folder}: no audit record can be written: no token leaves");
+                tracing::error!(%error, "{folder}: cannot write audit events: no token is handed out");
             }
-            // Those who wait hear it by this: their channels close.
+            // Waiting callers learn it from their closed channels.
             batch.iter().filter(|entry| entry.waits.is_none()).for_each(log_lost);
             return;
         }
         self.dirty = true;
         self.condition.written.fetch_add(batch.len() as u64, Ordering::Release);
         if self.condition.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("audit records are written again");
+            tracing::info!("audit events are written again");
         }
         for entry in batch {
             if let Some(waits) = entry.waits {
-                // Whoever gave up a moment ago has refused already.
+                // A caller that gave up a moment ago has refused already.
                 let _ = waits.send(());
             }
         }
@@ -362,7 +378,7 @@ impl Writer {
 
     fn write(&mut self, lines: &[u8]) -> Result<(), Failed> {
         let full = self.current.as_ref().is_some_and(|current| current.size >= MAX_FILE);
-        // Whether later writes to a file reach the disk is unknown once one has not.
+        // After a failed fsync, later writes to the same file may be lost, too.
         let doubtful = self.dirty && self.condition.unsynced.load(Ordering::Relaxed);
         if (full || doubtful)
             && let Some(current) = self.current.take()
@@ -377,7 +393,7 @@ impl Writer {
         if let Err(error) = begun.and_then(|()| (&*current.file).write_all(lines)) {
             current.torn = true;
             if current.size == 0 {
-                // Lest each attempt leave a file behind.
+                // Or each attempt would leave a file behind.
                 let _ = fs::remove_file(&current.path);
                 self.current = None;
             }
@@ -385,7 +401,7 @@ impl Writer {
         }
         current.torn = false;
         current.size += lines.len() as u64;
-        // A file that was removed or moved away takes every write, and nobody finds it again.
+        // A file that was removed or moved away takes every write, but is never found again.
         let held = current.file.metadata()?;
         match fs::metadata(&current.path) {
             Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => Ok(()),
@@ -393,7 +409,7 @@ impl Writer {
         }
     }
 
-    /// Begins a file that no other was before: neither one that is there, nor one that was shipped.
+    /// Begins a file with a new number: higher than any that exists or was shipped.
     fn begin_file(&mut self) -> io::Result<Current> {
         self.folder.make()?;
         let highest = self.folder.numbers()?.last().copied().unwrap_or_default();
@@ -415,9 +431,9 @@ impl Writer {
     }
 
     fn hand_to_sync(&mut self, file: Arc<File>) {
-        // It ends only after we have closed the channel.
+        // The sync thread ends only after its channel is closed.
         let _ = self.to_sync.send(file);
-        self.last_sync = Clock::system().stopwatch();
+        self.last_sync = self.clock.stopwatch();
     }
 
     fn close(mut self) {
@@ -430,7 +446,7 @@ impl Writer {
     }
 }
 
-/// Brings files to the disk, and the folder that names them.
+/// The sync thread: syncs each file, and the folder that names it.
 fn sync(files: &Receiver<Arc<File>>, folder: &Path, condition: &Condition) {
     while let Ok(file) = files.recv() {
         let synced = file.sync_data().and_then(|()| File::open(folder)?.sync_all());
@@ -438,7 +454,7 @@ fn sync(files: &Receiver<Arc<File>>, folder: &Path, condition: &Condition) {
         if let Err(error) = synced
             && !before
         {
-            tracing::error!(%error, "audit records that were written may not be on the disk");
+            tracing::error!(%error, "cannot sync the audit file: written events may not be on the disk");
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{BrokerError, clients::Clients, limits::per_minute::PerMinuteLimiter};
 use crate::{
-    audit::{self, BATCH, By, Event, FileHealth, Kind, Record, Trail},
+    audit::{self, Actor, AuditEvent, BATCH, EventKind, FileHealth, StoredEvent, Trail},
     clock::Clock,
     domain::{
         connection::{Connection, ConnectionId},
@@ -81,12 +81,16 @@ impl AuditLog {
     }
 
     /// A record of what happens now.
-    pub(crate) fn event(&self, kind: Kind, by: &By) -> Record {
-        Record::new(kind, by, self.clock.now())
+    pub(crate) fn event(&self, kind: EventKind, by: &Actor) -> AuditEvent {
+        AuditEvent::new(kind, by, self.clock.now())
     }
 
     /// The record, about this connection.
-    pub(crate) fn about_connection(&self, record: Record, connection: &Connection) -> Record {
+    pub(crate) fn about_connection(
+        &self,
+        record: AuditEvent,
+        connection: &Connection,
+    ) -> AuditEvent {
         let record = record.about(connection.id, &connection.name);
         match self.clients.get(&connection.client) {
             Some(client) => record.at_provider(client.profile.name.as_str()),
@@ -95,24 +99,30 @@ impl AuditLog {
     }
 
     /// Hands in a record of what has happened: nothing waits for it.
-    pub(crate) fn emit(&self, record: &Record) {
-        self.trail.note(record);
+    pub(crate) fn emit(&self, record: &AuditEvent) {
+        self.trail.emit(record);
     }
 
     /// Hands in a record about a connection, with a few words.
-    pub(crate) fn emit_for(&self, kind: Kind, by: &By, connection: &Connection, detail: &str) {
+    pub(crate) fn emit_for(
+        &self,
+        kind: EventKind,
+        by: &Actor,
+        connection: &Connection,
+        detail: &str,
+    ) {
         let record = self.about_connection(self.event(kind, by), connection);
         self.emit(&if detail.is_empty() { record } else { record.with_detail(detail) });
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket.
-    pub(crate) fn record_anonymous_refusal(&self, by: &By, why: &str) {
+    pub(crate) fn record_anonymous_refusal(&self, by: &Actor, why: &str) {
         self.record_refusal(by, None, why);
     }
 
     /// Hands in the refusal of somebody of whom nothing is known but the socket, and perhaps the
     /// connection that they have seen a link or a callback of.
-    pub(crate) fn record_refusal(&self, by: &By, connection: Option<&Connection>, why: &str) {
+    pub(crate) fn record_refusal(&self, by: &Actor, connection: Option<&Connection>, why: &str) {
         let of = connection.map(|connection| connection.id);
         let most = if of.is_some() { MAX_REFUSALS_OF_CONNECTION } else { MAX_ANONYMOUS_REFUSALS };
         let (admitted, left_out) = self.refusals.admits(self.clock.since_boot(), of, most);
@@ -120,7 +130,7 @@ impl AuditLog {
             tracing::warn!(left_out, "more refusals in a minute than are recorded");
         }
         if admitted {
-            let record = self.event(Kind::ConsentRefused, by).with_detail(why);
+            let record = self.event(EventKind::ConsentRefused, by).with_detail(why);
             self.emit(&match connection {
                 Some(connection) => self.about_connection(record, connection),
                 None => record,
@@ -131,7 +141,7 @@ impl AuditLog {
     /// Records how an attempt at a consent ended.
     pub(crate) fn record_ending(
         &self,
-        by: &By,
+        by: &Actor,
         connection: &Connection,
         grant: Option<(String, i64)>,
         ending: Result<&Ending, &BrokerError>,
@@ -146,11 +156,11 @@ impl AuditLog {
             _ => None,
         };
         let kind = match ending.map(|ending| ending.outcome) {
-            Ok(Outcome::Connected | Outcome::PendingConfirm) => Kind::ConsentFinished,
-            Ok(Outcome::Denied) => Kind::ConsentDenied,
-            Ok(Outcome::WrongAccount) => Kind::AccountMismatch,
-            Err(_) if refused.is_some() => Kind::ConsentRefused,
-            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => Kind::ConsentFailed,
+            Ok(Outcome::Connected | Outcome::PendingConfirm) => EventKind::ConsentFinished,
+            Ok(Outcome::Denied) => EventKind::ConsentDenied,
+            Ok(Outcome::WrongAccount) => EventKind::AccountMismatch,
+            Err(_) if refused.is_some() => EventKind::ConsentRefused,
+            Ok(Outcome::Ambiguous | Outcome::Failed) | Err(_) => EventKind::ConsentFailed,
         };
         let detail = match ending {
             Ok(Ending { outcome, remark: Some(remark), .. }) => format!("{outcome}, {remark}"),
@@ -169,8 +179,8 @@ impl AuditLog {
     }
 
     /// Waits until the audit file has accepted a record.
-    pub(crate) async fn write_durable(&self, record: &Record) -> Result<(), BrokerError> {
-        self.trail.accept(record).await.map_err(|_| BrokerError::Unaudited)
+    pub(crate) async fn write_durable(&self, record: &AuditEvent) -> Result<(), BrokerError> {
+        self.trail.append(record).await.map_err(|_| BrokerError::Unaudited)
     }
 
     /// How the audit file is, and how many of its records are not in the store yet.
@@ -200,8 +210,8 @@ impl AuditLog {
             Ok(Ok(Some(false))) => "unchanged",
             _ => "unknown",
         };
-        let record = self.event(Kind::Configuration, &By::broker()).with_detail(detail);
-        self.emit(&Record { fingerprint: Some(fingerprint), ..record });
+        let record = self.event(EventKind::Configuration, &Actor::broker()).with_detail(detail);
+        self.emit(&AuditEvent { fingerprint: Some(fingerprint), ..record });
     }
 
     /// Ships what lies in the audit files to the store. Returns how many records it were.
@@ -212,7 +222,7 @@ impl AuditLog {
     pub(crate) async fn ship(&self) -> Result<usize, ShipError> {
         let mut shipped = 0;
         loop {
-            let take = async |records: &[Record]| Ok(self.store.insert_events(records).await?);
+            let take = async |records: &[AuditEvent]| Ok(self.store.insert_events(records).await?);
             match audit::ship(&self.trail, take).await {
                 Ok(count) => {
                     shipped += count;
@@ -239,7 +249,11 @@ impl AuditLog {
     /// # Errors
     ///
     /// When the store fails.
-    pub(crate) async fn events(&self, after: i64, limit: u32) -> Result<Vec<Event>, BrokerError> {
+    pub(crate) async fn events(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, BrokerError> {
         Ok(self.store.events(after, limit).await?)
     }
 

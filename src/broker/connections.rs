@@ -15,7 +15,7 @@ use super::{
     refresh::SingleFlight,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     clock::Clock,
     domain::{
         connection::{Account, Connection, ConnectionId, GrantType, LastError, State, Vars},
@@ -109,7 +109,7 @@ impl Connections {
     /// When the client is unknown, the provider does not offer the grant, or the name is taken.
     pub(crate) async fn create(
         &self,
-        by: &By,
+        by: &Actor,
         new: NewConnection,
     ) -> Result<ConnectionView, BrokerError> {
         let client = self.clients.named(&new.client)?;
@@ -144,7 +144,7 @@ impl Connections {
         self.store.create(&connection).await?;
         self.cache.reload(connection.id).await?;
         tracing::info!(connection.name = %new.name, "connection made");
-        self.audit.emit_for(Kind::ConnectionMade, by, &connection, "");
+        self.audit.emit_for(EventKind::ConnectionMade, by, &connection, "");
         if direct {
             // A failure is recorded with the connection, and the refresher tries again.
             let _ = self.flights.refresh(&connection, 0, RefreshReason::Created).await;
@@ -216,7 +216,7 @@ impl Connections {
     /// When it does not exist, its state does not allow it, or the refresh fails.
     pub(crate) async fn refresh_now(
         &self,
-        by: &By,
+        by: &Actor,
         name: &str,
     ) -> Result<ConnectionView, BrokerError> {
         let live = self.cache.cached_or_load(name).await?;
@@ -227,7 +227,7 @@ impl Connections {
         if !connection.state.refreshes() {
             return Err(BrokerError::Conflict(format!("the connection is {}", connection.state)));
         }
-        self.audit.emit_for(Kind::RefreshAsked, by, connection, "");
+        self.audit.emit_for(EventKind::RefreshAsked, by, connection, "");
         self.flights.refresh(connection, live.generation, RefreshReason::Operator).await?;
         self.view(&connection.name).await
     }

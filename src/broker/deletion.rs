@@ -19,8 +19,9 @@ use super::{
     refresh::commit::retry_forever, vault::Vault,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     domain::{
+        broker_code,
         connection::{Connection, ConnectionId, GrantType, LastError, State, backoff},
         slug::Slug,
     },
@@ -98,7 +99,7 @@ impl Deletions {
     /// # Errors
     ///
     /// When it does not exist or the store fails.
-    pub(crate) async fn delete(&self, by: &By, name: &str) -> Result<Deleted, BrokerError> {
+    pub(crate) async fn delete(&self, by: &Actor, name: &str) -> Result<Deleted, BrokerError> {
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
         let record = self.store.record(slug.as_str()).await?.ok_or_else(unknown)?;
@@ -126,7 +127,7 @@ impl Deletions {
                 Revocation::Manual
             }
         };
-        self.audit.emit_for(Kind::ConnectionDeleted, by, connection, revocation.into());
+        self.audit.emit_for(EventKind::ConnectionDeleted, by, connection, revocation.into());
         self.after_deletion(connection, revocation).await?;
         let provider = self.clients.title_of(connection);
         Ok(Deleted {
@@ -328,13 +329,18 @@ impl Deletions {
                 self.cache.remove(name.as_str(), *id);
                 self.erase_spooled(*id).await;
                 tracing::info!(connection.name = %name, "its tokens are revoked; it is forgotten");
-                self.audit.emit_for(Kind::TokensRevoked, &By::broker(), connection, "revoked");
+                self.audit.emit_for(
+                    EventKind::TokensRevoked,
+                    &Actor::broker(),
+                    connection,
+                    "revoked",
+                );
                 Ok(false)
             }
             DeletionStep::LeftToPerson => {
                 self.audit.emit_for(
-                    Kind::TokensRevoked,
-                    &By::broker(),
+                    EventKind::TokensRevoked,
+                    &Actor::broker(),
                     connection,
                     "left to a person",
                 );
@@ -366,7 +372,7 @@ fn known<T>(opened: Result<T, OpenError>) -> Result<Option<T>, ProviderError> {
         Ok(token) => Ok(Some(token)),
         Err(error @ OpenError::UnknownKey(_)) => {
             let message = format!("A token to revoke is {error}.");
-            Err(ProviderError::new(Verdict::NotSent, None, "unknown_key", message))
+            Err(ProviderError::new(Verdict::NotSent, None, broker_code::UNKNOWN_KEY, message))
         }
         Err(error) => {
             tracing::error!(%error, "a token to revoke does not open");

@@ -73,7 +73,7 @@ pub use self::{
     token::{IssuedToken, TokenRequest},
 };
 use crate::{
-    audit::{By, Event, Trail},
+    audit::{Actor, StoredEvent, Trail},
     clock::Clock,
     domain::{
         caller::{Pattern, Service, StoredKey, Verb},
@@ -220,7 +220,7 @@ impl Broker {
     /// Makes a service and its first key, which is shown once.
     pub async fn create_service(
         &self,
-        by: &By,
+        by: &Actor,
         name: Slug,
         connections: Vec<Pattern>,
         verbs: BTreeSet<Verb>,
@@ -232,7 +232,7 @@ impl Broker {
     /// Makes another key for a service, so that the first can be replaced without a gap.
     pub async fn add_service_key(
         &self,
-        by: &By,
+        by: &Actor,
         name: &Slug,
         expires_at: Option<Timestamp>,
     ) -> Result<(SecretString, StoredKey), BrokerError> {
@@ -250,14 +250,14 @@ impl Broker {
     }
 
     /// Deletes a service with all its keys, and withdraws the links that it made.
-    pub async fn delete_service(&self, by: &By, name: &Slug) -> Result<(), BrokerError> {
+    pub async fn delete_service(&self, by: &Actor, name: &Slug) -> Result<(), BrokerError> {
         self.access.delete_service(by, name).await
     }
 
     /// Ends one key of a service.
     pub async fn delete_service_key(
         &self,
-        by: &By,
+        by: &Actor,
         name: &Slug,
         id: &str,
     ) -> Result<(), BrokerError> {
@@ -272,7 +272,7 @@ impl Broker {
         name: &Slug,
         reason: &str,
         operator: &Slug,
-        by: &By,
+        by: &Actor,
     ) -> Result<(Freeze, bool), BrokerError> {
         self.access.freeze(kind, name, reason, operator, by).await
     }
@@ -282,7 +282,7 @@ impl Broker {
         &self,
         kind: FreezeKind,
         name: &Slug,
-        by: &By,
+        by: &Actor,
     ) -> Result<(), BrokerError> {
         self.access.unfreeze(kind, name, by).await
     }
@@ -327,7 +327,7 @@ impl Broker {
     /// when this returns, or says in `last_error` why not.
     pub async fn create_connection(
         &self,
-        by: &By,
+        by: &Actor,
         new: NewConnection,
     ) -> Result<ConnectionView, BrokerError> {
         self.connections.create(by, new).await
@@ -348,12 +348,12 @@ impl Broker {
     }
 
     /// Refreshes a connection now, whatever its schedule or backoff says.
-    pub async fn refresh_now(&self, by: &By, name: &str) -> Result<ConnectionView, BrokerError> {
+    pub async fn refresh_now(&self, by: &Actor, name: &str) -> Result<ConnectionView, BrokerError> {
         self.connections.refresh_now(by, name).await
     }
 
     /// Deletes a connection: from now on nothing of it is served.
-    pub async fn delete_connection(&self, by: &By, name: &str) -> Result<Deleted, BrokerError> {
+    pub async fn delete_connection(&self, by: &Actor, name: &str) -> Result<Deleted, BrokerError> {
         self.deletions.delete(by, name).await
     }
 }
@@ -405,7 +405,7 @@ impl Broker {
 
     /// Records that a browser was refused for the form of its request alone.
     pub fn note_refused_request(&self, peer: Option<IpAddr>, why: &'static str) {
-        self.audit.record_anonymous_refusal(&By::browser(peer), why);
+        self.audit.record_anonymous_refusal(&Actor::browser(peer), why);
     }
 
     /// Accepts the account that consented, named by the provider's id of it.
@@ -427,7 +427,7 @@ impl Broker {
     /// account is the one of `account_host`.
     pub async fn connect_with_api_key(
         &self,
-        by: &By,
+        by: &Actor,
         new: NewConnection,
         request: KeyExchangeRequest,
     ) -> Result<ConnectionView, BrokerError> {
@@ -463,7 +463,7 @@ impl Broker {
     }
 
     /// The events after a place, in their order, `limit` at the most.
-    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<Event>, BrokerError> {
+    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<StoredEvent>, BrokerError> {
         self.audit.events(after, limit).await
     }
 

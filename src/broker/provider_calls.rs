@@ -4,7 +4,10 @@ use secrecy::SecretString;
 
 use crate::{
     clock::BootInstant,
-    domain::connection::{Account, Vars},
+    domain::{
+        broker_code,
+        connection::{Account, Vars},
+    },
     failpoint::{Failpoints, Point},
     provider::{
         Grant, Outbound, OutboundRequest, ProviderError, RevokedToken, Verdict, amocrm,
@@ -46,7 +49,12 @@ impl ProviderCalls {
     ) -> Result<Option<Account>, ProviderError> {
         let Some(request) = request::account(client, access, vars) else { return Ok(None) };
         let request = request.map_err(|error| {
-            ProviderError::new(Verdict::Misconfigured, None, "account_call", error.to_string())
+            ProviderError::new(
+                Verdict::Misconfigured,
+                None,
+                broker_code::ACCOUNT_CALL,
+                error.to_string(),
+            )
         })?;
         let reply = self.outbound.send(&client.profile, request, None).await?;
         read_account(&client.profile, &reply).map(Some)
@@ -66,7 +74,10 @@ impl ProviderCalls {
             Err(ProviderError::new(verdict, None, code, message))
         };
         let Some(revocation) = &client.profile.revocation else {
-            return refuse("no_revocation", "The provider's profile offers no revocation.");
+            return refuse(
+                broker_code::NO_REVOCATION,
+                "The provider's profile offers no revocation.",
+            );
         };
         let access = access.map(|token| (RevokedToken::Access, token));
         let refresh = refresh.map(|token| (RevokedToken::Refresh, token));
@@ -75,7 +86,7 @@ impl ProviderCalls {
             RevokedToken::Refresh => refresh.or(access),
         };
         let Some((kind, token)) = token else {
-            return refuse("integrity_error", "The stored tokens do not open.");
+            return refuse(broker_code::INTEGRITY_ERROR, "The stored tokens do not open.");
         };
         let request = request::revoke(client, kind, &token, vars).map_err(|error| {
             let message = format!("The request cannot be made: {error}.");

@@ -15,7 +15,7 @@ use super::{
     refresh::SingleFlight,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     clock::{Clock, Moment},
     domain::{
         caller::{Service, Verb},
@@ -239,11 +239,11 @@ impl TokenReader {
         peer: Option<IpAddr>,
         detail: Option<&str>,
     ) -> Result<(), BrokerError> {
-        let by = By::new(Caller::label_of(service), peer);
+        let by = Actor::new(Caller::label_of(service), peer);
         let connection = &token.live.connection;
         let record = self
             .audit
-            .event(Kind::TokenIssued, &by)
+            .event(EventKind::TokenIssued, &by)
             .about(connection.id, &connection.name)
             .at_provider(&token.provider)
             .with_grant(token.fingerprint(), token.generation());

@@ -14,10 +14,10 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// How far the database's clock may differ from ours, in milliseconds.
+/// The largest difference allowed between the database's clock and ours, in milliseconds.
 const MAX_CLOCK_DIFFERENCE_MS: i64 = 5_000;
 
-/// What was looked at, and how it is or what to do about it.
+/// One check: its subject, and the finding or the advice.
 struct Line {
     what: String,
     found: Result<String, String>,

@@ -1,5 +1,7 @@
-//! The command line. Results go to standard output, everything else to standard error; a failure
-//! is one line that says what is wrong and what to do.
+//! The commands. Results go to standard output, everything else to standard error; a failure is one
+//! line that says what is wrong and what to do.
+//!
+//! May use: every room. Used by `main` alone.
 
 mod args;
 mod check;
@@ -38,8 +40,8 @@ use crate::{
     store::{SchemaStatus, Store, StoreError},
 };
 
-/// What a command ends with: a line for a person and an exit code for a script, in the numbers of
-/// BSD's sysexits.
+/// The end of a command: a line for a person and an exit code for a script, in the numbers of BSD's
+/// sysexits.
 #[derive(Debug)]
 pub(crate) struct CliError {
     message: String,
@@ -95,7 +97,6 @@ impl From<io::Error> for CliError {
 }
 
 /// Runs the command that the process was started with.
-#[must_use]
 pub fn main() -> ExitCode {
     if let Err(error) = hardening::forbid() {
         return finish(Err(CliError::internal(format!("core dumps cannot be forbidden: {error}"))));

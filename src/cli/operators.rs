@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app::{StartError, open_store, state_dir::make_state_dir},
-    audit::{By, Kind, Record},
+    audit::{Actor, AuditEvent, EventKind},
     clock::Clock,
     config::Config,
     domain::{
@@ -53,7 +53,7 @@ async fn create(store: &Store, name: &Slug, now: Timestamp) -> Result<(), CliErr
     // First of all: whatever fails from here on, it is never shown again.
     let said = say(key.expose_secret());
     tracing::info!("a running broker knows this key within a few seconds");
-    note(store, Kind::OperatorMade, &detail, now).await.and(said)
+    note(store, EventKind::OperatorMade, &detail, now).await.and(said)
 }
 
 async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), CliError> {
@@ -62,7 +62,7 @@ async fn delete(store: &Store, name: &Slug, now: Timestamp) -> Result<(), CliErr
     }
     let said =
         say(&format!("deleted: {name}; a running broker refuses the key within a few seconds"));
-    note(store, Kind::OperatorDeleted, &format!("operator {name}"), now).await.and(said)
+    note(store, EventKind::OperatorDeleted, &format!("operator {name}"), now).await.and(said)
 }
 
 async fn list(store: &Store) -> Result<(), CliError> {
@@ -71,8 +71,13 @@ async fn list(store: &Store) -> Result<(), CliError> {
     table(["OPERATOR", "MADE"], rows)
 }
 
-async fn note(store: &Store, kind: Kind, detail: &str, now: Timestamp) -> Result<(), CliError> {
-    let record = Record::new(kind, &By::command_line(), now).with_detail(detail);
+async fn note(
+    store: &Store,
+    kind: EventKind,
+    detail: &str,
+    now: Timestamp,
+) -> Result<(), CliError> {
+    let record = AuditEvent::new(kind, &Actor::command_line(), now).with_detail(detail);
     store.insert_events(&[record]).await.map_err(StartError::from)?;
     Ok(())
 }

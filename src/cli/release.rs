@@ -10,7 +10,7 @@ use crate::{
         DEPLOYMENT, StartError, check_deployment, compare_deployment, open_store,
         state_dir::make_state_dir,
     },
-    audit::{self, By, Kind},
+    audit::{Actor, AuditEvent, EventKind},
     clock::Clock,
     config::Config,
     domain::{
@@ -62,7 +62,7 @@ async fn release_in(
         let id = record.connection.id;
         if store.end_quarantine(id).await.map_err(StartError::from)? {
             released += 1;
-            let event = audit::Record::new(Kind::ConnectionReleased, &By::command_line(), now)
+            let event = AuditEvent::new(EventKind::ConnectionReleased, &Actor::command_line(), now)
                 .about(id, &record.connection.name);
             store.insert_events(&[event]).await.map_err(StartError::from)?;
         }
@@ -134,7 +134,7 @@ fn class(rotation: Rotation) -> &'static str {
     }
 }
 
-/// What the release of a connection leads to.
+/// The consequence of releasing a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     /// It waits as it did before.

@@ -135,7 +135,7 @@ impl ApiClient {
         Ok((status, body.to_vec()))
     }
 
-    /// What a refusal means to a person at the command line.
+    /// The advice for a person at the command line on a refusal.
     fn refusal(&self, status: StatusCode, problem: &Value) -> CliError {
         let (Some(code), Some(detail)) = (problem["code"].as_str(), problem["detail"].as_str())
         else {
@@ -171,7 +171,7 @@ impl ApiClient {
     }
 }
 
-/// What answers is not, or not only, a token-broker.
+/// The answer is not, or not only, a token-broker's.
 pub(super) fn stranger(url: &Url) -> CliError {
     CliError::unavailable(format!(
         "what answers at {url} is not the internal listener of a token-broker; see --url"

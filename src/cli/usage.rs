@@ -17,7 +17,7 @@ pub(super) fn answer(error: &Error) -> Result<(), CliError> {
     }
 }
 
-/// What clap says in paragraphs: first what is wrong, then tips, the usage, and where to read more.
+/// The paragraphs of clap's message: the error, then tips, the usage, and a reference to `--help`.
 fn line(error: &Error) -> String {
     let rendered = error.render().to_string();
     let mut paragraphs = rendered.split("\n\n");

@@ -7,8 +7,8 @@ use url::Url;
 
 use super::{
     ConfigError,
+    raw::{self, List},
     secret::one_of,
-    written::{self, List},
     wrong,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-impl written::Client {
+impl raw::Client {
     pub(super) fn check(
         mut self,
         name: &Slug,
@@ -87,7 +87,6 @@ impl written::Client {
 }
 
 /// The one redirect URI of a client, to be registered at the provider byte for byte.
-#[must_use]
 pub fn redirect_uri(public_url: &Url, client: &Slug) -> String {
     format!("{}/callback/{client}", public_url.as_str().trim_end_matches('/'))
 }

@@ -4,13 +4,25 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use super::{Log, LogFormat};
+/// The logging settings.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// Directives of `tracing_subscriber::EnvFilter`.
+    pub filter: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// One readable line.
+    Text,
+}
 
 /// Reads the directives of a filter.
-///
-/// # Errors
-///
-/// What was expected.
 pub fn parse(filter: &str) -> Result<EnvFilter, &'static str> {
     EnvFilter::try_new(filter).map_err(
         |_| "expected a level such as `info`, or directives such as `info,token_broker=debug`",
@@ -18,10 +30,6 @@ pub fn parse(filter: &str) -> Result<EnvFilter, &'static str> {
 }
 
 /// Starts logging for the rest of the process.
-///
-/// # Errors
-///
-/// When the filter cannot be read.
 pub fn start(log: &Log) -> Result<(), &'static str> {
     let filter = parse(&log.filter)?;
     let registry = tracing_subscriber::registry().with(filter);

@@ -3,10 +3,14 @@
 //!
 //! A wrong setting is one line that names it and says what was expected. Neither a value nor a
 //! line of the file is ever quoted: it may be a secret.
+//!
+//! May use: `provider` for profiles and clients, `simulator` for its settings, `domain`. Used by
+//! `app` and the commands.
+
 mod client;
 pub mod logging;
+mod raw;
 mod secret;
-mod written;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,8 +23,12 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
-pub use self::{client::redirect_uri, secret::read_secret};
-use self::{secret::one_of, written::Written};
+pub use self::{
+    client::redirect_uri,
+    logging::{Log, LogFormat},
+    secret::read_secret,
+};
+use self::{raw::RawConfig, secret::one_of};
 use crate::{
     domain::slug::{NotASlug, Slug},
     provider::{Catalogue, client::Client},
@@ -30,37 +38,37 @@ use crate::{
 /// Everything the broker is told, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Where browsers and providers reach us: scheme and host, perhaps a port; no path.
+    /// The URL for browsers and providers: scheme and host, perhaps a port; no path.
     pub public_url: Url,
-    /// What the public listener binds.
+    /// The address of the public listener.
     pub public_listen: SocketAddr,
-    /// Where services reach us, and the issuer in the OAuth metadata.
+    /// The URL for services, and the issuer in the OAuth metadata.
     pub internal_url: Url,
-    /// What the internal listener binds.
+    /// The address of the internal listener.
     pub internal_listen: SocketAddr,
     /// This replica's own folder.
     pub state_dir: PathBuf,
     /// The name of this installation, which its database must be of.
     pub deployment: Option<Slug>,
-    /// Where the connections are kept.
+    /// The database of the connections.
     pub database: Database,
     /// The file of sealing keys.
     pub key_file: PathBuf,
     /// For how long the database keeps audit records.
     pub keep_events: Duration,
-    /// How to log.
+    /// The logging settings.
     pub log: Log,
     /// Every known provider.
     pub providers: Catalogue,
     /// Our registrations.
     pub clients: BTreeMap<Slug, Arc<Client>>,
-    /// Where a person may be sent after consenting.
+    /// The URLs that a person may be sent to after consenting.
     pub return_to: BTreeMap<Slug, Url>,
-    /// How `simulate` and `demo` imitate the providers.
+    /// The settings of `simulate` and `demo`.
     pub simulators: SimulatorSettings,
 }
 
-/// Where the connections are kept.
+/// The database of the connections.
 #[derive(Clone, Debug)]
 pub enum Database {
     /// A file of our own, for one process.
@@ -69,25 +77,7 @@ pub enum Database {
     Server(SecretString),
 }
 
-/// How to log.
-#[derive(Clone, Debug)]
-pub struct Log {
-    /// For people or for machines.
-    pub format: LogFormat,
-    /// Directives of `tracing_subscriber::EnvFilter`.
-    pub filter: String,
-}
-
-/// The form of a log line.
-#[derive(Clone, Copy, Debug)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// One readable line.
-    Text,
-}
-
-/// One line that names the setting and says what was expected.
+/// One line that names the setting and the expected form.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The configuration file cannot be read.
@@ -95,7 +85,7 @@ pub enum ConfigError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the place.
+        /// The problem, with its place.
         problem: String,
     },
     /// A provider's profile is wrong.
@@ -108,7 +98,7 @@ pub enum ConfigError {
         setting: String,
         /// The environment variable that sets it, if one does.
         variable: Option<String>,
-        /// What is wrong and what was expected.
+        /// The problem, and the expected form.
         problem: String,
     },
 }
@@ -123,10 +113,6 @@ fn in_environment(variable: Option<&str>) -> String {
 
 impl Config {
     /// Reads the settings: embedded defaults, then `file`, then `environment`.
-    ///
-    /// # Errors
-    ///
-    /// One line for the first thing that is wrong.
     pub fn load(
         file: Option<&Path>,
         environment: HashMap<String, String>,
@@ -135,26 +121,24 @@ impl Config {
     }
 
     /// As [`Config::load`], with settings of the program's own on top of all others.
-    ///
-    /// # Errors
-    ///
-    /// One line for the first thing that is wrong.
     pub fn load_over(
         file: Option<&Path>,
         environment: HashMap<String, String>,
         overrides: &toml::Table,
     ) -> Result<Self, ConfigError> {
         let variables: Vec<String> = environment.keys().cloned().collect();
-        Written::read(file, environment, overrides).and_then(Written::check).map_err(|mut error| {
-            if let ConfigError::Setting { setting, variable, .. } = &mut error {
-                *variable = written::variable(setting, variables.iter()).cloned();
-            }
-            error
-        })
+        RawConfig::read(file, environment, overrides).and_then(RawConfig::check).map_err(
+            |mut error| {
+                if let ConfigError::Setting { setting, variable, .. } = &mut error {
+                    *variable = raw::variable(setting, variables.iter()).cloned();
+                }
+                error
+            },
+        )
     }
 }
 
-impl Written {
+impl RawConfig {
     fn check(self) -> Result<Config, ConfigError> {
         let public_url = check_public_url(&self.public_url)?;
         let internal_url = check_origin("internal_url", &self.internal_url)?;
@@ -206,7 +190,7 @@ impl Written {
     }
 }
 
-impl written::Audit {
+impl raw::Audit {
     fn check(&self) -> Result<Duration, ConfigError> {
         match self.keep_days {
             1..=36_500 => Ok(Duration::from_hours(24) * self.keep_days),
@@ -215,7 +199,7 @@ impl written::Audit {
     }
 }
 
-impl written::Log {
+impl raw::Log {
     fn check(self) -> Result<Log, ConfigError> {
         let format = match self.format.as_str() {
             "json" => LogFormat::Json,

@@ -1,4 +1,4 @@
-//! Who calls the internal listener: services and operators, and the keys they show.
+//! Callers of the internal listener: services and operators, and their keys.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::slug::Slug;
 use crate::seal::secret::{self, Digest};
 
-/// What a service may do with the connections it may use.
+/// The verbs of a service on its connections.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[derive(Display, EnumString)]
@@ -25,21 +25,20 @@ pub enum Verb {
     Token,
 }
 
-/// Names: one, or all with the same beginning, which is followed by `*`. It says which connections a
-/// service may use, and which services may use a client.
+/// A pattern of names: one name, or a beginning that is followed by `*`. It limits the connections
+/// of a service, and the services of a client.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, example = "avito-*")]
 pub struct Pattern(String);
 
-/// Why a text is not a [`Pattern`].
+/// A text is not a [`Pattern`].
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a pattern: use a name, or a beginning of one followed by `*`")]
 pub struct NotAPattern(String);
 
 impl Pattern {
-    /// Whether the pattern covers a name.
-    #[must_use]
+    /// True if the pattern covers a name.
     pub fn covers(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
@@ -80,28 +79,26 @@ impl From<Pattern> for String {
     }
 }
 
-/// An internal caller and what it may do.
+/// An internal caller and its rights.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// Its name, which is also its `client_id` at `POST /oauth2/token`.
     pub name: Slug,
     /// The connections it may use.
     pub connections: Vec<Pattern>,
-    /// What it may do with them.
+    /// The verbs it has on them.
     pub verbs: BTreeSet<Verb>,
-    /// When it was made.
+    /// The time it was made.
     pub created_at: Timestamp,
 }
 
 impl Service {
-    /// Whether the service may use the connection at all.
-    #[must_use]
+    /// True if the service may use the connection at all.
     pub fn sees(&self, connection: &str) -> bool {
         self.connections.iter().any(|pattern| pattern.covers(connection))
     }
 
-    /// Whether the service may do this with the connection.
-    #[must_use]
+    /// True if the service has this verb on the connection.
     pub fn may(&self, verb: Verb, connection: &str) -> bool {
         self.verbs.contains(&verb) && self.sees(connection)
     }
@@ -110,13 +107,13 @@ impl Service {
 /// A person who runs the broker.
 #[derive(Clone, Debug)]
 pub struct Operator {
-    /// What they are called in records.
+    /// The name in records.
     pub name: Slug,
-    /// When they were made.
+    /// The time they were made.
     pub created_at: Timestamp,
 }
 
-/// Whose key it is.
+/// The owner of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[derive(Display, EnumString, IntoStaticStr)]
@@ -136,16 +133,17 @@ impl Holder {
     }
 }
 
-/// Who asked for something, as it is kept and recorded: `operator alice`, `service billing`.
+/// The party that asked for something, as it is stored and recorded: `operator alice`, `service
+/// billing`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Requester {
     /// An operator or a service.
     pub holder: Holder,
-    /// Which one.
+    /// The name.
     pub name: Slug,
 }
 
-/// Why a text is not a [`Requester`].
+/// A text is not a [`Requester`].
 #[derive(Debug, thiserror::Error)]
 #[error("not the name of an operator or service after the word for which of them it is")]
 pub struct NotARequester;
@@ -168,26 +166,25 @@ impl FromStr for Requester {
     }
 }
 
-/// What the store keeps of a key.
+/// The stored form of a key.
 #[derive(Clone, Debug)]
 pub struct StoredKey {
     /// The public part of the key: 12 hexadecimal digits.
     pub id: String,
-    /// Whose key it is.
+    /// The owner of the key.
     pub holder: Holder,
     /// The name of the service or operator.
     pub owner: Slug,
     /// The digest of the whole key.
     pub digest: Digest,
-    /// When it was made.
+    /// The time it was made.
     pub created_at: Timestamp,
-    /// When it ends; none for never.
+    /// The time it ends; none for never.
     pub expires_at: Option<Timestamp>,
 }
 
 /// A key as it is shown once: `tbs_<id>_<secret>` for services, `tbo_…` for operators. The
 /// prefix lets secret scanners find it and the id lets an operator name it.
-#[must_use]
 #[expect(clippy::disallowed_methods, reason = "the key is put together to be shown once")]
 pub fn new_key(
     holder: Holder,
@@ -206,8 +203,7 @@ pub fn new_key(
     (key, stored)
 }
 
-/// The public id within a key that a caller shows, if it has the form of one.
-#[must_use]
+/// The public id in a key, if it has the form of one.
 pub fn key_id(shown: &str) -> Option<&str> {
     let rest = shown.strip_prefix("tbs_").or_else(|| shown.strip_prefix("tbo_"))?;
     let (id, secret) = rest.split_once('_')?;

@@ -10,41 +10,42 @@ use uuid::Uuid;
 use super::{caller::Requester, connection::ConnectionId, slug::Slug};
 use crate::seal::{Sealed, secret::Digest};
 
-/// How long a link lives.
+/// The life of a link.
 pub const LINK_LIFE: Duration = Duration::from_hours(24);
 
-/// How long a link lives that an operator made for their own browser.
+/// The life of a link that an operator made for their own browser.
 pub const OWN_LINK_LIFE: Duration = Duration::from_mins(10);
 
-/// How long a person may take at the provider.
+/// The time that a person may take at the provider.
 pub const CONSENT_LIFE: Duration = Duration::from_mins(10);
 
-/// For how long the code of a callback may still bring a grant: longer than its exchange takes.
+/// The time for which the code of a callback may still bring a grant: longer than its exchange
+/// takes.
 pub const EXCHANGE_LIFE: Duration = Duration::from_mins(10);
 
-/// How long an account may stay unconfirmed before its tokens are forgotten.
+/// The time after which an unconfirmed account's tokens are deleted.
 pub const CONFIRM_LIFE: Duration = Duration::from_hours(1);
 
-/// How many links of one connection may be live at once.
+/// The most live links of one connection.
 pub const MAX_LIVE_LINKS: i64 = 20;
 
-/// How many links of one operator or service may be live at once.
+/// The most live links of one operator or service.
 pub const MAX_LIVE_LINKS_EACH: i64 = 1_000;
 
-/// How often the button of one link may be pressed in a minute, at one replica.
+/// Presses of one link's button in a minute, at one replica.
 pub const MAX_PRESSES: u32 = 60;
 
-/// How many attempts of one link may be under way at once.
+/// The most attempts of one link under way at once.
 pub const MAX_LIVE_CONSENTS: i64 = 5;
 
-/// How many links are kept, of all connections, ended and spent ones included until they are
-/// forgotten.
+/// The most links that are kept, of all connections, including ended and spent ones until they are
+/// deleted.
 pub const MAX_LINKS: i64 = 100_000;
 
-/// How many attempts are kept, of all links.
+/// The most attempts that are kept, of all links.
 pub const MAX_CONSENTS: i64 = 100_000;
 
-/// How long the code of an API-key exchange is waited for: a code lives 20 minutes at amoCRM.
+/// The wait for the code of an API-key exchange: a code lives 20 minutes at amoCRM.
 pub const KEY_EXCHANGE_LIFE: Duration = Duration::from_mins(20);
 
 /// The public id of a consent link, for logs and records; the secret is known only by its digest.
@@ -57,7 +58,7 @@ impl fmt::Display for LinkId {
     }
 }
 
-/// How the last attempt through a link ended.
+/// The outcome of the last attempt through a link.
 #[derive(Clone, Copy, Debug, Display, EnumString, Eq, IntoStaticStr, PartialEq)]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
@@ -90,15 +91,15 @@ impl Outcome {
     }
 }
 
-/// How an attempt through a link ended, and what is known of it besides.
+/// The end of an attempt through a link, with its details.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ending {
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Whose account the grant is for, by the provider's id; none where there is no grant, or the
+    /// The account of the grant, by the provider's id; none where there is no grant, or the
     /// provider does not say.
     pub account: Option<String>,
-    /// What an operator should know of it. A provider may have chosen the words.
+    /// A remark for operators. A provider may have chosen the words.
     pub remark: Option<String>,
 }
 
@@ -108,17 +109,15 @@ impl From<Outcome> for Ending {
     }
 }
 
-/// The scopes that were asked for and not granted. A provider that grants what was asked for need not
-/// repeat it (RFC 6749 section 5.1); what it says is compared whole.
-#[must_use]
+/// Scopes that were asked for and not granted. A provider that grants all of them need not repeat
+/// them (RFC 6749 section 5.1); a list that it gives is compared whole.
 pub fn missing_scopes<'a>(asked: &'a [String], granted: &[String]) -> Vec<&'a str> {
     let missing = asked.iter().filter(|scope| !granted.contains(scope));
     missing.map(String::as_str).collect()
 }
 
-/// The scopes that were granted and not asked for; none where nothing was asked for, because the
+/// Scopes that were granted and not asked for; none where no scope was asked for, because the
 /// client's registration fixes them.
-#[must_use]
 pub fn extra_scopes<'a>(asked: &[String], granted: &'a [String]) -> Vec<&'a str> {
     let extra = granted.iter().filter(|scope| !asked.is_empty() && !asked.contains(scope));
     extra.map(String::as_str).collect()
@@ -131,27 +130,27 @@ pub struct ConsentLink {
     pub id: LinkId,
     /// The connection it authorises.
     pub connection: ConnectionId,
-    /// Who asked for it.
+    /// The party that asked for it.
     pub requested_by: Requester,
     /// The scopes that will be asked for.
     pub scopes: Vec<String>,
     /// The account that makes the connection live without confirmation.
     pub expected_account: Option<String>,
-    /// Where the person may go afterwards.
+    /// The URL that the person may go to afterwards.
     pub return_to: Option<Url>,
     /// Made by an operator for their own browser: their consent is its own confirmation.
     pub own_browser: bool,
-    /// When it was made.
+    /// The time it was made.
     pub created_at: Timestamp,
-    /// When it ends.
+    /// The time it ends.
     pub expires_at: Timestamp,
     /// The browser that pressed first; no other may go on.
     pub browser: Option<Digest>,
-    /// How the last attempt ended.
+    /// The outcome of the last attempt.
     pub outcome: Option<Outcome>,
-    /// Whose account its grant is for, by the provider's id; none where that is not known.
+    /// The account of its grant, by the provider's id; none where that is not known.
     pub account: Option<String>,
-    /// When its grant was stored; a spent link starts nothing.
+    /// The time its grant was stored; a spent link starts nothing.
     pub spent_at: Option<Timestamp>,
 }
 
@@ -174,9 +173,9 @@ pub struct Consent {
     pub verifier: Option<Sealed>,
     /// The link's secret, sealed as field `secret` of the link: the way back to its page.
     pub link_secret: Sealed,
-    /// When the person pressed.
+    /// The time of the press.
     pub started_at: Timestamp,
-    /// When the attempt ends.
+    /// The time the attempt ends.
     pub expires_at: Timestamp,
 }
 
@@ -187,12 +186,12 @@ pub struct KeyExchange {
     pub id: Uuid,
     /// The connection the code is for.
     pub connection: ConnectionId,
-    /// The client whose callback the code will reach.
+    /// The client that the code's callback will reach.
     pub client: Slug,
     /// The account host that was asked; the callback must name the same.
     pub account_host: String,
-    /// When the exchange was asked for.
+    /// The time the exchange was asked for.
     pub requested_at: Timestamp,
-    /// When it is given up.
+    /// The time it is given up.
     pub expires_at: Timestamp,
 }

@@ -1,40 +1,40 @@
-//! Whether a database is the one that was last seen, and no older. One that was restored or copied
-//! holds refresh tokens that were spent since, and to present one of those can end a live grant.
+//! Identity of the database: the same as the one last seen, and no older. A restored or copied one
+//! holds refresh tokens that were spent since, and presenting one can end a live grant.
 //!
-//! Pure: what is found comes from [`Store::identity`](crate::store::Store::identity), what was last
-//! seen from the watermark outside the database.
+//! The identity found comes from [`Store::identity`](crate::store::Store::identity), the last view
+//! of it from the watermark outside the database.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How far a database has come. It only grows; a restore takes it back.
+/// The progress of a database. It only grows; a restore takes it back.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Epoch {
-    /// How often the database was quarantined. Compared first: what was seen before the last
-    /// quarantine was dealt with by it, however many grants are missing.
+    /// The number of quarantines. Compared first: the last quarantine has dealt with all that was
+    /// seen before it, however many grants are missing.
     pub quarantines: i64,
-    /// How many grants were ever stored.
+    /// The number of grants ever stored.
     pub seq: i64,
 }
 
-/// What a database says of itself. What it does not say is unknown and is not compared.
+/// A database's statement of itself. A missing value is unknown and is not compared.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
-    /// Random, made with the schema.
+    /// A random name, made with the schema.
     pub deployment: String,
-    /// The cluster that the database itself remembers to have been accepted on.
+    /// The cluster that the database was last accepted on, by its own record.
     pub home: Option<String>,
-    /// The cluster that it lies on: PostgreSQL's system identifier.
+    /// The cluster it lies on: PostgreSQL's system identifier.
     pub system: Option<String>,
     /// The timeline of the cluster's write-ahead log; a standby that is promoted begins another.
     pub timeline: Option<String>,
-    /// How far it has come.
+    /// Its progress.
     pub position: Epoch,
 }
 
-/// What a replica last saw of its database, kept outside it: never ahead of the database, and a
-/// moment behind it at most.
+/// A replica's last view of its database, kept outside it: never ahead of the database, and at most
+/// a moment behind it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Watermark {
     /// As [`Identity::deployment`].
@@ -49,8 +49,7 @@ pub struct Watermark {
 }
 
 impl Watermark {
-    /// What to remember of a database once it is accepted; what it does not say stays as it was.
-    #[must_use]
+    /// The view to store once a database is accepted; an unknown value stays as it was.
     pub fn of(found: &Identity, before: Option<&Self>) -> Self {
         let before = before.filter(|before| before.deployment == found.deployment);
         let known = |now: &Option<String>, then: fn(&Self) -> &Option<String>| {
@@ -65,38 +64,37 @@ impl Watermark {
     }
 }
 
-/// How a database compares with what was last seen of it.
+/// The comparison of a database with the last view of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Comparison {
-    /// Nothing was seen before: a new replica.
+    /// A new replica: there is no last view.
     First,
-    /// As it was, or further on.
+    /// The same, perhaps further on.
     Same,
     /// Further on, after a standby was promoted.
     Failover,
-    /// Another replica found a doubt meanwhile, and has quarantined what there was.
+    /// Another replica found a mismatch meanwhile, and has quarantined all connections.
     Noticed,
-    /// Not to be trusted with a refresh.
+    /// No token of it may be presented.
     Mismatched(Mismatch),
 }
 
-/// Why the refresh tokens of a database are not presented.
+/// The reason why the refresh tokens of a database are not presented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mismatch {
-    /// It is another database than the one that was served.
+    /// Another database than the one that was served.
     Clone,
-    /// It lies on another cluster: a dump was restored there, or the database has moved.
+    /// Another cluster: a dump was restored there, or the database has moved.
     Moved,
-    /// Grants that were stored are missing from it.
+    /// Stored grants are missing.
     Restored {
-        /// How many, if they can be counted.
+        /// Their number, if it is known.
         missing: Option<u64>,
     },
 }
 
 impl Mismatch {
-    /// The word for it where a connection says why it is quarantined.
-    #[must_use]
+    /// The reason code of the quarantined connections.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Clone => "database_exchanged",
@@ -129,11 +127,9 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Compares what is found with what was last seen.
-#[must_use]
+/// Compares the identity found with the last view of it.
 pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
-    // The database's own memory of its cluster tells a copy even to a replica that has never seen
-    // it before.
+    // The database's own record of its cluster shows a copy even to a new replica.
     let moved = differ(found.home.as_ref(), found.system.as_ref());
     let Some(seen) = last_seen else {
         return if moved { Comparison::Mismatched(Mismatch::Moved) } else { Comparison::First };
@@ -161,7 +157,7 @@ pub fn compare(last_seen: Option<&Watermark>, found: &Identity) -> Comparison {
     Comparison::Same
 }
 
-/// Whether two values are both known and not the same.
+/// True if two values are both known and differ.
 fn differ(one: Option<&String>, other: Option<&String>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if one != other)
 }
@@ -181,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_and_differs_raises_a_doubt() {
+    fn only_what_is_known_and_differs_is_a_mismatch() {
         let seen = Watermark::of(&found(Some("s"), Some("1"), 1, 100), None);
         let restored = |missing| Comparison::Mismatched(Mismatch::Restored { missing });
         let moved = Comparison::Mismatched(Mismatch::Moved);

@@ -1,5 +1,4 @@
-//! Freezes: what operators have stopped serving at once, and what that covers. Nothing here reads a
-//! clock or a database.
+//! Freezes: clients, connections, providers and services that operators have stopped serving. Pure.
 
 use std::collections::BTreeMap;
 
@@ -67,25 +66,23 @@ impl FromIterator<Freeze> for Freezes {
 }
 
 impl Freezes {
-    /// How many there are.
-    #[must_use]
+    /// The number of freezes.
     pub fn count(&self) -> usize {
         self.0.values().map(BTreeMap::len).sum()
     }
 
-    /// Every one, by kind and name.
+    /// Every freeze, by kind and name.
     pub fn iter(&self) -> impl Iterator<Item = &Freeze> {
         self.0.values().flat_map(BTreeMap::values)
     }
 
-    /// Whether a thing itself is frozen.
-    #[must_use]
+    /// True if the thing itself is frozen.
     pub fn holds(&self, kind: FreezeKind, name: &str) -> bool {
         self.0.get(&kind).is_some_and(|names| names.contains_key(name))
     }
 
-    /// What keeps a connection from being served: its own freeze, its client's or its provider's.
-    #[must_use]
+    /// The freeze that keeps a connection from being served: its own, its client's or its
+    /// provider's.
     pub fn of_connection(
         &self,
         connection: &str,

@@ -1,8 +1,8 @@
-//! Rotation: which of two grants stays when both want one place.
+//! Conflicts between two grants of one connection: which of them stays.
 //!
-//! Pure. A refresh stores its grant only on the generation that it started from. When that is gone,
-//! another grant was stored first, and this decides between the two; the other one is kept in
-//! escrow, because it may be the one that lives.
+//! A refresh stores its grant only on the generation that it started from. If that is gone, another
+//! grant was stored first, and this rule decides between the two. The loser becomes a fallback
+//! grant, because it may be the one that lives.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use crate::seal::secret::Digest;
 pub struct GrantLineage {
     /// The digest of the refresh token that was presented; none where a client asked for itself.
     pub parent: Option<Digest>,
-    /// When it was claimed, on the database's clock: the order of two refreshes on any replicas.
+    /// The time of its claim, on the database's clock: the order of two refreshes on any replicas.
     pub asked_at: Timestamp,
 }
 
@@ -27,36 +27,35 @@ pub struct Candidate<'a> {
     pub origin: Option<&'a GrantLineage>,
 }
 
-/// Which of two grants a connection keeps.
+/// The outcome of a conflict between two grants.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Winner {
-    /// Both are the same grant: there is nothing to decide.
-    Either,
-    /// The one that is stored.
-    Held,
-    /// The one that came late: it was asked for later, with the same refresh token.
+    /// Both: they are the same grant.
+    Same,
+    /// The stored one.
+    Stored,
+    /// The late one: it was asked for later, with the same refresh token.
     Late,
 }
 
-/// Decides between the grant that is stored and one that came too late to be.
+/// Picks between the stored grant and one that came too late to be stored.
 ///
 /// Two answers to the same refresh token are siblings, and where only the newest of them lives, it
-/// is the one that was asked for last. Against anything else, a new consent for one, what is stored
-/// stays.
-#[must_use]
-pub fn keep(held: &Candidate<'_>, late: &Candidate<'_>) -> Winner {
-    if late.refresh.is_some() && held.refresh == late.refresh {
-        return Winner::Either;
+/// is the one that was asked for last. Against anything else, such as a new consent, the stored
+/// grant stays.
+pub fn pick_winner(stored: &Candidate<'_>, late: &Candidate<'_>) -> Winner {
+    if late.refresh.is_some() && stored.refresh == late.refresh {
+        return Winner::Same;
     }
-    match (held.origin, late.origin) {
-        (Some(held), Some(late))
-            if held.parent.is_some()
-                && held.parent == late.parent
-                && held.asked_at < late.asked_at =>
+    match (stored.origin, late.origin) {
+        (Some(stored), Some(late))
+            if stored.parent.is_some()
+                && stored.parent == late.parent
+                && stored.asked_at < late.asked_at =>
         {
             Winner::Late
         }
-        _ => Winner::Held,
+        _ => Winner::Stored,
     }
 }
 
@@ -75,32 +74,39 @@ mod tests {
         }
     }
 
-    fn between(held: (&str, Option<&GrantLineage>), late: (&str, Option<&GrantLineage>)) -> Winner {
-        let contender = |(refresh, origin)| Candidate { refresh: Some(digest(refresh)), origin };
-        keep(&contender(held), &contender(late))
+    fn between(
+        stored: (&str, Option<&GrantLineage>),
+        late: (&str, Option<&GrantLineage>),
+    ) -> Winner {
+        let candidate = |(refresh, origin)| Candidate { refresh: Some(digest(refresh)), origin };
+        pick_winner(&candidate(stored), &candidate(late))
     }
 
     #[test]
     fn of_siblings_the_one_asked_for_last_is_kept() {
         let (first, second) = (origin(Some("r1"), 1), origin(Some("r1"), 2));
         assert_eq!(between(("a", Some(&first)), ("b", Some(&second))), Winner::Late);
-        assert_eq!(between(("b", Some(&second)), ("a", Some(&first))), Winner::Held);
+        assert_eq!(between(("b", Some(&second)), ("a", Some(&first))), Winner::Stored);
     }
 
     #[test]
     fn a_provider_that_answers_the_same_again_leaves_nothing_to_decide() {
         let (first, second) = (origin(Some("r1"), 1), origin(Some("r1"), 2));
-        assert_eq!(between(("same", Some(&first)), ("same", Some(&second))), Winner::Either);
+        assert_eq!(between(("same", Some(&first)), ("same", Some(&second))), Winner::Same);
     }
 
     #[test]
     fn what_is_stored_stays_against_anything_but_a_sibling() {
         let (ours, other, own) = (origin(Some("r1"), 9), origin(Some("r0"), 1), origin(None, 1));
-        for held in [None, Some(&other), Some(&own)] {
-            assert_eq!(between(("held", held), ("late", Some(&ours))), Winner::Held, "{held:?}");
-            assert_eq!(between(("held", held), ("late", None)), Winner::Held, "{held:?}");
+        for stored in [None, Some(&other), Some(&own)] {
+            assert_eq!(
+                between(("held", stored), ("late", Some(&ours))),
+                Winner::Stored,
+                "{stored:?}"
+            );
+            assert_eq!(between(("held", stored), ("late", None)), Winner::Stored, "{stored:?}");
         }
         // Two answers to a client that asks for itself have no parent in common.
-        assert_eq!(between(("a", Some(&own)), ("b", Some(&origin(None, 2)))), Winner::Held);
+        assert_eq!(between(("a", Some(&own)), ("b", Some(&origin(None, 2)))), Winner::Stored);
     }
 }

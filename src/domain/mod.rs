@@ -3,6 +3,7 @@
 //! May use: [`seal`](crate::seal), for the types of sealed values and digests. Used by every room
 //! above it.
 
+pub mod broker_code;
 pub mod caller;
 pub mod connection;
 pub mod consent;

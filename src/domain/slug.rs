@@ -1,4 +1,4 @@
-//! The one rule for every name that an operator chooses.
+//! Slugs: the one rule for every name that an operator chooses.
 
 use std::{borrow::Borrow, fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct Slug(String);
 
-/// Why a text is not a [`Slug`].
+/// A text is not a [`Slug`].
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{0}` is not a name: use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter or a digit"
@@ -24,15 +24,13 @@ impl Slug {
     /// The longest name, in bytes.
     pub const MAX_LEN: usize = 63;
 
-    /// How a sentence names what somebody asked for: by its name, if the text can be one. Anything
-    /// else is not repeated, for it may be a secret in the wrong place.
-    #[must_use]
+    /// The name of something that was asked for, for a sentence: only a text that can be a name is
+    /// repeated, for any other may be a secret in the wrong place.
     pub fn quoted(text: &str) -> String {
         if text.parse::<Self>().is_ok() { format!("`{text}`") } else { "of that name".to_owned() }
     }
 
     /// The name as text.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Who calls the internal listener, as extractors.
+//! Callers of the internal listener, as extractors.
 
 use std::{
     convert::Infallible,
@@ -12,20 +12,20 @@ use axum::{
 };
 use secrecy::SecretString;
 
-use super::{Problem, State};
+use super::{AppState, Problem};
 use crate::{
-    audit::By,
+    audit::Actor,
     broker::{BrokerError, Caller},
     domain::{caller::Service, slug::Slug},
 };
 
 /// An operator's key was shown. Until an operator exists their routes answer 404.
 #[derive(Debug)]
-pub(crate) struct AsOperator {
+pub(crate) struct Operator {
     /// The operator.
     pub(crate) name: Slug,
     /// The same for the record: who, and from where.
-    pub(crate) by: By,
+    pub(crate) by: Actor,
 }
 
 /// The other end of the socket.
@@ -34,31 +34,31 @@ pub(crate) struct Peer(pub(crate) Option<IpAddr>);
 
 /// A service's key was shown.
 #[derive(Debug)]
-pub(crate) struct AsService(pub(crate) Arc<Service>);
+pub(crate) struct ServiceCaller(pub(crate) Arc<Service>);
 
 /// Either key was shown.
 #[derive(Debug)]
-pub(crate) struct AsCaller(pub(crate) Caller);
+pub(crate) struct AnyCaller(pub(crate) Caller);
 
-impl FromRequestParts<State> for AsCaller {
+impl FromRequestParts<AppState> for AnyCaller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let key = bearer(&parts.headers).ok_or(BrokerError::Unauthorized)?;
         Ok(Self(state.broker.authenticate(&key)?))
     }
 }
 
-impl FromRequestParts<State> for AsOperator {
+impl FromRequestParts<AppState> for Operator {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         if !state.broker.has_operators() {
             let advice = "there is no operator yet; run `token-broker operators create NAME`";
             return Err(BrokerError::NotFound(advice.to_owned()).into());
         }
-        let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
-        let by = By::new(caller.label(), peer(&parts.extensions));
+        let AnyCaller(caller) = AnyCaller::from_request_parts(parts, state).await?;
+        let by = Actor::new(caller.label(), peer(&parts.extensions));
         match caller {
             Caller::Operator(name) => Ok(Self { name, by }),
             Caller::Service(_) => Err(BrokerError::Forbidden(
@@ -69,11 +69,11 @@ impl FromRequestParts<State> for AsOperator {
     }
 }
 
-impl FromRequestParts<State> for AsService {
+impl FromRequestParts<AppState> for ServiceCaller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
-        let AsCaller(caller) = AsCaller::from_request_parts(parts, state).await?;
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        let AnyCaller(caller) = AnyCaller::from_request_parts(parts, state).await?;
         match caller {
             Caller::Service(service) => Ok(Self(service)),
             Caller::Operator(_) => Err(BrokerError::Forbidden(

@@ -1,14 +1,14 @@
 //! Connections, for operators to make and services to look at.
 
-use axum::{Json, extract::State as Extract, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Problem, State,
-    auth::{AsCaller, AsOperator, Peer},
-    extract::{Body, PathParam},
+    AppState, Problem,
+    auth::{AnyCaller, Operator, Peer},
+    extract::{JsonBody, PathParam},
 };
 use crate::{
     broker::{ConnectionView, Deleted, KeyExchangeRequest, NewConnection, Revocation},
@@ -76,8 +76,8 @@ pub(crate) struct Confirm {
     security(("service_key" = []), ("operator_key" = []))
 )]
 pub(crate) async fn list(
-    Extract(state): Extract<State>,
-    AsCaller(caller): AsCaller,
+    State(state): State<AppState>,
+    AnyCaller(caller): AnyCaller,
 ) -> Json<Connections> {
     Json(Connections { connections: state.broker.views(&caller) })
 }
@@ -95,8 +95,8 @@ pub(crate) async fn list(
     security(("service_key" = []), ("operator_key" = []))
 )]
 pub(crate) async fn show(
-    Extract(state): Extract<State>,
-    AsCaller(caller): AsCaller,
+    State(state): State<AppState>,
+    AnyCaller(caller): AnyCaller,
     PathParam(connection): PathParam<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.view_for(&caller, &connection).await?))
@@ -118,9 +118,9 @@ pub(crate) async fn show(
     security(("operator_key" = []))
 )]
 pub(crate) async fn create(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
-    Body(body): Body<CreateConnection>,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
+    JsonBody(body): JsonBody<CreateConnection>,
 ) -> Result<(StatusCode, Json<ConnectionView>), Problem> {
     let new = NewConnection {
         name: body.name,
@@ -153,8 +153,8 @@ pub(crate) async fn create(
     security(("operator_key" = []))
 )]
 pub(crate) async fn refresh(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
     PathParam(connection): PathParam<String>,
 ) -> Result<Json<ConnectionView>, Problem> {
     Ok(Json(state.broker.refresh_now(&by, &connection).await?))
@@ -177,11 +177,11 @@ pub(crate) async fn refresh(
     security(("service_key" = []), ("operator_key" = []))
 )]
 pub(crate) async fn confirm(
-    Extract(state): Extract<State>,
-    AsCaller(caller): AsCaller,
+    State(state): State<AppState>,
+    AnyCaller(caller): AnyCaller,
     Peer(peer): Peer,
     PathParam(connection): PathParam<String>,
-    Body(body): Body<Confirm>,
+    JsonBody(body): JsonBody<Confirm>,
 ) -> Result<Json<ConnectionView>, Problem> {
     let account = body.account.as_deref();
     let view = state.broker.confirm(&caller, peer, &connection, account).await?;
@@ -206,8 +206,8 @@ pub(crate) async fn confirm(
     security(("operator_key" = []))
 )]
 pub(crate) async fn delete(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
     PathParam(connection): PathParam<String>,
 ) -> Result<(StatusCode, Json<Deleted>), Problem> {
     let deleted = state.broker.delete_connection(&by, &connection).await?;

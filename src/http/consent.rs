@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{
-    extract::{Path, RawQuery, State as Extract, rejection::PathRejection},
+    extract::{Path, RawQuery, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use askama::Template;
 
 use super::{
-    State,
+    AppState,
     auth::Peer,
     pages::{Ask, Connected, Message, Previous, STYLE_SOURCE, Waiting, WrongAccount},
 };
@@ -27,10 +27,10 @@ use crate::{
     seal::secret,
 };
 
-/// Shows what a link is for, or how its last attempt ended. Changes nothing, so that neither a
-/// link preview nor a scanner can use the link up.
+/// Shows the consent page, or the end of the link's last attempt. Changes nothing, so that neither
+/// a link preview nor a scanner can use the link up.
 pub(crate) async fn show(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     link: Result<Path<String>, PathRejection>,
     jar: CookieJar,
 ) -> Response {
@@ -45,7 +45,7 @@ pub(crate) async fn show(
 /// The person pressed the button: binds this browser and goes to the provider.
 #[expect(clippy::disallowed_methods, reason = "the binding goes into the browser's cookie")]
 pub(crate) async fn begin(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     link: Result<Path<String>, PathRejection>,
     Peer(peer): Peer,
     jar: CookieJar,
@@ -65,7 +65,7 @@ pub(crate) async fn begin(
     let held = browser(&state, &jar);
     let browser = held.clone().unwrap_or_else(secret::random);
     let begun = state.broker.begin_consent(&link, &browser, peer).await;
-    // Whatever went wrong may have gone wrong after the link was bound to this browser.
+    // An error may come after the link was bound to this browser.
     let jar = match (&begun, held) {
         (Err(BrokerError::Gone(_)), _) | (_, Some(_)) => jar,
         (_, None) => jar.add(cookie(&state, browser.expose_secret())),
@@ -77,7 +77,7 @@ pub(crate) async fn begin(
 /// The provider sent the browser back.
 #[expect(clippy::disallowed_methods, reason = "the way back to the link's own page")]
 pub(crate) async fn callback(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     client: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     Peer(peer): Peer,
@@ -109,61 +109,61 @@ pub(crate) async fn callback(
 
 fn render(page: &LinkPage) -> Response {
     let link = &page.link;
-    let requested_by = link.requested_by.to_string();
-    let spent = link.spent_at.is_some();
-    let live = !matches!(
-        page.connection.state,
-        connection::State::PendingConsent | connection::State::PendingConfirm
-    );
-    // Another link may have brought another account, of which this person learns nothing. Where nobody
-    // knew whose the grant was, none is shown.
-    let theirs = |account: Option<&Account>| {
-        let known = account.map(|account| account.id.as_str());
-        link.account.is_none() || known == link.account.as_deref()
-    };
-    let shown = |account| link.account.as_ref().and(account);
-    let connection = page.connection.name.as_str();
-    let provider = page.provider.as_str();
-    match link.outcome {
-        Some(Outcome::PendingConfirm)
-            if spent && page.waits && theirs(page.pending_account.as_ref()) =>
-        {
-            let account = shown(page.pending_account.as_ref());
-            html(StatusCode::OK, &Waiting { connection, provider, account }, false)
+    let (connection, provider) = (page.connection.name.as_str(), page.provider.as_str());
+    match (link.outcome, link.expected_account.as_deref()) {
+        (Some(outcome), _) if link.spent_at.is_some() => render_spent(page, outcome),
+        (Some(Outcome::WrongAccount), Some(expected_account)) => {
+            html(StatusCode::OK, &WrongAccount { connection, provider, expected_account }, true)
         }
-        Some(Outcome::Connected | Outcome::PendingConfirm)
-            if spent && live && theirs(page.connection.account.as_ref()) =>
-        {
-            let account = shown(page.connection.account.as_ref());
-            let return_to = link.return_to.as_ref();
-            html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
-        }
-        // What waited was discarded or forgotten, or it is another account's connection by now.
-        Some(_) if spent => gone(Gone::Used),
-        Some(Outcome::WrongAccount) if link.expected_account.is_some() => {
-            let expected_account = link.expected_account.as_deref().unwrap_or_default();
-            let page = WrongAccount { connection, provider, expected_account };
-            html(StatusCode::OK, &page, true)
-        }
-        outcome => {
-            let page = Ask {
-                requested_by: &requested_by,
+        (outcome, expected_account) => {
+            let ask = Ask {
+                requested_by: &link.requested_by.to_string(),
                 connection,
                 provider,
                 scopes: &link.scopes,
-                expected_account: link.expected_account.as_deref(),
+                expected_account,
                 ends_at: link.expires_at,
                 previous: outcome.map(|outcome| match outcome {
                     Outcome::Denied => Previous::Denied,
                     _ => Previous::Failed { said: None },
                 }),
             };
-            html(StatusCode::OK, &page, true)
+            html(StatusCode::OK, &ask, true)
         }
     }
 }
 
-/// What went wrong, as a page.
+/// The page of a link whose attempt brought a grant. Another link may have brought another account
+/// since, of which this person learns nothing; and where the grant's account is unknown, none is
+/// shown.
+fn render_spent(page: &LinkPage, outcome: Outcome) -> Response {
+    let link = &page.link;
+    let (connection, provider) = (page.connection.name.as_str(), page.provider.as_str());
+    let is_theirs = |account: Option<&Account>| {
+        link.account.is_none() || account.map(|account| &account.id) == link.account.as_ref()
+    };
+    let shown = |account| link.account.as_ref().and(account);
+    let pending = page.pending_account.as_ref();
+    let live = page.connection.account.as_ref();
+    let is_live = !matches!(
+        page.connection.state,
+        connection::State::PendingConsent | connection::State::PendingConfirm
+    );
+    match outcome {
+        Outcome::PendingConfirm if page.waits && is_theirs(pending) => {
+            let account = shown(pending);
+            html(StatusCode::OK, &Waiting { connection, provider, account }, false)
+        }
+        Outcome::Connected | Outcome::PendingConfirm if is_live && is_theirs(live) => {
+            let (account, return_to) = (shown(live), link.return_to.as_ref());
+            html(StatusCode::OK, &Connected { connection, provider, account, return_to }, false)
+        }
+        // The waiting grant was discarded or has expired, or the connection has another account.
+        _ => gone(Gone::Used),
+    }
+}
+
+/// An error as a page.
 fn explain(error: &BrokerError) -> Response {
     let (status, title, advice) = match error {
         BrokerError::Gone(why) => return gone(*why),
@@ -290,7 +290,7 @@ fn link_secret(segment: Result<Path<String>, PathRejection>) -> Option<SecretStr
     is_random(&text).then(|| SecretString::from(text))
 }
 
-/// Whether a text has the form of [`secret::random`].
+/// True if a text has the form of [`secret::random`].
 pub(super) fn is_random(text: &str) -> bool {
     text.len() == 43 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
@@ -307,11 +307,11 @@ pub(super) fn single_params(query: &str) -> Option<BTreeMap<String, String>> {
 }
 
 /// `__Host-` binds the cookie to this host over https; on loopback http a browser refuses it.
-fn cookie_name(state: &State) -> &'static str {
+fn cookie_name(state: &AppState) -> &'static str {
     if state.public_url.scheme() == "https" { "__Host-token-broker" } else { "token-broker" }
 }
 
-fn cookie(state: &State, value: &str) -> Cookie<'static> {
+fn cookie(state: &AppState, value: &str) -> Cookie<'static> {
     Cookie::build((cookie_name(state), value.to_owned()))
         .path("/")
         .http_only(true)
@@ -321,13 +321,13 @@ fn cookie(state: &State, value: &str) -> Cookie<'static> {
         .build()
 }
 
-fn browser(state: &State, jar: &CookieJar) -> Option<SecretString> {
+fn browser(state: &AppState, jar: &CookieJar) -> Option<SecretString> {
     let value = jar.get(cookie_name(state))?.value();
     is_random(value).then(|| SecretString::from(value))
 }
 
-/// Whether the button was pressed on our own page: no other site may start a consent.
-fn from_our_page(headers: &HeaderMap, state: &State) -> bool {
+/// True if the button was pressed on our own page: no other site may start a consent.
+fn from_our_page(headers: &HeaderMap, state: &AppState) -> bool {
     match headers.get("sec-fetch-site") {
         Some(site) => site == "same-origin",
         None => headers

@@ -1,4 +1,4 @@
-//! The one table from what went wrong to a status and a stable code (RFC 9457).
+//! Problems (RFC 9457): the one table from errors to statuses and stable codes.
 
 use std::time::Duration;
 
@@ -32,7 +32,6 @@ pub struct Problem {
 
 impl Problem {
     /// A problem of the given status.
-    #[must_use]
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
             kind: "about:blank",
@@ -45,7 +44,6 @@ impl Problem {
     }
 
     /// Bad input.
-    #[must_use]
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
     }

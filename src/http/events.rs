@@ -2,14 +2,14 @@
 
 use axum::{
     Json,
-    extract::{Query, State as Extract, rejection::QueryRejection},
+    extract::{Query, State, rejection::QueryRejection},
     response::IntoResponse,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{NO_STORE, Problem, State, auth::AsOperator};
-use crate::audit::Event;
+use super::{AppState, NO_STORE, Problem, auth::Operator};
+use crate::audit::StoredEvent;
 
 /// The most events that an answer holds.
 const MAX_EVENTS: u32 = 1_000;
@@ -36,7 +36,7 @@ fn usual() -> u32 {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Events {
     /// In the order in which they came into the database, which is not quite that of `at`.
-    events: Vec<Event>,
+    events: Vec<StoredEvent>,
     /// What to ask for next, now or later: nothing is missed between.
     next_after: i64,
 }
@@ -58,8 +58,8 @@ pub(crate) struct Events {
     security(("operator_key" = []))
 )]
 pub(crate) async fn list(
-    Extract(state): Extract<State>,
-    _operator: AsOperator,
+    State(state): State<AppState>,
+    _operator: Operator,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let fits = |Query(query): Query<EventsQuery>| {

@@ -1,4 +1,4 @@
-//! Request bodies, with a problem that says what was expected.
+//! Extractors of paths and JSON bodies. A problem says which form was expected.
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Path, Request},
@@ -6,19 +6,19 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{Problem, State};
+use super::{AppState, Problem};
 
 /// The largest request body, in bytes.
 pub(crate) const MAX_BODY: usize = 64 * 1024;
 
-/// What stands in the path where the route has a name for it.
+/// The parameters of the path.
 #[derive(Debug)]
 pub(crate) struct PathParam<T>(pub(crate) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<State> for PathParam<T> {
+impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for PathParam<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let Path(segment) = Path::from_request_parts(parts, state).await.map_err(|_| {
             Problem::new(StatusCode::NOT_FOUND, "not_found", "the path is not valid UTF-8")
         })?;
@@ -28,12 +28,12 @@ impl<T: DeserializeOwned + Send> FromRequestParts<State> for PathParam<T> {
 
 /// A JSON body of the given form.
 #[derive(Debug)]
-pub(crate) struct Body<T>(pub(crate) T);
+pub(crate) struct JsonBody<T>(pub(crate) T);
 
-impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &State) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, Problem> {
         let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
             Problem::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -54,7 +54,7 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     }
 }
 
-/// What is wrong with a body. Unknown and missing members are named; a value is never quoted.
+/// The problem with a body. Unknown and missing members are named; a value is never quoted.
 fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match error.classify() {
@@ -76,5 +76,40 @@ fn describe(error: &serde_json::Error) -> String {
         _ => {
             format!("the body is not valid JSON (line {}, column {})", error.line(), error.column())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::domain::slug::Slug;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only their errors are read")]
+    struct Asked {
+        name: Slug,
+        count: Option<u32>,
+    }
+
+    /// The sentences of `serde_json` that `describe` takes apart: an upgrade may reword them.
+    #[test]
+    fn each_sentence_names_the_member_and_never_the_value() {
+        for (body, expected) in [
+            (r#"{"name":"a","nme":"secret"}"#, "unknown field `nme`, expected `name` or `count`"),
+            ("{}", "missing field `name`"),
+            (r#"{"name":["secret"]}"#, "expected a string"),
+            (r#"{"name":"a","count":"secret"}"#, "expected u32"),
+            (r#"{"name":"Not A Name"}"#, "a value is not a name"),
+        ] {
+            let error = serde_json::from_str::<Asked>(body).err().unwrap();
+            let described = describe(&error);
+            let said = described.strip_prefix("the body does not fit: ").unwrap();
+            assert!(said.starts_with(expected), "{body}: {said}");
+        }
+        let error = serde_json::from_str::<Asked>("{\n\"name\": secret}").err().unwrap();
+        assert_eq!(describe(&error), "the body is not valid JSON (line 2, column 9)");
     }
 }

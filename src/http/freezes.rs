@@ -1,13 +1,13 @@
 //! Freezes, for operators.
 
-use axum::{Json, extract::State as Extract, http::StatusCode};
+use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Problem, State,
-    auth::AsOperator,
-    extract::{Body, PathParam},
+    AppState, Problem,
+    auth::Operator,
+    extract::{JsonBody, PathParam},
 };
 use crate::{
     broker::BrokerError,
@@ -48,8 +48,8 @@ pub(crate) struct FreezeList {
     security(("operator_key" = []))
 )]
 pub(crate) async fn list(
-    Extract(state): Extract<State>,
-    _operator: AsOperator,
+    State(state): State<AppState>,
+    _operator: Operator,
 ) -> Result<Json<FreezeList>, Problem> {
     Ok(Json(FreezeList { freezes: state.broker.freezes().await? }))
 }
@@ -71,9 +71,9 @@ pub(crate) async fn list(
     security(("operator_key" = []))
 )]
 pub(crate) async fn create(
-    Extract(state): Extract<State>,
-    AsOperator { name: operator, by }: AsOperator,
-    Body(body): Body<MakeFreeze>,
+    State(state): State<AppState>,
+    Operator { name: operator, by }: Operator,
+    JsonBody(body): JsonBody<MakeFreeze>,
 ) -> Result<(StatusCode, Json<Freeze>), Problem> {
     let reason = body.reason.trim();
     let length = reason.chars().count();
@@ -100,8 +100,8 @@ pub(crate) async fn create(
     security(("operator_key" = []))
 )]
 pub(crate) async fn delete(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
     PathParam((kind, name)): PathParam<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let unknown = || BrokerError::NotFound("nothing of that name is frozen".to_owned());

@@ -2,12 +2,12 @@
 
 use axum::{
     Json,
-    extract::State as Extract,
+    extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
 
-use super::State;
+use super::AppState;
 use crate::broker::{Health, HealthStatus};
 
 /// How the broker is: for people and monitors.
@@ -18,7 +18,7 @@ use crate::broker::{Health, HealthStatus};
         (status = 503, description = "`down`", body = Health),
     )
 )]
-pub(crate) async fn health(Extract(state): Extract<State>) -> Response {
+pub(crate) async fn health(State(state): State<AppState>) -> Response {
     let health = state.broker.health().await;
     let status = match health.status {
         HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
@@ -41,7 +41,7 @@ pub(crate) async fn live() -> StatusCode {
     get, path = "/health/ready", tag = "health",
     responses((status = 204, description = "They should"), (status = 503, description = "They should not"))
 )]
-pub(crate) async fn ready(Extract(state): Extract<State>) -> StatusCode {
+pub(crate) async fn ready(State(state): State<AppState>) -> StatusCode {
     if state.broker.is_ready() && !state.draining.is_cancelled() {
         StatusCode::NO_CONTENT
     } else {

@@ -1,15 +1,15 @@
 //! Consent links, made over the internal listener.
 
-use axum::{Json, extract::State as Extract, http::StatusCode, response::IntoResponse};
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Problem, State,
-    auth::{AsCaller, Peer},
-    extract::Body,
+    AppState, Problem,
+    auth::{AnyCaller, Peer},
+    extract::JsonBody,
 };
 use crate::{broker::LinkRequest, domain::slug::Slug};
 
@@ -65,10 +65,10 @@ pub(crate) struct Link {
 )]
 #[expect(clippy::disallowed_methods, reason = "the link is shown once, to whoever made it")]
 pub(crate) async fn create(
-    Extract(state): Extract<State>,
-    AsCaller(caller): AsCaller,
+    State(state): State<AppState>,
+    AnyCaller(caller): AnyCaller,
     Peer(peer): Peer,
-    Body(body): Body<MakeLink>,
+    JsonBody(body): JsonBody<MakeLink>,
 ) -> Result<impl IntoResponse, Problem> {
     let request = LinkRequest {
         connection: body.connection,

@@ -1,11 +1,14 @@
-//! The two listeners: what each offers, and what every answer carries.
+//! The two listeners: routes, extractors, layers, pages and problems.
 //!
 //! Handlers extract, call one method of the broker, and render. No route is on both listeners but
 //! liveness, so that a mistake in a proxy cannot publish tokens.
+//!
+//! May use: `broker` and `domain`; never `store` or `provider`. Used by `app`, which serves it.
 
 mod auth;
 mod connections;
 mod consent;
+mod deadline;
 mod error;
 mod events;
 mod extract;
@@ -19,14 +22,13 @@ pub mod pages;
 mod properties;
 pub mod server;
 mod services;
-mod slow;
 mod token;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{MatchedPath, Request},
+    extract::{MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -51,21 +53,23 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(75);
 const NO_STORE: [(HeaderName, HeaderValue); 1] =
     [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
 
-/// What every handler has at hand.
+/// The state of every handler.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct AppState {
     /// The use cases.
     pub broker: Arc<Broker>,
-    /// Where browsers reach us.
+    /// The URL for browsers.
     pub public_url: Url,
-    /// Where services reach us.
+    /// The URL for services.
     pub internal_url: Url,
     /// Cancelled when the process begins to end.
     pub draining: CancellationToken,
+    /// Measures how long requests take.
+    pub clock: Clock,
 }
 
-/// What browsers and providers reach.
-pub fn public_router(state: State) -> Router {
+/// The public listener's routes, for browsers and providers.
+pub fn public_router(state: AppState) -> Router {
     let router = Router::new()
         .route("/connect/{secret}", get(consent::show).post(consent::begin))
         // `get` would answer HEAD as well, and a callback counts.
@@ -73,13 +77,13 @@ pub fn public_router(state: State) -> Router {
         .route("/health/live", get(health::live))
         .method_not_allowed_fallback(consent::method_not_allowed)
         .fallback(consent::not_found);
-    layered(router, consent::late, consent::broken)
+    layered(router, &state, consent::late, consent::broken)
         .layer(middleware::map_response(page_headers))
         .with_state(state)
 }
 
-/// What services, operators and ops reach.
-pub fn internal_router(state: State) -> Router {
+/// The internal listener's routes, for services, operators and ops.
+pub fn internal_router(state: AppState) -> Router {
     let (router, api) = api_router().split_for_parts();
     let document = openapi::complete(api);
     let router = router
@@ -91,11 +95,11 @@ pub fn internal_router(state: State) -> Router {
         Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", advice).into_response()
     };
     let broken = || Problem::from(BrokerError::Internal).into_response();
-    layered(router, late, broken).with_state(state)
+    layered(router, &state, late, broken).with_state(state)
 }
 
 /// The routes with their descriptions: the API document is made from the same list.
-fn api_router() -> OpenApiRouter<State> {
+fn api_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(token::token))
         .routes(routes!(token::rejected))
@@ -118,13 +122,14 @@ fn api_router() -> OpenApiRouter<State> {
         .routes(routes!(health::ready))
 }
 
-/// What both listeners have around their routes, each with its own answer to a request that takes
-/// too long and to a fault of ours.
+/// Adds the layers of both listeners. Each has its own answer to a request that takes too long and
+/// to a panic.
 fn layered(
-    router: Router<State>,
+    router: Router<AppState>,
+    state: &AppState,
     late: fn() -> Response,
     broken: fn() -> Response,
-) -> Router<State> {
+) -> Router<AppState> {
     let in_time = move |request: Request, next: Next| async move {
         timeout(REQUEST_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| late())
     };
@@ -132,11 +137,11 @@ fn layered(
         .layer(middleware::from_fn(in_time))
         .layer(CatchPanicLayer::custom(move |_| broken()))
         .layer(middleware::map_response(common_headers))
-        .layer(middleware::from_fn(trace))
+        .layer(middleware::from_fn_with_state(state.clock.clone(), trace))
 }
 
 /// One span a request, named by the matched route and never by the path: a path may hold a secret.
-async fn trace(request: Request, next: Next) -> Response {
+async fn trace(State(clock): State<Clock>, request: Request, next: Next) -> Response {
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -145,9 +150,9 @@ async fn trace(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let span = tracing::debug_span!("http.request", %method, route);
     async move {
-        let clock = Clock::system().stopwatch();
+        let stopwatch = clock.stopwatch();
         let response = next.run(request).await;
-        let duration_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = u64::try_from(stopwatch.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::debug!(status = response.status().as_u16(), duration_ms, "answered");
         response
     }
@@ -161,7 +166,7 @@ async fn common_headers(mut response: Response) -> Response {
     response
 }
 
-/// What every public answer carries, errors included.
+/// Headers of every public answer, errors included.
 async fn page_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [

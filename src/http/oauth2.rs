@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    extract::{Request, State as Extract},
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -18,7 +18,7 @@ use serde::Serialize;
 use url::Url;
 use utoipa::ToSchema;
 
-use super::{NO_STORE, Problem, State, auth::peer, extract::MAX_BODY};
+use super::{AppState, NO_STORE, Problem, auth::peer, extract::MAX_BODY};
 use crate::broker::{BrokerError, Caller, TokenRequest};
 
 /// RFC 8414 metadata: what an OAuth library needs to know.
@@ -154,7 +154,7 @@ impl From<BrokerError> for OAuthError {
     get, path = "/.well-known/oauth-authorization-server", tag = "oauth2",
     responses((status = 200, description = "Metadata", body = Metadata))
 )]
-pub(crate) async fn metadata(Extract(state): Extract<State>) -> Json<Metadata> {
+pub(crate) async fn metadata(State(state): State<AppState>) -> Json<Metadata> {
     let issuer = state.internal_url.as_str().trim_end_matches('/').to_owned();
     Json(Metadata {
         token_endpoint: format!("{issuer}/oauth2/token"),
@@ -180,7 +180,7 @@ pub(crate) async fn metadata(Extract(state): Extract<State>) -> Json<Metadata> {
 )]
 #[expect(clippy::disallowed_methods, reason = "the answer is what the token is for")]
 pub(crate) async fn token(
-    Extract(state): Extract<State>,
+    State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, OAuthError> {
     let (parts, body) = request.into_parts();

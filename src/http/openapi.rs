@@ -10,12 +10,11 @@ use utoipa::openapi::{
 };
 
 /// The description of the internal listener's API, as OpenAPI 3.1.
-#[must_use]
 pub fn openapi() -> OpenApi {
     complete(super::api_router().into_openapi())
 }
 
-/// Adds what the handlers cannot say: the title and how callers identify themselves.
+/// Adds the title and the security schemes, which the handlers cannot express.
 pub(crate) fn complete(mut api: OpenApi) -> OpenApi {
     api.info = InfoBuilder::new()
         .title("token-broker")

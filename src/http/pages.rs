@@ -1,4 +1,4 @@
-//! The pages that a person sees who opens a consent link, and what goes into them.
+//! The pages of a consent link, and the escaping of foreign text in them.
 //!
 //! They load nothing and run nothing: one inline style sheet, allowed by its digest, no script.
 //! Every text is escaped by the template; a text that a provider or an account's owner chose is
@@ -22,13 +22,13 @@ pub static STYLE_SOURCE: LazyLock<String> = LazyLock::new(|| {
     format!("'sha256-{}'", STANDARD.encode(Digest::of_bytes(STYLE.as_bytes()).as_bytes()))
 });
 
-/// What a consent link opens: who asks for what, and the button that starts a consent.
+/// The consent page: the requester, the scopes, and the button that starts a consent.
 ///
 /// The form posts to the address that the page was read from.
 #[derive(Template)]
 #[template(path = "ask.html", config = "src/http/pages/askama.toml")]
 pub struct Ask<'a> {
-    /// Who made the link: `operator alice`, `service billing`.
+    /// The maker of the link: `operator alice`, `service billing`.
     pub requested_by: &'a str,
     /// The connection's name.
     pub connection: &'a str,
@@ -40,7 +40,7 @@ pub struct Ask<'a> {
     pub expected_account: Option<&'a str>,
     /// When the link ends.
     pub ends_at: Timestamp,
-    /// How the attempt before this one ended, if it did and failed.
+    /// The end of the attempt before this one, if it failed.
     pub previous: Option<Previous<'a>>,
 }
 
@@ -95,9 +95,9 @@ pub struct Connected<'a> {
     pub connection: &'a str,
     /// The provider's title.
     pub provider: &'a str,
-    /// Who consented; none where the provider cannot say.
+    /// The account that consented; none where the provider cannot say.
     pub account: Option<&'a Account>,
-    /// Where the person may go now. Shown only for http and https.
+    /// The link back to the service. Shown only for http and https.
     pub return_to: Option<&'a Url>,
 }
 
@@ -109,7 +109,7 @@ impl Connected<'_> {
     }
 }
 
-/// The consent is kept, but serves nobody until the account is confirmed.
+/// The consent is kept, but no token is served until the account is confirmed.
 #[derive(Template)]
 #[template(path = "waiting.html", config = "src/http/pages/askama.toml")]
 pub struct Waiting<'a> {
@@ -117,7 +117,7 @@ pub struct Waiting<'a> {
     pub connection: &'a str,
     /// The provider's title.
     pub provider: &'a str,
-    /// Who consented; none where the provider cannot say.
+    /// The account that consented; none where the provider cannot say.
     pub account: Option<&'a Account>,
 }
 
@@ -133,13 +133,13 @@ pub struct WrongAccount<'a> {
     pub expected_account: &'a str,
 }
 
-/// One sentence on what happened, and one on what to do.
+/// A sentence on the event, and one of advice.
 #[derive(Template)]
 #[template(path = "message.html", config = "src/http/pages/askama.toml")]
 pub struct Message<'a> {
-    /// What happened, as a heading without a full stop.
+    /// The event, as a heading without a full stop.
     pub title: &'a str,
-    /// What to do about it, as a sentence or two.
+    /// Advice in a sentence or two.
     pub advice: &'a str,
 }
 
@@ -164,7 +164,7 @@ impl Message<'static> {
 /// The most characters shown of a text that is not ours.
 const MAX_FOREIGN: usize = 200;
 
-/// A text that is not ours, shortened, without controls and marks that reorder what surrounds them.
+/// Shortens foreign text, and removes control characters and marks that reorder its surroundings.
 fn foreign(text: &str) -> String {
     let mut kept = text.chars().filter(|&char| !reorders(char));
     let mut shown: String = kept

@@ -1,4 +1,4 @@
-//! What anybody may send to the two listeners, read by the functions that read it first.
+//! Properties of the functions that first read hostile input to the two listeners.
 
 use axum::{
     body::Body,
@@ -70,7 +70,7 @@ proptest! {
         let mut headers = HeaderMap::new();
         headers.append("prefer", value);
         let _ = preferred_wait(&headers);
-        // What one header says does not hide what another says, unless it says the same thing.
+        // One header does not hide another, unless both say the same.
         prop_assume!(preferred_wait(&headers).is_none());
         let text = headers["prefer"].to_str().unwrap_or_default().to_ascii_lowercase();
         prop_assume!(!text.contains("wait"));

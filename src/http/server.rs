@@ -22,24 +22,24 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Layer as _, util::MapRequestLayer};
 
-use super::slow::{Hurried, in_time};
+use super::deadline::{WriteDeadline, body_deadline};
 
-/// How large a request head may be: 16 KiB for headers besides an 8 KiB URL.
+/// The largest request head: 16 KiB of headers besides an 8 KiB URL.
 const MAX_HEAD: usize = 24 * 1024;
 
-/// What a listener allows its clients.
+/// The limits of one listener's clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long a client may take to send a request head, from the start of the connection or the
-    /// end of the request before: silence ends with it.
+    /// Time to send a request head, from the start of the connection or the end of the request
+    /// before: an idle connection ends with it.
     pub head: Duration,
-    /// How long a client may take to send a request body, from when it is first read.
+    /// Time to send a request body, from when it is first read.
     pub body: Duration,
-    /// How long a client may take to receive an answer, from when it first does not read.
+    /// Time to receive an answer, from the first write that has to wait.
     pub write: Duration,
-    /// How many connections are served at once; more wait in the kernel's queue.
+    /// Connections that are served at once; more wait in the kernel's queue.
     pub connections: usize,
-    /// How long open requests may take at shutdown.
+    /// Grace for open requests at shutdown.
     pub grace: Duration,
 }
 
@@ -59,7 +59,6 @@ impl Limits {
     /// The default within what the system allows this process: each of the two listeners has three
     /// eighths of its descriptors at the most. One that is flooded leaves the other its share, and a
     /// quarter is left for the database, the providers and files.
-    #[must_use]
     pub fn within_system() -> Self {
         let limits = Self::default();
         let descriptors = raise_descriptors().unwrap_or(u64::MAX);
@@ -75,7 +74,7 @@ fn raise_descriptors() -> Option<u64> {
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => maximum,
         Err(error) => {
-            tracing::warn!(%error, "the limit of open files could not be raised");
+            tracing::warn!(%error, "cannot raise the limit of open files");
             current
         }
     }
@@ -106,29 +105,29 @@ pub async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: give connections time to end.
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let _ = stream.set_nodelay(true);
-        let stream = Hurried::new(stream, limits.write);
+        let stream = WriteDeadline::new(stream, limits.write);
         let service = MapRequestLayer::new(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
-            request.map(|body| in_time(body, limits.body))
+            request.map(|body| body_deadline(body, limits.body))
         })
         .layer(router.clone());
         let connection =
             builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         connections.spawn(async move {
-            // How a connection ends is the client's affair; requests log for themselves.
+            // The end of a connection is not logged; requests log for themselves.
             let _ = connection.await;
             drop(slot);
         });
     }
     drop(listener);
     if timeout(limits.grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some clients were still connected at the end of the grace period");
+        tracing::warn!("clients were still connected at the end of the grace period");
     }
 }

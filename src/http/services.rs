@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use axum::{Json, extract::State as Extract, http::StatusCode, response::IntoResponse};
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Problem, State,
-    auth::AsOperator,
-    extract::{Body, PathParam},
+    AppState, Problem,
+    auth::Operator,
+    extract::{JsonBody, PathParam},
 };
 use crate::{
     broker::BrokerError,
@@ -129,8 +129,8 @@ fn parse(name: &str) -> Result<Slug, Problem> {
     security(("operator_key" = []))
 )]
 pub(crate) async fn list(
-    Extract(state): Extract<State>,
-    _operator: AsOperator,
+    State(state): State<AppState>,
+    _operator: Operator,
 ) -> Result<Json<Services>, Problem> {
     let services = state.broker.services().await?;
     let services =
@@ -149,8 +149,8 @@ pub(crate) async fn list(
     security(("operator_key" = []))
 )]
 pub(crate) async fn show(
-    Extract(state): Extract<State>,
-    _operator: AsOperator,
+    State(state): State<AppState>,
+    _operator: Operator,
     PathParam(service): PathParam<String>,
 ) -> Result<Json<ServiceView>, Problem> {
     let (service, keys) = state.broker.service(&parse(&service)?).await?;
@@ -169,9 +169,9 @@ pub(crate) async fn show(
     security(("operator_key" = []))
 )]
 pub(crate) async fn create(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
-    Body(body): Body<CreateService>,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
+    JsonBody(body): JsonBody<CreateService>,
 ) -> Result<impl IntoResponse, Problem> {
     let (service, key, stored) = state
         .broker
@@ -194,10 +194,10 @@ pub(crate) async fn create(
     security(("operator_key" = []))
 )]
 pub(crate) async fn create_key(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
     PathParam(service): PathParam<String>,
-    Body(body): Body<CreateKey>,
+    JsonBody(body): JsonBody<CreateKey>,
 ) -> Result<impl IntoResponse, Problem> {
     let name = parse(&service)?;
     let (key, _) = state.broker.add_service_key(&by, &name, body.expires_at).await?;
@@ -220,8 +220,8 @@ pub(crate) async fn create_key(
     security(("operator_key" = []))
 )]
 pub(crate) async fn delete_key(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
     PathParam((service, key)): PathParam<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service_key(&by, &parse(&service)?, &key).await?;
@@ -239,8 +239,8 @@ pub(crate) async fn delete_key(
     security(("operator_key" = []))
 )]
 pub(crate) async fn delete(
-    Extract(state): Extract<State>,
-    AsOperator { by, .. }: AsOperator,
+    State(state): State<AppState>,
+    Operator { by, .. }: Operator,
     PathParam(service): PathParam<String>,
 ) -> Result<StatusCode, Problem> {
     state.broker.delete_service(&by, &parse(&service)?).await?;

@@ -1,10 +1,10 @@
-//! The token routes: what internal services call before each request.
+//! The token routes, called by services before each request.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
-    extract::{Query, State as Extract},
+    extract::{Query, State},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Response},
 };
@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Problem, State,
-    auth::{AsService, Peer},
-    extract::{Body, PathParam},
+    AppState, Problem,
+    auth::{Peer, ServiceCaller},
+    extract::{JsonBody, PathParam},
 };
 use crate::broker::{IssuedToken, TokenRequest};
 
@@ -131,8 +131,8 @@ fn open_all<S: Serializer>(
     security(("service_key" = []))
 )]
 pub(crate) async fn token(
-    Extract(state): Extract<State>,
-    AsService(service): AsService,
+    State(state): State<AppState>,
+    ServiceCaller(service): ServiceCaller,
     Peer(peer): Peer,
     PathParam(connection): PathParam<String>,
     headers: HeaderMap,
@@ -170,12 +170,12 @@ pub(crate) async fn token(
     security(("service_key" = []))
 )]
 pub(crate) async fn rejected(
-    Extract(state): Extract<State>,
-    AsService(service): AsService,
+    State(state): State<AppState>,
+    ServiceCaller(service): ServiceCaller,
     Peer(peer): Peer,
     PathParam(connection): PathParam<String>,
     headers: HeaderMap,
-    Body(body): Body<Rejected>,
+    JsonBody(body): JsonBody<Rejected>,
 ) -> Result<Response, Problem> {
     let request = TokenRequest { wait: preferred_wait(&headers), peer, ..TokenRequest::default() };
     let token =

@@ -1,4 +1,4 @@
-//! Small files that are replaced whole.
+//! Atomic replacement of small files.
 
 use std::{
     fs::{self, File},
@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
-/// Puts `bytes` in the place of a file, and waits until that is on the disk: a crash leaves the one or
-/// the other. The new file is its owner's alone until `dress` gives it to others.
+/// Replaces a file atomically and waits until that is on the disk: a crash leaves the old or the
+/// new one. The new file is its owner's alone until `dress` changes its permissions.
 ///
 /// # Errors
 ///
-/// When the disk fails. What was there before stays, unless only the folder could not be synced: then
-/// a power cut may bring it back.
+/// When the disk fails. The old file stays, unless only the folder could not be synced: then a
+/// power cut may bring it back.
 pub(crate) fn replace(
     path: &Path,
     bytes: &[u8],

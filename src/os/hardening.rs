@@ -1,12 +1,12 @@
-//! Tokens and keys lie open in this process's memory: no crash writes it to a disk, and nobody of the
-//! same user reads it.
+//! Hardening: tokens and keys lie open in this process's memory, which no crash may write to a disk
+//! and no other process of the same user may read.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Forbids core dumps for good. On Linux the process becomes non-dumpable besides: a core handler gets
-/// nothing, and neither debuggers nor `/proc` show its memory to anyone but root.
+/// Disables core dumps for good. On Linux the process becomes non-dumpable besides: a core handler
+/// gets nothing, and neither debuggers nor `/proc` show its memory to anyone but root.
 ///
 /// # Errors
 ///

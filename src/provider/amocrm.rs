@@ -1,4 +1,4 @@
-//! What amoCRM and Kommo do that no profile can say.
+//! amoCRM and Kommo beyond their profiles: the account host, and the exchange of API keys.
 
 use reqwest::Method;
 use secrecy::SecretString;
@@ -7,21 +7,21 @@ use super::{
     client::Client,
     error::ProviderError,
     profile::Profile,
+    reply::Reply,
     request::{Body, OutboundRequest, RequestError, Values},
-    response::{Reply, refusal},
+    response::refusal,
 };
 use crate::domain::connection::Vars;
 
 /// The variable that holds the account's host.
 pub(crate) const ACCOUNT_HOST: &str = "account_host";
 
-/// Whether what a callback says of variable `name` may be true of the account that is meant. Asked
+/// True if the value of variable `name` in a callback may belong to the intended account. Checked
 /// before a code or a secret is sent to the host that it names.
 ///
 /// It is what it was `before`, when the account was connected. Only an account's host changes, when
 /// the account is renamed: an operator who expects it by its new subdomain says so, and who expects
 /// it by another gets no other. A number is an account's id, and tells nothing of its host.
-#[must_use]
 pub fn is_meant(name: &str, value: &str, before: Option<&str>, expected: Option<&str>) -> bool {
     let subdomain = expected
         .filter(|text| name == ACCOUNT_HOST && text.bytes().any(|byte| !byte.is_ascii_digit()));
@@ -35,10 +35,6 @@ pub fn is_meant(name: &str, value: &str, before: Option<&str>, expected: Option<
 /// arrives at the client's callback with `from_exchange=1` and no state.
 ///
 /// From amocrm/amocrm-api-php, `src/AmoCRM/OAuth/AmoCRMOAuth.php` `exchangeApiKey`.
-///
-/// # Errors
-///
-/// If the provider's profile has no `key_exchange`, or the account host is missing or not allowed.
 pub fn key_exchange(
     client: &Client,
     login: &str,
@@ -61,7 +57,7 @@ pub fn key_exchange(
     })
 }
 
-/// Reads the answer of [`key_exchange`]: 202, or whatever else says yes.
+/// Reads the answer of [`key_exchange`]: 202, or any other success.
 ///
 /// # Errors
 ///

@@ -29,10 +29,6 @@ pub struct ProfileError {
 impl Catalogue {
     /// The profiles in the binary; then those of a folder, one `<name>.toml` each, which replace
     /// or add; then tables of settings that are laid over a profile, or are a whole new one.
-    ///
-    /// # Errors
-    ///
-    /// If any of them cannot be read, or says what no provider can be.
     pub fn load(
         folder: Option<&Path>,
         overlays: &BTreeMap<Slug, toml::Table>,
@@ -70,7 +66,6 @@ impl Catalogue {
     }
 
     /// The profile of a name.
-    #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Profile>> {
         self.0.get(name)
     }
@@ -82,12 +77,12 @@ impl Catalogue {
 }
 
 fn refuse(origin: &str, problem: &dyn fmt::Display) -> ProfileError {
-    // One line, whatever a parser has to say.
+    // One line, also of a parser's message of several.
     let problem = problem.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     ProfileError { origin: origin.to_owned(), problem }
 }
 
-/// The names of the profiles in a folder, and what each file is called in a refusal.
+/// The names of the profiles in a folder, each with its path for error messages.
 fn files(folder: &Path) -> Result<Vec<(Slug, String)>, ProfileError> {
     let here = folder.display().to_string();
     let mut names = Vec::new();
@@ -133,8 +128,7 @@ fn profile(name: &Slug, mut table: toml::Table) -> Result<Profile, String> {
     Ok(profile)
 }
 
-/// What was expected, and where. What stands there is not shown: it may be a secret in the wrong
-/// place.
+/// The expected form and its place. The value is not shown: it may be a secret in the wrong place.
 fn describe(why: &toml::de::Error) -> String {
     let text = why.to_string();
     match text.rsplit_once(", expected ") {

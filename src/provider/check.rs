@@ -1,4 +1,4 @@
-//! What a profile must hold to besides its types: refused at start, not when a token is due.
+//! Checks of a profile beyond its types, made at start and not when a token is due.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use super::{
     vars::is_label,
 };
 
-/// What templates may always name, by the place they stand in.
+/// The names that templates may always use, by the place they stand in.
 const AUTHORIZE: &[&str] = &["client_id", "redirect_uri"];
 const CODE: &[&str] = &["client_id", "redirect_uri"];
 const CREDENTIALS: &[&str] = &["client_id"];
@@ -22,11 +22,7 @@ const REFRESH: &[&str] = &["access_token", "client_id", "redirect_uri"];
 const HEADERS: &[&str] = &["access_token", "client_id"];
 
 impl Profile {
-    /// Checks what types cannot say.
-    ///
-    /// # Errors
-    ///
-    /// With a sentence that names the setting and what was expected.
+    /// Checks the rules beyond the types.
     pub(super) fn check(&self) -> Result<(), String> {
         self.check_names()?;
         for (name, var) in &self.vars {
@@ -89,7 +85,7 @@ impl Profile {
             let Some(var) = self.vars.get(name) else {
                 return Err(format!("`{name}` is not declared under `vars`"));
             };
-            // Whoever forges a callback must not choose where the client's secret is sent.
+            // A forged callback must not choose where the client's secret is sent.
             if var.suffixes.is_empty() && var.allow.is_empty() {
                 return Err(format!(
                     "`{name}` needs `vars.{name}.suffixes` or `vars.{name}.allow`: it decides what is called"
@@ -192,7 +188,7 @@ impl Profile {
         Ok(())
     }
 
-    /// Checks that templates name only what will be known where they stand.
+    /// Checks that templates name only values that are known at their place.
     fn check_templates(
         &self,
         setting: &str,

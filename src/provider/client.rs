@@ -22,21 +22,20 @@ pub struct Client {
     pub client_id: String,
     /// The secret that the provider gave.
     pub client_secret: SecretString,
-    /// What else the profile's `[client.*]` asks for, such as Divar's `api_key`.
+    /// The settings that the profile's `[client.*]` asks for, such as Divar's `api_key`.
     pub settings: BTreeMap<String, SecretString>,
     /// The scopes to ask for where a connection or link names none.
     pub scopes: Vec<String>,
     /// The services that may ask for consents through it, for connections that they may use.
     pub services: Vec<Pattern>,
-    /// How a connection made with `POST /v1/connections` obtains its tokens.
+    /// The grant type of a connection made with `POST /v1/connections`.
     pub grant_type: GrantType,
-    /// Where the provider sends the browser back to; registered at the provider byte for byte.
+    /// The redirect URI, registered at the provider byte for byte.
     pub redirect_uri: String,
 }
 
 impl Client {
-    /// Whether a service may ask for consents through this registration.
-    #[must_use]
+    /// True if a service may ask for consents through this registration.
     pub fn is_open_to(&self, service: &Service) -> bool {
         self.services.iter().any(|pattern| pattern.covers(service.name.as_str()))
     }

@@ -1,20 +1,21 @@
-//! What an answer that brings no grant means.
+//! Errors of calls to providers: the verdict on an answer without a grant, and its code.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use secrecy::SecretString;
 use serde_json::Value;
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 
 use super::{
     profile::{ErrorRule, Profile, RuleVerdict, Scalar},
-    response::Reply,
+    reply::Reply,
 };
-use crate::domain::connection::LastError;
+use crate::domain::broker_code;
 
-/// What follows from a request that brought nothing.
+/// The consequence of a request that brought nothing.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
-    /// It may have been acted upon: whoever sends it again must know what that costs.
+    /// The provider may have acted on it: sending it again has a price.
     Ambiguous,
     /// Nothing was spent; slow down.
     Busy {
@@ -36,46 +37,54 @@ pub enum Verdict {
     TooLate,
 }
 
-/// Our own words among the codes of errors. A provider that says one of them is not quoted: what
-/// follows from a word of ours follows from none of its.
-pub(super) const OUR_CODES: [&str; 25] = [
-    "account_call",
-    "answer_too_large",
-    "compressed_answer",
-    "connect_failed",
-    "connect_timeout",
-    "connection_broken",
-    "integrity_error",
-    "lost_in_rotation",
-    "no_access_token",
-    "no_account",
-    "no_refresh_token",
-    "no_revocation",
-    "not_sent",
-    "outside_network",
-    LastError::MISCONFIGURED,
-    "send_window_over",
-    "timeout",
-    "tls",
-    "token_url_changed",
-    "unknown_key",
-    "unreadable_answer",
-    "unusable_access_token",
-    "unusable_header",
-    "unusable_token_type",
-    "went_back",
-];
+/// The codes that this room gives. A provider that answers one of them is not quoted.
+#[derive(Clone, Copy, Debug, Display, EnumString, Eq, IntoStaticStr, PartialEq, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum ErrorCode {
+    /// The answer is larger than is read.
+    AnswerTooLarge,
+    /// The answer is compressed although we refuse that.
+    CompressedAnswer,
+    /// No connection to the provider.
+    ConnectFailed,
+    /// No connection to the provider in time.
+    ConnectTimeout,
+    /// The connection broke after it stood.
+    ConnectionBroken,
+    /// The token answer holds no access token.
+    NoAccessToken,
+    /// The account answer holds no account.
+    NoAccount,
+    /// The request could not be made or sent.
+    NotSent,
+    /// The URL lies outside the profile's network.
+    OutsideNetwork,
+    /// The last moment to send safely has passed.
+    SendWindowOver,
+    /// No answer in time.
+    Timeout,
+    /// TLS does not start.
+    Tls,
+    /// The answer is not the JSON that it should be.
+    UnreadableAnswer,
+    /// The access token cannot stand in a header.
+    UnusableAccessToken,
+    /// A secret of the client cannot stand in a header.
+    UnusableHeader,
+    /// The access token is not a bearer token.
+    UnusableTokenType,
+}
 
 /// A request to a provider brought nothing. Holds no text of the provider's.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({code})")]
 pub struct ProviderError {
-    /// What follows.
+    /// The consequence.
     pub verdict: Verdict,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// A stable word, one of `OUR_CODES` or `http_` and the status; or the provider's RFC 6749 error
-    /// code, which is none of them.
+    /// A stable word: an [`ErrorCode`], one of [`broker_code`], `http_` and the status, or the
+    /// provider's RFC 6749 error code, which is none of those.
     pub code: String,
     /// One sentence for a person.
     pub message: String,
@@ -89,27 +98,27 @@ impl ProviderError {
     pub(crate) fn new(
         verdict: Verdict,
         status: impl Into<Option<u16>>,
-        code: &str,
+        code: impl fmt::Display,
         message: impl Into<String>,
     ) -> Self {
         Self {
             verdict,
             status: status.into(),
-            code: code.to_owned(),
+            code: code.to_string(),
             message: message.into(),
             salvaged_refresh: None,
         }
     }
 }
 
-/// What an answer without a grant means: the profile's rules first, then RFC 6749, then HTTP.
+/// Judges an answer without a grant: the profile's rules first, then RFC 6749, then HTTP.
 ///
 /// Nothing is `Refused` but by a listed rule or by `invalid_grant`, and neither on 429 or 5xx.
 pub(super) fn judge(profile: &Profile, reply: &Reply, json: Option<&Value>) -> ProviderError {
     let status = reply.status;
     let busy = Verdict::Busy { retry_after: reply.retry_after.or_else(|| wait_in_body(json?)) };
     let said = json.and_then(|json| json.get("error")?.as_str()).and_then(error_code);
-    let code = said.clone().filter(|word| !is_ours(word));
+    let code = said.clone().filter(|word| !is_reserved(word));
     let code = code.unwrap_or_else(|| format!("http_{status}"));
     let error = |verdict, message: &str| ProviderError::new(verdict, status, &code, message);
 
@@ -190,9 +199,11 @@ fn error_code(text: &str) -> Option<String> {
     ((1..=64).contains(&text.len()) && text.bytes().all(word)).then(|| text.to_owned())
 }
 
-/// Whether a word is one that only we say.
-fn is_ours(word: &str) -> bool {
-    OUR_CODES.contains(&word) || word.starts_with("http_")
+/// True if a code is reserved for the broker, so that no provider's answer passes for one of ours.
+fn is_reserved(word: &str) -> bool {
+    word.parse::<ErrorCode>().is_ok()
+        || broker_code::ALL.contains(&word)
+        || word.starts_with("http_")
 }
 
 /// amoCRM writes the wait into the body. <https://developers.kommo.com/docs/http-codes>

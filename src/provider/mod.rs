@@ -1,8 +1,11 @@
-//! Providers: what is known of them, how they are asked, and how their answers are read.
+//! Providers: profiles, requests made from them, answers, and the HTTP client for both.
 //!
 //! A provider is data: one TOML file, a [`Profile`]. [`request`] makes requests from it and
-//! [`read_grant`] reads the answers, both without a socket; [`Outbound`] sends. What data cannot say
-//! is in a file of the provider's name, such as [`amocrm`].
+//! [`read_grant`] reads the answers, both without a socket; [`Outbound`] sends. Rules that data
+//! cannot express are in a file of the provider's name, such as [`amocrm`].
+//!
+//! May use: `domain`, the clock and the failpoints; never `store`. Used by `broker`, by `config`,
+//! which checks clients against profiles, and by the commands.
 //!
 //! # How to add a provider
 //!
@@ -46,6 +49,7 @@ mod error;
 mod network;
 mod outbound;
 mod profile;
+mod reply;
 pub mod request;
 mod response;
 mod revocation;
@@ -55,7 +59,7 @@ mod vars;
 
 pub use self::{
     catalogue::{Catalogue, ProfileError},
-    error::{ProviderError, Verdict},
+    error::{ErrorCode, ProviderError, Verdict},
     network::{Network, NotASubnet, OutOfBounds, Subnet},
     outbound::{MAX_BODY, Outbound, TlsError, TrustAnchors},
     profile::{
@@ -63,8 +67,9 @@ pub use self::{
         KeyExchangeEndpoint, Pace, Profile, Resource, Revocation, RevokedToken, Rotation,
         RuleVerdict, Scalar, Scope, Setting, StandardParam, TokenEndpoint, Tokens, Var,
     },
-    request::{Authorization, Body, Held, OutboundRequest, RequestError},
-    response::{Grant, MAX_TOKEN, Reply, read_account, read_grant, read_retry_after},
+    reply::{MAX_TOKEN, Reply},
+    request::{Authorization, Body, CurrentTokens, OutboundRequest, RequestError},
+    response::{Grant, read_account, read_grant, read_retry_after},
     revocation::read_revocation,
     template::{RenderUrlError, Template, TemplateError, Unset, UrlTemplate},
     vars::VarError,

@@ -1,5 +1,5 @@
-//! Which addresses a provider may be called at: checked before sending for what a URL says, and
-//! again at dial time for what a name resolves to, so that no name can lead inside.
+//! The addresses that a provider may be called at: the URL is checked before sending, and the
+//! resolved address again at dial time, so that no name can lead inside.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use serde::Deserialize;
 use url::{Host, Url};
 
-/// Which addresses a provider may be called at.
+/// The addresses that a provider may be called at.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Network {
@@ -22,7 +22,7 @@ pub enum Network {
     Private {
         /// The names or addresses that may be called.
         hosts: Vec<String>,
-        /// Where they may be.
+        /// The networks of those hosts.
         networks: Vec<Subnet>,
     },
     /// The internet: `https` on port 443.
@@ -36,11 +36,8 @@ pub enum Network {
 pub struct OutOfBounds(&'static str);
 
 impl Network {
-    /// Checks what a URL says by itself: scheme, port, and a host that is an address.
-    ///
-    /// # Errors
-    ///
-    /// If it leads out of the network.
+    /// Checks the parts of a URL that need no name server: scheme, port, and a host that is an
+    /// address.
     pub fn check(&self, url: &Url) -> Result<(), OutOfBounds> {
         let (https_only, standard_port) = match self {
             Self::Loopback => (false, false),
@@ -77,8 +74,7 @@ impl Network {
         }
     }
 
-    /// Whether an address may be dialled.
-    #[must_use]
+    /// True if an address may be dialled.
     pub fn admits(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         match self {
@@ -92,7 +88,7 @@ impl Network {
     }
 }
 
-/// Whether a name is this machine, whatever a name server says (RFC 6761 section 6.3).
+/// True for a name of this machine, regardless of name servers (RFC 6761 section 6.3).
 fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost")
@@ -124,13 +120,13 @@ impl Resolve for Resolver {
                 tokio::net::lookup_host((name.as_str(), 0)).await?.collect()
             };
             let found = network.only_inside(found).map_err(Box::new)?;
-            // What was checked is what is dialled: nobody asks for the name again.
+            // The checked addresses are the dialled ones: the name is not resolved again.
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
 }
 
-/// Whether an IPv4 address belongs to the public internet (the IANA special-purpose registry).
+/// True for an IPv4 address of the public internet (the IANA special-purpose registry).
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let [a, b, c, _] = address.octets();
     !(address.is_unspecified()
@@ -149,8 +145,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || (a == 198 && (b == 18 || b == 19)))
 }
 
-/// Whether an IPv6 address belongs to the public internet: global unicast, without the parts that
-/// carry an IPv4 address inside or are reserved.
+/// True for an IPv6 address of the public internet: global unicast, without the parts that are
+/// reserved or carry an IPv4 address.
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let [a, b, c, ..] = address.segments();
     let global_unicast = (0x2000..0x4000).contains(&a);

@@ -1,5 +1,5 @@
-//! The only place that calls a provider: one request, bounded in time and size, never repeated
-//! and never redirected.
+//! The HTTP client for providers, the only user of `reqwest` that sends: one request, bounded in
+//! time and size, never repeated and never redirected.
 
 use std::{
     error::Error,
@@ -25,11 +25,12 @@ use tokio::{
 };
 
 use super::{
-    error::{ProviderError, Verdict},
+    error::{ErrorCode, ProviderError, Verdict},
     network::{Network, Resolver},
     profile::Profile,
+    reply::Reply,
     request::OutboundRequest,
-    response::{Reply, read_retry_after},
+    response::read_retry_after,
 };
 use crate::{
     clock::{BootInstant, Clock},
@@ -39,31 +40,33 @@ use crate::{
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 128 * 1024;
 
-/// The largest headers that are taken, in bytes, and how many.
+/// Limits for response headers: bytes in all, and their number.
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 const MAX_HEADERS: usize = 64;
 
-/// How long an answer is still looked for when its time is over: it may have come while this process
-/// stood still, and lies in the socket then.
-const LAST_LOOK: Duration = Duration::from_secs(3);
+/// Extra time for one last poll after the deadline: an answer that came while this process was
+/// stopped already lies in the socket.
+const FINAL_POLL: Duration = Duration::from_secs(3);
 
-/// How long connecting may take, TLS included.
+/// Limit for connecting, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+const TOO_LARGE: &str = "The provider's answer is too large.";
 
 /// Calls providers.
 #[derive(Clone, Debug)]
 pub struct Outbound {
     clock: Clock,
     failpoints: Failpoints,
-    roots: TrustAnchors,
+    trust_anchors: TrustAnchors,
     public: reqwest::Client,
     loopback: reqwest::Client,
 }
 
-/// Whose word for a provider's certificate is taken.
+/// The certificate authorities that are trusted for providers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TrustAnchors {
-    /// The list that came with this program, where the machine has none.
+    /// The list in this program, where the machine has none.
     BuiltIn,
     /// The machine's own.
     Platform,
@@ -75,32 +78,26 @@ pub enum TrustAnchors {
 pub struct TlsError(#[source] reqwest::Error);
 
 impl Outbound {
-    /// Prepares the connections; calls nobody.
-    ///
-    /// # Errors
-    ///
-    /// If TLS does not start.
+    /// Prepares the HTTP clients; opens no connection.
     pub fn new(clock: Clock, failpoints: Failpoints) -> Result<Self, TlsError> {
-        let (roots, public) = match client(&Network::Public, TrustAnchors::Platform) {
+        let (trust_anchors, public) = match client(&Network::Public, TrustAnchors::Platform) {
             Ok(client) => (TrustAnchors::Platform, client),
             Err(_) => (
                 TrustAnchors::BuiltIn,
                 client(&Network::Public, TrustAnchors::BuiltIn).map_err(TlsError)?,
             ),
         };
-        let loopback = client(&Network::Loopback, roots).map_err(TlsError)?;
-        Ok(Self { clock, failpoints, roots, public, loopback })
+        let loopback = client(&Network::Loopback, trust_anchors).map_err(TlsError)?;
+        Ok(Self { clock, failpoints, trust_anchors, public, loopback })
     }
 
-    /// Whose word for certificates is taken.
-    #[must_use]
-    pub fn roots(&self) -> TrustAnchors {
-        self.roots
+    /// The certificate authorities in use.
+    pub fn trust_anchors(&self) -> TrustAnchors {
+        self.trust_anchors
     }
 
-    /// Sends a request once and reads the answer, whatever its status. A request with a body
-    /// leaves before `send_before` or not at all, even if this process is stopped on the way to
-    /// sending it.
+    /// Sends a request once and reads the answer, whatever its status. A request with a body leaves
+    /// before `send_before` or not at all, even if the process is stopped in between.
     ///
     /// # Errors
     ///
@@ -115,76 +112,73 @@ impl Outbound {
     ) -> Result<Reply, ProviderError> {
         profile.network.check(&request.url).map_err(|why| {
             let message = format!("Nothing was sent: {why}.");
-            ProviderError::new(Verdict::Misconfigured, None, "outside_network", message)
+            ProviderError::new(Verdict::Misconfigured, None, ErrorCode::OutsideNetwork, message)
         })?;
         let client = match &profile.network {
             Network::Public => self.public.clone(),
             Network::Loopback => self.loopback.clone(),
-            // Rare, so it need not be kept.
-            private @ Network::Private { .. } => {
-                client(private, self.roots).map_err(|_| not_sent("tls", "TLS does not start."))?
-            }
+            // Rare, so its client is not kept.
+            private @ Network::Private { .. } => client(private, self.trust_anchors)
+                .map_err(|_| not_sent(ErrorCode::Tls, "TLS does not start."))?,
         };
-        let guard = Guard { clock: self.clock.clone(), send_before };
-        guard.check().map_err(|_| send_window_over())?;
-        let mut patience = Patience::of(profile.token.timeout);
+        let window = SendWindow { clock: self.clock.clone(), send_before };
+        window.ensure_open().map_err(|_| send_window_over())?;
+        let mut deadline = Deadline::after(profile.token.timeout);
         let mut builder = client.request(request.method, request.url);
         for (name, value) in request.headers {
             builder = builder.header(name, sensitive(&value)?);
         }
-        let (body_is_gone, written) = oneshot::channel();
+        let (written_signal, written) = oneshot::channel();
         if let Some((content_type, body)) = request.body.encode() {
             let content = Some(Bytes::from(expose(&body).to_owned()));
             let failpoints = self.failpoints.clone();
             let connected = async move { failpoints.reach(Point::Connected).await };
             let connected = Mutex::new(connected.boxed());
-            let body = Guarded { connected, content, guard, _gone: body_is_gone };
-            let body = reqwest::Body::wrap(body);
-            builder = builder.header(CONTENT_TYPE, content_type).body(body);
+            let body = GuardedBody { connected, content, window, _written_signal: written_signal };
+            builder = builder.header(CONTENT_TYPE, content_type).body(reqwest::Body::wrap(body));
         }
-        let answer = patience.wait(async {
+        let exchange = async {
             let mut answer = pin!(builder.send());
-            let early = tokio::select! {
+            tokio::select! {
                 biased;
-                _ = written => None,
-                response = &mut answer => Some(response),
-            };
-            if let Some(response) = early {
-                return response;
+                _ = written => {}
+                response = &mut answer => return response,
             }
-            // Whoever is held here does not look at the answer, which may be there already.
+            // A test that holds the refresh here keeps it from reading the answer.
             self.failpoints.reach(Point::Written).await;
             answer.await
-        });
-        let response = answer.await.ok_or_else(timed_out)?.map_err(|error| failure(&error))?;
+        };
+        let response = deadline.bound(exchange).await.ok_or_else(timed_out)?;
+        let response = response.map_err(|error| failure(&error))?;
         self.failpoints.reach(Point::Answered).await;
-        self.read(response, patience).await
+        self.read(response, deadline).await
     }
 
     async fn read(
         &self,
         mut response: reqwest::Response,
-        mut patience: Patience,
+        mut deadline: Deadline,
     ) -> Result<Reply, ProviderError> {
         let status = response.status().as_u16();
-        let ambiguous =
-            |code, message: &str| ProviderError::new(Verdict::Ambiguous, status, code, message);
+        let ambiguous = |code: ErrorCode, message| {
+            ProviderError::new(Verdict::Ambiguous, status, code, message)
+        };
         let headers = response.headers();
         let size: usize =
             headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         if size > MAX_HEADER_BYTES {
-            return Err(ambiguous("answer_too_large", "The provider's answer is too large."));
+            return Err(ambiguous(ErrorCode::AnswerTooLarge, TOO_LARGE));
         }
         if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             let message = "The provider's answer is compressed, although we refuse that.";
-            return Err(ambiguous("compressed_answer", message));
+            return Err(ambiguous(ErrorCode::CompressedAnswer, message));
         }
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let retry_after =
             text("retry-after").and_then(|text| read_retry_after(text, self.clock.now()));
         let mut body = Vec::with_capacity(MAX_BODY);
         let outcome = loop {
-            match patience.wait(response.chunk()).await.ok_or_else(timed_out) {
+            match deadline.bound(response.chunk()).await.ok_or_else(timed_out) {
                 Err(late) => break Err(late),
                 Ok(Err(error)) => break Err(failure(&error)),
                 Ok(Ok(Some(chunk))) if body.len() + chunk.len() <= MAX_BODY => {
@@ -192,12 +186,9 @@ impl Outbound {
                     self.failpoints.reach(Point::PartlyRead).await;
                 }
                 Ok(Ok(Some(chunk))) => {
-                    // What fits may hold a refresh token.
+                    // The part that fits may hold a refresh token.
                     body.extend_from_slice(&chunk[..MAX_BODY - body.len()]);
-                    break Err(ambiguous(
-                        "answer_too_large",
-                        "The provider's answer is too large.",
-                    ));
+                    break Err(ambiguous(ErrorCode::AnswerTooLarge, TOO_LARGE));
                 }
                 Ok(Ok(None)) => break Ok(()),
             }
@@ -214,19 +205,19 @@ impl Outbound {
     }
 }
 
-/// How long an exchange may take in all.
-struct Patience {
+/// The deadline of a whole exchange, with one final poll after it.
+struct Deadline {
     over: Pin<Box<Sleep>>,
-    looked: bool,
+    is_final: bool,
 }
 
-impl Patience {
-    fn of(time: Duration) -> Self {
-        Self { over: Box::pin(sleep(time)), looked: false }
+impl Deadline {
+    fn after(time: Duration) -> Self {
+        Self { over: Box::pin(sleep(time)), is_final: false }
     }
 
-    /// Waits for a part of the exchange; none when its time is over and a last look found nothing.
-    async fn wait<T>(&mut self, part: impl Future<Output = T>) -> Option<T> {
+    /// Waits for a part of the exchange; none when the deadline and the final poll are over.
+    async fn bound<T>(&mut self, part: impl Future<Output = T>) -> Option<T> {
         let mut part = pin!(part);
         loop {
             tokio::select! {
@@ -234,27 +225,27 @@ impl Patience {
                 done = &mut part => return Some(done),
                 () = &mut self.over => {}
             }
-            if self.looked {
+            if self.is_final {
                 return None;
             }
-            *self = Self { looked: true, ..Self::of(LAST_LOOK) };
+            *self = Self { is_final: true, ..Self::after(FINAL_POLL) };
         }
     }
 }
 
-/// The last moment at which a request may leave.
-struct Guard {
+/// The time in which a request may be sent.
+struct SendWindow {
     clock: Clock,
     send_before: Option<BootInstant>,
 }
 
-/// That moment has passed.
+/// The send window is over.
 #[derive(Debug, thiserror::Error)]
 #[error("the time to send it is over")]
 struct TooLate;
 
-impl Guard {
-    fn check(&self) -> Result<(), TooLate> {
+impl SendWindow {
+    fn ensure_open(&self) -> Result<(), TooLate> {
         match self.send_before {
             Some(end) if self.clock.since_boot() >= end => Err(TooLate),
             _ => Ok(()),
@@ -262,20 +253,21 @@ impl Guard {
     }
 }
 
-/// What a request carries, to be had in one piece while the guard lets it pass.
+/// A request body, given in one piece while the send window is open.
 ///
-/// It is asked for once the connection stands. The head waits for it, to be written with it, so
-/// that nothing at all reaches the provider when it is refused.
-struct Guarded {
-    /// Ready at once but in tests, which hold a request here. Never locked: a body must be `Sync`.
+/// `hyper` asks for it once the connection stands, and writes the head together with it: after the
+/// window nothing at all reaches the provider.
+struct GuardedBody {
+    /// Ready at once, except in tests that hold the request here. In a mutex that is never locked,
+    /// because a body must be `Sync`.
     connected: Mutex<BoxFuture<'static, ()>>,
     content: Option<Bytes>,
-    guard: Guard,
-    /// Dropped with the rest: that tells that the request is written.
-    _gone: oneshot::Sender<()>,
+    window: SendWindow,
+    /// Dropped with the body, once the request is written.
+    _written_signal: oneshot::Sender<()>,
 }
 
-impl Body for Guarded {
+impl Body for GuardedBody {
     type Data = Bytes;
     type Error = TooLate;
 
@@ -288,7 +280,7 @@ impl Body for Guarded {
             ready!(connected.poll_unpin(context));
         }
         let content = self.content.take();
-        Poll::Ready(content.map(|content| self.guard.check().map(|()| Frame::data(content))))
+        Poll::Ready(content.map(|content| self.window.ensure_open().map(|()| Frame::data(content))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -300,9 +292,9 @@ impl Body for Guarded {
     }
 }
 
-/// A client for one network.
+/// The HTTP client for one network.
 #[expect(clippy::disallowed_methods, reason = "the only client for calls to providers")]
-fn client(network: &Network, roots: TrustAnchors) -> Result<reqwest::Client, reqwest::Error> {
+fn client(network: &Network, anchors: TrustAnchors) -> Result<reqwest::Client, reqwest::Error> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -315,13 +307,13 @@ fn client(network: &Network, roots: TrustAnchors) -> Result<reqwest::Client, req
         .http1_only()
         .http1_max_headers(MAX_HEADERS)
         .no_proxy()
-        // A connection that was used before may close under the next request, which would then
-        // have been sent or not: every request has its own.
+        // One connection a request: a kept one may close under the next request, and nobody could
+        // say whether that was sent.
         .pool_max_idle_per_host(0)
         .redirect(redirect::Policy::none())
         .referer(false)
         .retry(retry::never());
-    if roots == TrustAnchors::BuiltIn {
+    if anchors == TrustAnchors::BuiltIn {
         let certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS;
         let certificates = certificates.iter().map(|der| Certificate::from_der(der));
         builder = builder.tls_certs_only(certificates.collect::<Result<Vec<_>, _>>()?);
@@ -329,32 +321,32 @@ fn client(network: &Network, roots: TrustAnchors) -> Result<reqwest::Client, req
     builder.build()
 }
 
-/// A header's value that the HTTP library keeps out of its own debug output.
+/// A header value that `http` keeps out of its debug output.
 fn sensitive(value: &SecretString) -> Result<HeaderValue, ProviderError> {
     let mut value = HeaderValue::from_str(expose(value)).map_err(|_| {
         let message = "A secret of this client cannot be sent in a header.";
-        ProviderError::new(Verdict::Misconfigured, None, "unusable_header", message)
+        ProviderError::new(Verdict::Misconfigured, None, ErrorCode::UnusableHeader, message)
     })?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-fn not_sent(code: &str, message: &str) -> ProviderError {
+fn not_sent(code: ErrorCode, message: &str) -> ProviderError {
     ProviderError::new(Verdict::NotSent, None, code, message)
 }
 
 fn timed_out() -> ProviderError {
     let message = "The provider did not answer in time.";
-    ProviderError::new(Verdict::Ambiguous, None, "timeout", message)
+    ProviderError::new(Verdict::Ambiguous, None, ErrorCode::Timeout, message)
 }
 
 fn send_window_over() -> ProviderError {
     let message = "The request was held up for too long to be safe to send.";
-    ProviderError::new(Verdict::TooLate, None, "send_window_over", message)
+    ProviderError::new(Verdict::TooLate, None, ErrorCode::SendWindowOver, message)
 }
 
-/// What a failed exchange means: before the connection stands nothing was sent, after it all may
-/// have been.
+/// The error of a failed exchange: before the connection stands nothing was sent, afterwards the
+/// whole request may have been.
 fn failure(error: &reqwest::Error) -> ProviderError {
     let first: &(dyn Error + 'static) = error;
     let mut causes = iter::successors(Some(first), |&cause| cause.source());
@@ -362,16 +354,16 @@ fn failure(error: &reqwest::Error) -> ProviderError {
         send_window_over()
     } else if error.is_connect() {
         let (code, message) = if error.is_timeout() {
-            ("connect_timeout", "The provider could not be reached in time.")
+            (ErrorCode::ConnectTimeout, "The provider could not be reached in time.")
         } else {
-            ("connect_failed", "The provider could not be reached.")
+            (ErrorCode::ConnectFailed, "The provider could not be reached.")
         };
         not_sent(code, message)
     } else if error.is_builder() {
-        not_sent("not_sent", "The request could not be sent.")
+        not_sent(ErrorCode::NotSent, "The request could not be sent.")
     } else {
         let message = "The connection to the provider broke.";
-        ProviderError::new(Verdict::Ambiguous, None, "connection_broken", message)
+        ProviderError::new(Verdict::Ambiguous, None, ErrorCode::ConnectionBroken, message)
     }
 }
 

@@ -1,4 +1,8 @@
-//! A provider's profile: what its TOML file says, as checked types.
+//! The types of a profile's TOML file. Defaults are in `defaults`, checks beyond the types in
+//! `check`.
+
+mod defaults;
+mod duration;
 
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
@@ -11,54 +15,53 @@ use super::{
 };
 use crate::domain::{connection::GrantType, slug::Slug};
 
-/// What is known of one provider. [The profile format](crate::guide::profiles) explains each field.
+/// One provider. [The profile format](crate::guide::profiles) explains each field.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// The name of its file.
     pub name: Slug,
-    /// What people call it.
+    /// The name for people.
     pub title: String,
-    /// Which addresses may be called.
+    /// The addresses that may be called.
     #[serde(default)]
     pub network: Network,
     /// Values that differ between accounts, by the name that templates use.
     #[serde(default)]
     pub vars: BTreeMap<String, Var>,
-    /// Where a person consents; none where nobody does.
+    /// The authorization endpoint; none where no person consents.
     pub authorize: Option<Authorize>,
-    /// How scopes are written.
+    /// The notation of scopes.
     #[serde(default)]
     pub scope: Scope,
-    /// Where tokens are asked for.
+    /// The token endpoint.
     pub token: TokenEndpoint,
-    /// Where tokens are revoked (RFC 7009); none if the provider does not say.
+    /// The revocation endpoint (RFC 7009); none if the provider documents none.
     pub revocation: Option<Revocation>,
     /// The grants that the provider offers.
     pub grants: Grants,
-    /// How long tokens live, and what becomes of a refresh token that was used.
+    /// Lifetimes of tokens, and the rotation of refresh tokens.
     #[serde(default)]
     pub tokens: Tokens,
-    /// How fast it may be asked for tokens.
+    /// The rate of token requests.
     #[serde(default)]
     pub pace: Pace,
-    /// What its refusals mean, where RFC 6749 does not say so; the first that fits decides.
+    /// Verdicts on error answers beyond RFC 6749; the first rule that fits decides.
     #[serde(default)]
     pub errors: Vec<ErrorRule>,
-    /// Who the token belongs to.
+    /// The account call.
     pub account: Option<AccountCall>,
-    /// How a service calls the provider with a token.
+    /// The form of resource calls.
     pub resource: Resource,
-    /// Where an amoCRM API key is turned into a code.
+    /// The endpoint that turns an amoCRM API key into a code.
     pub key_exchange: Option<KeyExchangeEndpoint>,
-    /// What a client needs besides id and secret; all of it is secret.
+    /// A client's settings besides id and secret; all of them are secret.
     #[serde(default)]
     pub client: BTreeMap<String, Setting>,
 }
 
 impl Profile {
-    /// How a grant is asked for; none if the provider does not offer it.
-    #[must_use]
+    /// The token request of a grant type; none if the provider does not offer it.
     pub fn grant(&self, grant_type: GrantType) -> Option<&GrantRequest> {
         match grant_type {
             GrantType::AuthorizationCode => self.grants.authorization_code.as_ref(),
@@ -66,14 +69,13 @@ impl Profile {
         }
     }
 
-    /// Whether PKCE (RFC 7636) is used.
-    #[must_use]
+    /// True if PKCE (RFC 7636) is used.
     pub fn pkce(&self) -> bool {
         self.authorize.as_ref().is_some_and(|authorize| authorize.pkce)
     }
 }
 
-/// A value that differs between accounts. Whatever it may be is listed, or follows from a suffix.
+/// A value that differs between accounts. Every allowed value is listed, or follows from a suffix.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Var {
@@ -99,8 +101,8 @@ pub struct Authorize {
     /// Parameters of its own.
     #[serde(default)]
     pub params: BTreeMap<String, Template>,
-    /// Whether PKCE is used (always with S256).
-    #[serde(default = "yes")]
+    /// PKCE, always with S256.
+    #[serde(default = "defaults::pkce")]
     pub pkce: bool,
     /// The issuer that the provider names in every callback (RFC 9207): one that names none, or
     /// another, is refused. None for a provider that is not known to name itself.
@@ -111,7 +113,7 @@ pub struct Authorize {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum StandardParam {
-    /// Where the browser is sent back to.
+    /// The redirect URI.
     RedirectUri,
     /// Always `code`.
     ResponseType,
@@ -121,7 +123,6 @@ pub enum StandardParam {
 
 impl StandardParam {
     /// Its name in RFC 6749.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RedirectUri => "redirect_uri",
@@ -131,20 +132,14 @@ impl StandardParam {
     }
 }
 
-/// How scopes are written.
+/// The notation of scopes.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scope {
-    /// What stands between two of them.
+    /// The text between two scopes.
     pub separator: String,
-    /// What every request asks for besides its own.
+    /// Scopes that every request asks for.
     pub always: Vec<String>,
-}
-
-impl Default for Scope {
-    fn default() -> Self {
-        Self { separator: " ".to_owned(), always: Vec::new() }
-    }
 }
 
 /// The token endpoint (RFC 6749 section 3.2).
@@ -153,29 +148,28 @@ impl Default for Scope {
 pub struct TokenEndpoint {
     /// Its URL.
     pub url: UrlTemplate,
-    /// How the request's parameters are written.
+    /// The encoding of the request's parameters.
     #[serde(default)]
     pub body: BodyFormat,
-    /// How long a request to the provider may take in all.
-    #[serde(default = "default_timeout", deserialize_with = "life")]
+    /// The limit for a whole request to the provider.
+    #[serde(default = "defaults::timeout", deserialize_with = "duration::required")]
     pub timeout: Duration,
 }
 
-/// The revocation endpoint (RFC 7009 section 2). What it takes is a form.
+/// The revocation endpoint (RFC 7009 section 2), which takes a form.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocation {
     /// Its URL.
     pub url: UrlTemplate,
-    /// How the client proves who it is.
+    /// The client authentication.
     pub client_auth: ClientAuth,
-    /// Which token is revoked; the other one goes with it, and where there is none is revoked in its
-    /// place.
+    /// The token to present. The other one ends with it, and stands in where this one is missing.
     #[serde(default)]
     pub token: RevokedToken,
 }
 
-/// Which token of a grant is presented to be revoked.
+/// The token of a grant that is presented for revocation.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum RevokedToken {
@@ -188,7 +182,6 @@ pub enum RevokedToken {
 
 impl RevokedToken {
     /// Its `token_type_hint` (RFC 7009 section 2.1).
-    #[must_use]
     pub fn hint(self) -> &'static str {
         match self {
             Self::Access => "access_token",
@@ -197,7 +190,7 @@ impl RevokedToken {
     }
 }
 
-/// How a token request's parameters are written.
+/// The encoding of a token request's parameters.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum BodyFormat {
@@ -220,11 +213,11 @@ pub struct Grants {
     pub refresh_token: Option<GrantRequest>,
 }
 
-/// How a token is asked for with one grant.
+/// The token request of one grant type.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
-    /// How the client proves who it is.
+    /// The client authentication.
     pub client_auth: ClientAuth,
     /// Standard parameters that the provider does not take.
     #[serde(default)]
@@ -234,7 +227,7 @@ pub struct GrantRequest {
     pub params: BTreeMap<String, Template>,
 }
 
-/// How a client proves who it is (RFC 6749 section 2.3.1).
+/// Client authentication (RFC 6749 section 2.3.1).
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
@@ -244,67 +237,47 @@ pub enum ClientAuth {
     Body,
 }
 
-/// How long tokens live, and what becomes of a refresh token that was used.
+/// Lifetimes of tokens, and the rotation of refresh tokens.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tokens {
     /// The life of an access token whose `expires_in` is missing or makes no sense.
-    #[serde(deserialize_with = "life")]
+    #[serde(deserialize_with = "duration::required")]
     pub access_life: Duration,
     /// The longest `expires_in` that is believed.
-    #[serde(deserialize_with = "life")]
+    #[serde(deserialize_with = "duration::required")]
     pub max_access_life: Duration,
-    /// How long a refresh token lives unused; none if nobody knows.
-    #[serde(deserialize_with = "some_life")]
+    /// The life of an unused refresh token; none if unknown.
+    #[serde(deserialize_with = "duration::optional")]
     pub refresh_idle_life: Option<Duration>,
-    /// What becomes of a refresh token that was used.
+    /// The fate of a refresh token that was used.
     pub rotation: Rotation,
-    /// How long a used refresh token still works, for [`Rotation::Grace`].
-    #[serde(deserialize_with = "some_life")]
+    /// The life of a used refresh token, for [`Rotation::Grace`].
+    #[serde(deserialize_with = "duration::optional")]
     pub grace: Option<Duration>,
 }
 
-impl Default for Tokens {
-    fn default() -> Self {
-        Self {
-            access_life: Duration::from_mins(10),
-            max_access_life: Duration::from_hours(90 * 24),
-            refresh_idle_life: None,
-            rotation: Rotation::SingleUse,
-            grace: None,
-        }
-    }
-}
-
-/// How fast a provider may be asked for tokens, by each replica.
+/// The rate of token requests to a provider, for each replica.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Pace {
     /// Token requests a second.
     pub per_second: NonZeroU32,
-    /// How many may go at once after a pause.
+    /// Token requests that may go at once after a pause.
     pub burst: NonZeroU32,
-    /// How many background refreshes may be under way at once.
+    /// Background refreshes that may be under way at once.
     pub in_flight: NonZeroU32,
 }
 
-impl Default for Pace {
-    fn default() -> Self {
-        let number = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
-        Self { per_second: number(5), burst: number(10), in_flight: number(8) }
-    }
-}
-
 impl Tokens {
-    /// How often a refresh token is used at the least, so that it does not die of disuse: three
-    /// times in its idle life, or weekly where nobody knows that.
-    #[must_use]
+    /// The longest time between two uses of a refresh token, so that it does not die of disuse: a
+    /// third of its idle life, or a week where that is unknown.
     pub fn keep_alive(&self) -> Duration {
         self.refresh_idle_life.map_or(Duration::from_hours(7 * 24), |life| life / 3)
     }
 }
 
-/// What becomes of a refresh token that was used.
+/// The fate of a refresh token that was used.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum Rotation {
@@ -312,20 +285,19 @@ pub enum Rotation {
     Grace,
     /// It stays the same.
     None,
-    /// It is dead at once. What an unknown provider is taken for.
+    /// It is dead at once. The default for an unknown provider.
     SingleUse,
     /// It is dead at once, and using it again kills its successors too.
     SingleUseFamily,
 }
 
 impl Rotation {
-    /// Whether a refresh token may be presented once more after `open_attempts` whose outcome
-    /// nobody knows, while its access token lives or not.
+    /// True if a refresh token may be presented once more after `open_attempts` with an unknown
+    /// outcome, while its access token lives or not.
     ///
     /// A repetition can hurt only where it kills what the provider may have issued; there it waits
     /// until the access token has ended and nothing is left to lose. Elsewhere it costs nothing: if
     /// the provider has acted, what it issued is lost to us in any case.
-    #[must_use]
     pub fn may_present(self, open_attempts: u32, access_lives: bool) -> bool {
         match self {
             Self::Grace | Self::None | Self::SingleUse => true,
@@ -334,7 +306,7 @@ impl Rotation {
     }
 }
 
-/// What one kind of answer means.
+/// The verdict on one kind of answer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorRule {
@@ -346,7 +318,7 @@ pub struct ErrorRule {
     /// Members that must not be there.
     #[serde(default)]
     pub absent: Vec<String>,
-    /// What it means.
+    /// The verdict.
     pub verdict: RuleVerdict,
     /// For a refusal, why, as a stable word.
     pub reason: Option<String>,
@@ -364,7 +336,7 @@ pub enum Scalar {
     Text(String),
 }
 
-/// What a rule can say of an answer.
+/// The verdicts that a rule can give.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleVerdict {
@@ -395,18 +367,18 @@ pub struct AccountCall {
     pub headers: Option<BTreeMap<String, Template>>,
 }
 
-/// How a service calls the provider with a token.
+/// The form of a service's calls with a token.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resource {
-    /// Where the account's API begins.
+    /// The base URL of the account's API.
     pub base_url: UrlTemplate,
     /// Headers, by name as the provider writes it.
-    #[serde(default = "bearer")]
+    #[serde(default = "defaults::resource_headers")]
     pub headers: BTreeMap<String, Template>,
 }
 
-/// Where an amoCRM API key is turned into a code.
+/// The endpoint that turns an amoCRM API key into a code.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyExchangeEndpoint {
@@ -418,48 +390,8 @@ pub struct KeyExchangeEndpoint {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setting {
-    /// What it is, for the person who has to find it.
+    /// A description for the person who has to find it.
     pub about: String,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(40)
-}
-
-fn bearer() -> BTreeMap<String, Template> {
-    let token = Template::try_from("Bearer {access_token}".to_owned());
-    token.into_iter().map(|token| ("Authorization".to_owned(), token)).collect()
-}
-
-fn life<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(input)?;
-    parse_life(&text).ok_or_else(|| {
-        let expected = "a whole number with s, m, h or d, such as \"90s\" or \"24h\"";
-        serde::de::Error::custom(format!("`{text}` is not a duration: write {expected}"))
-    })
-}
-
-fn some_life<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
-    life(input).map(Some)
-}
-
-/// A whole number above zero with `s`, `m`, `h` or `d`, up to ten years.
-fn parse_life(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let unit = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    let number: u64 = number.bytes().all(|b| b.is_ascii_digit()).then(|| number.parse().ok())??;
-    let seconds = number.checked_mul(unit)?;
-    (1..=10 * 365 * 86_400).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
 /// A header's name as HTTP has it; none if it cannot be one, or belongs to the connection itself.
@@ -474,16 +406,6 @@ pub(super) fn header_name(text: &str) -> Option<HeaderName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_duration_is_a_number_with_a_unit() {
-        for (text, seconds) in [("1s", 1), ("2m", 120), ("24h", 86_400), ("90d", 7_776_000)] {
-            assert_eq!(parse_life(text), Some(Duration::from_secs(seconds)), "{text}");
-        }
-        for bad in ["", "h", "0s", "-1s", "+1s", "1", "1.5h", "1w", "1 h", "9999999d", "1é"] {
-            assert_eq!(parse_life(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_token_is_presented_again_where_that_cannot_hurt() {

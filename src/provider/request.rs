@@ -25,15 +25,15 @@ use crate::domain::connection::Vars;
 pub struct OutboundRequest {
     /// GET or POST.
     pub method: Method,
-    /// Where it goes; never with a secret in it.
+    /// The URL; never with a secret in it.
     pub url: Url,
-    /// Besides what every request carries.
+    /// Headers besides those of every request.
     pub headers: Vec<(HeaderName, SecretString)>,
-    /// What it carries.
+    /// The body.
     pub body: Body,
 }
 
-/// What a request carries.
+/// The body of a request.
 #[derive(Debug)]
 pub enum Body {
     /// Nothing.
@@ -64,7 +64,7 @@ pub enum RequestError {
     Var(#[from] VarError),
 }
 
-/// What a browser is sent to the provider with.
+/// The parameters of an authorization request.
 #[derive(Clone, Copy, Debug)]
 pub struct Authorization<'a> {
     /// Comes back in the callback and ties it to this consent.
@@ -73,13 +73,13 @@ pub struct Authorization<'a> {
     pub scopes: &'a [String],
     /// PKCE's S256 challenge; used only where the profile has PKCE, and needed there.
     pub challenge: Option<&'a str>,
-    /// What is known of the account beforehand; mostly nothing.
+    /// The account's variables, as far as they are known beforehand.
     pub vars: &'a Vars,
 }
 
-/// What a connection holds when it asks for a refresh.
+/// The tokens that a connection holds when it asks for a refresh.
 #[derive(Clone, Copy, Debug)]
-pub struct Held<'a> {
+pub struct CurrentTokens<'a> {
     /// The refresh token.
     pub refresh: &'a SecretString,
     /// The last access token, alive or not: Divar wants it.
@@ -87,10 +87,6 @@ pub struct Held<'a> {
 }
 
 /// The URL at which a person consents (RFC 6749 section 4.1.1). It carries `state`.
-///
-/// # Errors
-///
-/// If nobody consents at this provider, or a value is missing or not allowed.
 pub fn authorize_url(client: &Client, asked: &Authorization<'_>) -> Result<Url, RequestError> {
     let profile = &client.profile;
     let authorize =
@@ -128,10 +124,6 @@ pub fn authorize_url(client: &Client, asked: &Authorization<'_>) -> Result<Url, 
 
 /// Exchanges a code for tokens (RFC 6749 section 4.1.3). `redirect_uri` is the one that the
 /// authorization request carried.
-///
-/// # Errors
-///
-/// As [`authorize_url`].
 pub fn code_exchange(
     client: &Client,
     code: &SecretString,
@@ -153,10 +145,6 @@ pub fn code_exchange(
 }
 
 /// Asks for a token for the client itself (RFC 6749 section 4.4.2).
-///
-/// # Errors
-///
-/// As [`authorize_url`].
 pub fn client_credentials(
     client: &Client,
     scopes: &[String],
@@ -171,27 +159,19 @@ pub fn client_credentials(
 }
 
 /// Exchanges a refresh token for new tokens (RFC 6749 section 6).
-///
-/// # Errors
-///
-/// As [`authorize_url`].
 pub fn refresh(
     client: &Client,
-    held: Held<'_>,
+    tokens: CurrentTokens<'_>,
     redirect_uri: &str,
     vars: &Vars,
 ) -> Result<OutboundRequest, RequestError> {
     let grant = client.profile.grants.refresh_token.as_ref();
     let grant = grant.ok_or(RequestError::NotOffered("refresh_token"))?;
-    let values = Values { redirect_uri, access: Some(held.access), ..Values::of(client, vars) };
-    values.token_request("refresh_token", grant, vec![("refresh_token", held.refresh.clone())])
+    let values = Values { redirect_uri, access: Some(tokens.access), ..Values::of(client, vars) };
+    values.token_request("refresh_token", grant, vec![("refresh_token", tokens.refresh.clone())])
 }
 
 /// Asks for a token to be revoked (RFC 7009 section 2.1).
-///
-/// # Errors
-///
-/// If the provider does not offer it, or a value is missing or not allowed.
 pub fn revoke(
     client: &Client,
     kind: RevokedToken,
@@ -210,7 +190,6 @@ pub fn revoke(
 }
 
 /// Asks who an access token belongs to; none where the provider cannot say.
-#[must_use]
 pub fn account(
     client: &Client,
     access: &SecretString,
@@ -230,21 +209,13 @@ pub fn account(
     Some(request())
 }
 
-/// Where the account's API begins.
-///
-/// # Errors
-///
-/// If a value is missing or not allowed.
+/// The base URL of the account's API.
 pub fn api_base_url(client: &Client, vars: &Vars) -> Result<String, RequestError> {
     let url = Values::of(client, vars).url(&client.profile.resource.base_url)?;
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
 /// The headers that a resource call needs, by name as the provider writes it.
-///
-/// # Errors
-///
-/// If a value is missing.
 pub fn resource_headers(
     client: &Client,
     access: &SecretString,
@@ -264,7 +235,7 @@ fn scope(client: &Client, scopes: &[String]) -> String {
     rest.fold(first.clone(), |text, scope| text + &client.profile.scope.separator + scope)
 }
 
-/// What the templates of one request may name.
+/// The values that the templates of one request may name.
 pub(super) struct Values<'a> {
     client: &'a Client,
     vars: &'a Vars,
@@ -360,7 +331,6 @@ fn basic(client: &Client) -> SecretString {
 
 impl Body {
     /// The content type and the text to send; none if there is nothing to send.
-    #[must_use]
     pub fn encode(&self) -> Option<(&'static str, SecretString)> {
         match self {
             Self::Empty => None,

@@ -4,45 +4,32 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
 use super::{
-    error::{ProviderError, Verdict, clamp_wait, judge},
+    error::{ErrorCode, ProviderError, Verdict, clamp_wait, judge},
     profile::Profile,
+    reply::{MAX_TOKEN, Reply, valid_refresh_token},
     salvage,
 };
 use crate::domain::connection::Account;
 
-/// The longest access or refresh token that is taken, in bytes.
-pub const MAX_TOKEN: usize = 16 * 1024;
-
-/// How deep the JSON of an answer may be nested, and how many members its object may have.
+/// The deepest nesting of an answer's JSON, and the most members of its object.
 const MAX_DEPTH: usize = 16;
 const MAX_MEMBERS: usize = 64;
 
 /// The longest name of an account that is kept, in characters.
 const MAX_NAME: usize = 200;
 
-/// A provider's answer.
-#[derive(Debug)]
-pub struct Reply {
-    /// The HTTP status.
-    pub status: u16,
-    /// `Retry-After`, read by [`read_retry_after`].
-    pub retry_after: Option<Duration>,
-    /// The body, bounded, and wiped when dropped.
-    pub body: SecretSlice<u8>,
-}
-
-/// What a token endpoint returned.
+/// The grant in a token endpoint's answer.
 #[derive(Debug)]
 pub struct Grant {
     /// The access token: visible ASCII, so that it can stand in a header.
     pub access: SecretString,
     /// The refresh token; none if the answer has none, and then the one that was sent stays.
     pub refresh: Option<SecretString>,
-    /// How long the access token lives, counted from when the request was sent.
+    /// The life of the access token, counted from when the request was sent.
     pub expires_in: Duration,
     /// The scopes granted; none if the answer does not say, and then they are those asked for.
     pub scopes: Option<Vec<String>>,
@@ -79,19 +66,19 @@ fn strict(profile: &Profile, reply: &Reply, json: Option<&Value>) -> Result<Gran
     let Some(json) = json.filter(|json| success && json.is_object()) else {
         return Err(if success {
             let message = "The provider's answer is not the JSON that it should be.";
-            ProviderError::new(Verdict::Ambiguous, status, "unreadable_answer", message)
+            ProviderError::new(Verdict::Ambiguous, status, ErrorCode::UnreadableAnswer, message)
         } else {
             judge(profile, reply, json)
         });
     };
     if json.as_object().is_some_and(|object| object.len() > MAX_MEMBERS) {
         let message = "The provider's answer is larger than any token answer.";
-        return refuse(Verdict::Ambiguous, "unreadable_answer", message);
+        return refuse(Verdict::Ambiguous, ErrorCode::UnreadableAnswer, message);
     }
     let Some(access) = json.get("access_token").filter(|token| **token != "") else {
         let mut error = judge(profile, reply, Some(json));
         if error.code == format!("http_{status}") {
-            "no_access_token".clone_into(&mut error.code);
+            error.code = ErrorCode::NoAccessToken.to_string();
             "The provider's answer holds no access token.".clone_into(&mut error.message);
         }
         return Err(error);
@@ -100,28 +87,22 @@ fn strict(profile: &Profile, reply: &Reply, json: Option<&Value>) -> Result<Gran
         |token: &&str| token.len() <= MAX_TOKEN && token.bytes().all(|b| b.is_ascii_graphic());
     let Some(access) = access.as_str().filter(visible) else {
         let message = "The provider's access token cannot be sent in a header.";
-        return refuse(Verdict::Ambiguous, "unusable_access_token", message);
+        return refuse(Verdict::Ambiguous, ErrorCode::UnusableAccessToken, message);
     };
     match json.get("token_type") {
         None | Some(Value::Null) => {}
         Some(Value::String(kind)) if kind.is_empty() || kind.eq_ignore_ascii_case("bearer") => {}
         Some(_) => {
             let message = "The provider's access token is not a bearer token.";
-            return refuse(Verdict::Misconfigured, "unusable_token_type", message);
+            return refuse(Verdict::Misconfigured, ErrorCode::UnusableTokenType, message);
         }
     }
     Ok(Grant {
         access: access.into(),
-        refresh: json.get("refresh_token").and_then(Value::as_str).and_then(sound),
+        refresh: json.get("refresh_token").and_then(Value::as_str).and_then(valid_refresh_token),
         expires_in: expires_in(profile, json.get("expires_in")),
         scopes: json.get("scope").and_then(|scope| scopes(profile, scope)),
     })
-}
-
-/// A refresh token, if the text can be one.
-pub(super) fn sound(text: &str) -> Option<SecretString> {
-    let fits = (1..=MAX_TOKEN).contains(&text.len()) && !text.contains(char::is_control);
-    fits.then(|| text.into())
 }
 
 /// A whole number of seconds as number or text; anything else is the profile's default.
@@ -159,13 +140,9 @@ fn scopes(profile: &Profile, value: &Value) -> Option<Vec<String>> {
 
 /// Reads the answer of the call that tells who a token belongs to. It changes nothing at the
 /// provider, so the call may always be repeated.
-///
-/// # Errors
-///
-/// If it does not tell.
 pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, ProviderError> {
     let refuse =
-        |verdict, message| ProviderError::new(verdict, reply.status, "no_account", message);
+        |verdict, message| ProviderError::new(verdict, reply.status, ErrorCode::NoAccount, message);
     match reply.status {
         200..300 => {}
         429 => {
@@ -196,7 +173,7 @@ pub fn read_account(profile: &Profile, reply: &Reply) -> Result<Account, Provide
     })
 }
 
-/// What an answer means that is no success.
+/// The error of an answer that is no success.
 pub(super) fn refusal(profile: &Profile, reply: &Reply) -> ProviderError {
     judge(profile, reply, parse(bytes(reply)).as_ref())
 }
@@ -207,7 +184,6 @@ fn printable(text: &str) -> String {
 }
 
 /// Reads `Retry-After`: seconds, or a date (RFC 9110 section 10.2.3), from 1 s to 15 min.
-#[must_use]
 pub fn read_retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {

@@ -2,11 +2,11 @@
 
 use super::{
     error::{ProviderError, Verdict},
-    response::Reply,
+    reply::Reply,
 };
 
-/// Whether a token is revoked by now: success means so, also for a token that the provider does not
-/// know any more.
+/// Reads the answer to a revocation. Success means revoked, also for a token that the provider no
+/// longer knows.
 ///
 /// # Errors
 ///
@@ -32,7 +32,7 @@ pub fn read_revocation(reply: &Reply) -> Result<(), ProviderError> {
         }
         _ => (Verdict::Ambiguous, "The provider failed to answer."),
     };
-    Err(ProviderError::new(verdict, status, &code, message))
+    Err(ProviderError::new(verdict, status, code, message))
 }
 
 #[cfg(test)]

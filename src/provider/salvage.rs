@@ -1,10 +1,10 @@
-//! The tolerant reader: takes the refresh token out of an answer that is of no use otherwise,
-//! because the one that was sent may already be dead.
+//! Salvage: takes the refresh token out of an otherwise unusable answer. The one that was sent may
+//! already be dead, so this one may be the only copy.
 
 use secrecy::{SecretString, zeroize::Zeroizing};
 use url::form_urlencoded;
 
-use super::response::sound;
+use super::reply::valid_refresh_token;
 
 const KEY: &[u8] = b"refresh_token";
 
@@ -44,11 +44,13 @@ fn value(text: &[u8]) -> Option<SecretString> {
         ends
     })?;
     let token: String = serde_json::from_slice(&text[..end + 2]).ok()?;
-    sound(&token)
+    valid_refresh_token(&token)
 }
 
 fn in_form(body: &[u8]) -> Option<SecretString> {
     let is_form = !body.iter().any(|b| b.is_ascii_whitespace() || *b == b'<');
     let mut pairs = form_urlencoded::parse(body).filter(|_| is_form);
-    pairs.find(|(name, _)| name.as_bytes() == KEY).and_then(|(_, token)| sound(&token))
+    pairs
+        .find(|(name, _)| name.as_bytes() == KEY)
+        .and_then(|(_, token)| valid_refresh_token(&token))
 }

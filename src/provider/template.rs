@@ -35,7 +35,6 @@ pub struct Unset(pub String);
 
 impl Template {
     /// The text as it was written.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -49,10 +48,6 @@ impl Template {
     }
 
     /// The text with each name replaced by its value.
-    ///
-    /// # Errors
-    ///
-    /// If a name has no value.
     pub fn render<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Result<String, Unset> {
         let mut rendered = String::new();
         for part in &self.parts {
@@ -86,7 +81,7 @@ impl TryFrom<String> for Template {
     }
 }
 
-/// Whether a text can be the name of a placeholder.
+/// True if a text can be the name of a placeholder.
 pub(super) fn is_name(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_lowercase())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
@@ -102,7 +97,6 @@ pub struct UrlTemplate {
 
 impl UrlTemplate {
     /// The text as it was written.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         self.template.as_str()
     }
@@ -117,22 +111,17 @@ impl UrlTemplate {
         self.host.names()
     }
 
-    /// The URL with every name replaced by a harmless sample: what can be said of it beforehand.
+    /// The URL with every name replaced by a harmless sample, for checks beforehand.
     ///
     /// # Panics
     ///
     /// Never: parsing has tried it.
-    #[must_use]
     pub fn sample(&self) -> Url {
         self.render(|_| Some("x")).expect("the template was parsed with these very values")
     }
 
     /// The text with each name replaced by its value, which must be safe to stand in a URL
     /// ([`super::Var`] sees to it).
-    ///
-    /// # Errors
-    ///
-    /// If a name has no value, or the host that results is not the one that was written.
     pub fn render<'a>(
         &self,
         value: impl Fn(&str) -> Option<&'a str>,

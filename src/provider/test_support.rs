@@ -9,7 +9,7 @@ pub(super) fn profile(name: &str) -> Arc<Profile> {
     Arc::clone(Catalogue::load(None, &BTreeMap::new()).unwrap().get(name).unwrap())
 }
 
-/// A client whose every value shows where it comes from.
+/// A client in which every value shows its origin.
 pub(super) fn client(provider: &str) -> Client {
     of(profile(provider))
 }

@@ -20,7 +20,7 @@ pub enum VarError {
 }
 
 impl Profile {
-    /// Takes out of a callback's parameters what the templates will need.
+    /// Captures the variables of the templates from a callback's parameters.
     ///
     /// # Errors
     ///
@@ -40,10 +40,6 @@ impl Profile {
     }
 
     /// The value as it is stored, if the profile allows it.
-    ///
-    /// # Errors
-    ///
-    /// If the profile does not know the name, or does not allow the value.
     pub fn check_var(&self, name: &str, value: &str) -> Result<String, VarError> {
         let var = self.vars.get(name).ok_or_else(|| VarError::Unknown(name.to_owned()))?;
         var.accept(value).ok_or_else(|| VarError::NotAllowed(name.to_owned()))
@@ -62,8 +58,8 @@ impl Var {
     }
 }
 
-/// Whether a text is one DNS label of lower-case letters, digits and inner hyphens, and not
-/// Punycode, behind which letters hide that look like others.
+/// True for one DNS label of lower-case letters, digits and inner hyphens. Punycode is excluded:
+/// its letters can look like others.
 pub(super) fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -77,7 +73,7 @@ mod tests {
     use super::*;
     use crate::provider::{request, test_support};
 
-    /// What an attacker may put into amoCRM's `referer` (threat T24).
+    /// Hostile values of amoCRM's `referer` (threat T24).
     #[test]
     fn nothing_but_one_label_under_the_suffix_is_an_account_host() {
         let long_label = format!("{}.amocrm.ru", "a".repeat(64));

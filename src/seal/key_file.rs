@@ -1,4 +1,4 @@
-//! The key file: read, checked line by line, and changed as a whole or not at all.
+//! The key file: checked line by line, and replaced as a whole or not at all.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,10 +14,10 @@ use secrecy::{ExposeSecret as _, SecretBox, zeroize::Zeroizing};
 use super::{KEY_LEN, Key, Keys};
 use crate::os::atomic_file::replace;
 
-/// The word at the end of a line whose key waits to be put first.
+/// The word at the end of a line for a key that waits to be put first.
 const WAITS: &str = "new";
 
-/// Why a key file could not be used or written.
+/// Errors of reading or writing a key file.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// The file cannot be read or written.
@@ -35,7 +35,7 @@ pub enum KeyFileError {
         /// Counted from 1.
         line: usize,
     },
-    /// Others than its owner and a group that only reads have access to it.
+    /// The file is accessible beyond its owner and a group that only reads.
     #[error("it may be read by everybody or written by others (mode {mode:03o}); chmod it to 600")]
     Exposed {
         /// The permission bits of the file.
@@ -44,10 +44,10 @@ pub enum KeyFileError {
     /// There is no key in the file.
     #[error("the file holds no key")]
     Empty,
-    /// The file has nothing to do with the keys that a running broker holds.
+    /// The file has no key in common with the ring of a running broker.
     #[error("it holds none of the keys in use")]
     Foreign,
-    /// The file gives a key that is held other bytes.
+    /// The file has other bytes for a key of the ring.
     #[error("key `{id}` has other bytes than before")]
     Replaced {
         /// The key's id.
@@ -55,7 +55,7 @@ pub enum KeyFileError {
     },
 }
 
-/// By what a file is known to be the one that was read.
+/// The identity of a file as it was read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Stamp {
     inode: u64,
@@ -82,7 +82,7 @@ pub(super) fn read(path: &Path) -> Result<(Keys, Stamp), KeyFileError> {
     Ok((parse(&text)?, stamp))
 }
 
-/// None when the file is still the one with this stamp.
+/// Reads the file; none if it still has this stamp.
 pub(super) fn read_if_changed(
     path: &Path,
     stamp: Option<&Stamp>,
@@ -109,7 +109,7 @@ fn parse(text: &str) -> Result<Keys, KeyFileError> {
     if keys.is_empty() { Err(KeyFileError::Empty) } else { Ok(keys) }
 }
 
-/// Whether a line is meant to be a key.
+/// True if a line is meant to be a key.
 fn is_key(line: &str) -> bool {
     let line = line.trim();
     !line.is_empty() && !line.starts_with('#')
@@ -153,8 +153,8 @@ pub(super) fn write_new(path: &Path, keys: &Keys) -> Result<(), KeyFileError> {
     Ok(())
 }
 
-/// Adds a new key at the end of a key file, where it opens and does not seal: it waits for
-/// [`promote_key`]. Gives its id.
+/// Appends a new key to a key file. It opens and does not seal until [`promote_key`]. Returns its
+/// id.
 ///
 /// # Errors
 ///
@@ -167,12 +167,8 @@ pub fn add_key(path: &Path) -> Result<String, KeyFileError> {
     Ok(key.id)
 }
 
-/// Puts the newest of the keys that wait first: it seals from now on. Gives its id; none, with
-/// nothing changed, when no key waits.
-///
-/// # Errors
-///
-/// As [`add_key`].
+/// Puts the newest waiting key first, so that it seals from now on. Returns its id; none, with
+/// nothing changed, if no key waits.
 pub fn promote_key(path: &Path) -> Result<Option<String>, KeyFileError> {
     let mut promoted = None;
     change(path, |text| {
@@ -191,7 +187,7 @@ pub fn promote_key(path: &Path) -> Result<Option<String>, KeyFileError> {
             }
             match known {
                 Some(known) if Some(&known.id) == promoted.as_ref() => continue,
-                // One that was passed over waits no longer: it only opens.
+                // An older waiting key waits no longer: it only opens.
                 Some(known) if known.waits => {
                     changed.push_str(&line(&Key { waits: false, ..known }));
                 }
@@ -204,13 +200,13 @@ pub fn promote_key(path: &Path) -> Result<Option<String>, KeyFileError> {
     Ok(promoted)
 }
 
-/// Puts a changed text in the place of a key file, unless there is none: a crash leaves the one or
-/// the other. Nobody but the owner of the old file, and its group if that could, may read the new one.
+/// Replaces an existing key file atomically. Only the owner of the old file, and its group if that
+/// could, may read the new one.
 fn change(path: &Path, edit: impl FnOnce(&str) -> Option<String>) -> Result<(), KeyFileError> {
-    // What a link points to is replaced, not the link.
+    // The target of a link is replaced, not the link.
     let path = path.canonicalize()?;
     let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
-    // Whoever else changes the file waits until we have.
+    // Any other writer of the file waits until we have finished.
     folder.lock()?;
     let text = Zeroizing::new(fs::read_to_string(&path)?);
     parse(&text)?;
@@ -284,7 +280,7 @@ mod tests {
         let words = format!("# ours\n\n k1  {}\n# the end", URL_SAFE_NO_PAD.encode([7; 32]));
         fs::write(&path, &words).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        // What a crash left behind is in nobody's way.
+        // A crash's leftover does no harm.
         fs::write(folder.path().join("keys.new"), "torn").unwrap();
         assert_eq!(promote_key(&path).unwrap(), None);
         assert_eq!(fs::read_to_string(&path).unwrap(), words);

@@ -6,7 +6,10 @@
 //! associated data name the record, the field and the generation: a value copied to any other
 //! place does not open.
 //!
-//! A running broker follows its key file: see [`Keyring::follow`].
+//! A running broker loads its key file again when it changes: [`Keyring::reload_if_changed`].
+//!
+//! May use: `os`. Used by `domain` (types of sealed values and digests), `broker`, `store`, `spool`
+//! and the commands.
 
 pub mod secret;
 
@@ -45,19 +48,16 @@ pub struct Sealed(String);
 
 impl Sealed {
     /// A value that was read from a store or a file. It is checked when it is opened.
-    #[must_use]
     pub fn from_stored(text: String) -> Self {
         Self(text)
     }
 
     /// The text to store.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The id of the key that opens this value, if it looks like a sealed value at all.
-    #[must_use]
+    /// The id of the key that opens this value, if it has the form of a sealed value.
     pub fn key_id(&self) -> Option<&str> {
         let mut parts = self.0.split('.');
         (parts.next() == Some("v1")).then(|| parts.next()).flatten()
@@ -70,7 +70,7 @@ impl fmt::Debug for Sealed {
     }
 }
 
-/// Why a sealed value did not open.
+/// Errors of opening a sealed value.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The text is not a sealed value of a format we know.
@@ -87,7 +87,7 @@ pub enum OpenError {
 struct Key {
     id: String,
     bytes: SecretBox<[u8; KEY_LEN]>,
-    /// Added to the file, and not yet to seal with.
+    /// The key was added to the file, but does not seal yet.
     waits: bool,
 }
 
@@ -114,24 +114,23 @@ pub struct Keyring {
     file: Option<Mutex<Followed>>,
 }
 
-/// The file that a ring was read from, as it was last seen.
+/// The file that a ring was read from, with its state at that time.
 struct Followed {
     path: PathBuf,
-    /// None while the file is to be read again whatever it looks like.
+    /// None if the file has to be read again in any case.
     stamp: Option<Stamp>,
     problem: Option<String>,
 }
 
 impl Keyring {
     /// A ring of one new random key, of no file.
-    #[must_use]
     pub fn generate() -> Self {
         Self { keys: RwLock::new(Arc::new(vec![Arc::new(Key::generate())])), file: None }
     }
 
-    /// Reads a key file: one key a line, `<key id> <base64url of 32 bytes>`, the sealing key
-    /// first; empty lines and lines that begin with `#` are passed over. A line may end in the word
-    /// `new`: its key waits for `keys rotate` to put it first, and opens meanwhile.
+    /// Reads a key file: one key a line, `<key id> <base64url of 32 bytes>`, the sealing key first;
+    /// empty lines and lines that begin with `#` are skipped. A key whose line ends in the word
+    /// `new` waits for `keys rotate` to put it first, and opens meanwhile.
     ///
     /// # Errors
     ///
@@ -142,11 +141,11 @@ impl Keyring {
         Ok(Self { keys: RwLock::new(Arc::new(keys)), file: Some(Mutex::new(file)) })
     }
 
-    /// Reads the key file again if it has changed since it was last read. A key that it has lost is
-    /// held until the process ends: what was sealed with it goes on opening. A file that cannot be
-    /// read, or has nothing in common with what is held, changes nothing, and the log says so once.
+    /// Reads the key file again if it has changed. A key that is gone from it is held until the
+    /// process ends, so that its values still open. A file that cannot be read, or has no key in
+    /// common with the ring, changes nothing and is logged once.
     ///
-    /// Looks at the disk, for a file of a few lines.
+    /// Blocks for reading a file of a few lines.
     pub fn reload_if_changed(&self) {
         let Some(file) = &self.file else { return };
         let mut file = file.lock();
@@ -156,16 +155,16 @@ impl Keyring {
             Ok(None) => return,
             Ok(Some(stamp)) => {
                 let sealing = self.active_id();
-                tracing::info!(sealing, "the key file {path} has changed and is taken up");
+                tracing::info!(sealing, "loaded the changed key file {path}");
                 file.stamp = Some(stamp);
                 file.problem = None;
                 return;
             }
-            Err(error) => format!("the key file {path} is not taken up: {error}"),
+            Err(error) => format!("cannot load the key file {path}: {error}"),
         };
         file.stamp = None;
         if file.problem.as_ref() != Some(&problem) {
-            tracing::error!("{problem}; the keys that were read before stay in use");
+            tracing::error!("{problem}; the keys loaded before stay in use");
             file.problem = Some(problem);
         }
     }
@@ -186,7 +185,7 @@ impl Keyring {
         for key in &lost {
             tracing::warn!(
                 key = key.id,
-                "a sealing key is not in the key file any more: it is held until this process ends"
+                "a sealing key is gone from the key file: it is held until this process ends"
             );
         }
         keys.extend(lost);
@@ -194,8 +193,7 @@ impl Keyring {
         Ok(Some(stamp))
     }
 
-    /// What is wrong with the key file, if it could not be taken up when it was last looked at.
-    #[must_use]
+    /// The problem with the key file, if it could not be loaded when it was last read.
     pub fn problem(&self) -> Option<String> {
         let file = self.file.as_ref()?.lock();
         file.problem.clone()
@@ -215,25 +213,22 @@ impl Keyring {
     }
 
     /// The id of the key that seals.
-    #[must_use]
     pub fn active_id(&self) -> String {
         self.keys()[0].id.clone()
     }
 
     /// The ids of all keys, the sealing one first.
-    #[must_use]
     pub fn ids(&self) -> Vec<String> {
         self.keys().iter().map(|key| key.id.clone()).collect()
     }
 
     /// The ids of the keys that were added and wait to be put first.
-    #[must_use]
     pub fn waiting_ids(&self) -> Vec<String> {
         self.keys().iter().skip(1).filter(|key| key.waits).map(|key| key.id.clone()).collect()
     }
 
-    /// Whether the ring holds the key of a sealed value, after another look at the key file if need
-    /// be. True as well for what is not a sealed value at all: no key opens that.
+    /// True if the ring holds the key of a sealed value, after reading the key file again if need
+    /// be. True as well for a text that is no sealed value: no key opens that.
     pub fn has_key(&self, sealed: &Sealed) -> bool {
         let Some(id) = sealed.key_id() else { return true };
         let holds = || self.keys().iter().any(|key| key.id == id);
@@ -248,7 +243,6 @@ impl Keyring {
     /// # Panics
     ///
     /// If the operating system's random generator fails.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the secret leaves its wrapper to be sealed")]
     pub fn seal(&self, context: SealContext<'_>, secret: &SecretString) -> Sealed {
         let keys = self.keys();
@@ -268,8 +262,8 @@ impl Keyring {
         Sealed(format!("v1.{}.{}", key.id, URL_SAFE_NO_PAD.encode(payload)))
     }
 
-    /// Opens a sealed value in its place, after another look at the key file where its key is not
-    /// known.
+    /// Opens a sealed value in its place; reads the key file again first if its key is not in the
+    /// ring.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What holds for every secret, every place and every change of a sealed value.
+//! Properties of every secret, every place and every change of a sealed value.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::properties::cases;
 const CONTEXT: SealContext<'static> =
     SealContext { record: "c1", field: SealedField::Access, generation: 7 };
 
-/// What is sealed under the text after the key's id.
+/// The plaintext behind the key's id.
 fn payload(sealed: &Sealed) -> Vec<u8> {
     let (_, encoded) = sealed.as_str().rsplit_once('.').unwrap();
     URL_SAFE_NO_PAD.decode(encoded).unwrap()

@@ -1,4 +1,4 @@
-//! Random secrets, and the digests by which they are known once they have been handed out.
+//! Random secrets, and the digests that stand for them in the store.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 /// # Panics
 ///
 /// If the operating system's generator fails: nothing safe can be done without it.
-#[must_use]
 pub fn random() -> SecretString {
     SecretString::from(URL_SAFE_NO_PAD.encode(random_bytes::<32>()))
 }
@@ -22,35 +21,32 @@ pub fn random() -> SecretString {
 /// # Panics
 ///
 /// As [`random`].
-#[must_use]
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).expect("the operating system's random generator works");
     bytes
 }
 
-/// A random number to spread what would otherwise happen at once.
+/// A random number, to spread steps that would otherwise coincide.
 pub fn random_seed() -> u16 {
     u16::from_be_bytes(random_bytes())
 }
 
-/// The SHA-256 digest of a secret: all that the store keeps of a key, a state or a link.
+/// The SHA-256 digest of a secret, which the store keeps in place of a key, a state or a link.
 ///
-/// Equality takes the same time wherever the difference lies.
+/// Comparison takes constant time.
 #[derive(Clone, Copy, Deserialize, Serialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Digest([u8; 32]);
 
 impl Digest {
     /// The digest of a secret.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "only the digest leaves")]
     pub fn of(secret: &SecretString) -> Self {
         Self::of_bytes(secret.expose_secret().as_bytes())
     }
 
     /// The digest of bytes that may be public.
-    #[must_use]
     pub fn of_bytes(bytes: &[u8]) -> Self {
         let mut digest = [0; 32];
         digest.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
@@ -58,13 +54,11 @@ impl Digest {
     }
 
     /// The digest itself, as a PKCE challenge needs it.
-    #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The first 16 hexadecimal digits: enough to tell tokens apart, too little to be of use.
-    #[must_use]
+    /// The first 16 hexadecimal digits: enough to tell tokens apart, too few to be of use.
     pub fn fingerprint(&self) -> String {
         let mut text = self.to_string();
         text.truncate(16);

@@ -73,7 +73,7 @@ fn a_running_ring_follows_its_file_and_loses_no_key() {
     assert_eq!(promote_key(&path).unwrap().as_deref(), Some(second.as_str()));
     running.reload_if_changed();
     assert_eq!(running.ids(), [second.as_str(), &first]);
-    // What others have sealed with a key that we have not seen yet opens at once.
+    // A value that another replica sealed with a key not seen yet opens at once.
     let third = add_key(&path).unwrap();
     promote_key(&path).unwrap();
     let elsewhere = Keyring::read(&path).unwrap().seal(CONTEXT, &SecretString::from("new"));

@@ -14,13 +14,14 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use url::Url;
 
 use super::{
     core::Core,
-    ledger::{Authorisation, End, Ledger, Pair, Refusal},
-    oracle::Endpoint,
+    ledger::{Authorisation, Ledger, Pair, Refusal},
+    oracle::{End, Endpoint},
     page::{self, Choice, Consent, Decision, Verdict},
     request::{self, Encoding, Params, TokenRequest, bearer},
     rotation::Rotation,
@@ -69,15 +70,15 @@ fn problem(status: StatusCode, text: &str) -> Response {
     page::problem(status, "Admitad", "This did not work", text)
 }
 
-/// An error of the API: what went wrong, with Admitad's own number where it has one.
-struct Failure {
+/// An error of the API, with Admitad's own number where it has one.
+struct ApiError {
     status: StatusCode,
     error: &'static str,
     description: String,
     code: Option<u8>,
 }
 
-impl Failure {
+impl ApiError {
     fn new(status: StatusCode, error: &'static str, description: &str, code: u8) -> Self {
         Self { status, error, description: description.to_owned(), code: Some(code) }
     }
@@ -107,9 +108,21 @@ impl Failure {
     }
 }
 
+fn required<'a>(request: &'a TokenRequest, name: &str) -> Result<&'a str, ApiError> {
+    request
+        .params
+        .get(name)
+        .ok_or_else(|| ApiError::bad_request("invalid_request", &format!("{name} is required")))
+}
+
 impl Admitad {
     /// The client, from HTTP Basic or from the body, as the grant allows.
-    fn check_client(&self, request: &TokenRequest, basic: bool, body: bool) -> Result<(), Failure> {
+    fn check_client(
+        &self,
+        request: &TokenRequest,
+        basic: bool,
+        body: bool,
+    ) -> Result<(), ApiError> {
         let sent = request.params.get("client_id");
         let in_basic = request.basic.as_ref().filter(|_| basic);
         let credentials = match in_basic {
@@ -123,98 +136,123 @@ impl Admitad {
             Ok(())
         } else {
             let named = credentials.map(|(id, _)| id).or(sent).unwrap_or_default();
-            Err(Failure::client(named))
+            Err(ApiError::client(named))
         }
     }
 
-    fn scopes(&self, scope: &str) -> Result<Vec<String>, Failure> {
+    fn scopes(&self, scope: &str) -> Result<Vec<String>, ApiError> {
         let scopes: Vec<_> = scope.split(' ').map(str::to_owned).collect();
         if let Some(scope) = scopes.iter().find(|scope| WITHDRAWN.contains(&scope.as_str())) {
             let description = format!("Scope {scope} is not available");
-            return Err(Failure::new(StatusCode::UNAUTHORIZED, "invalid_scope", &description, 2));
+            return Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_scope", &description, 2));
         }
         match scopes.iter().find(|scope| !self.settings.scopes.contains(scope)) {
             Some(scope) => {
                 let description = format!("Scope {scope} is not allowed");
-                Err(Failure::bad_request("invalid_scope", &description))
+                Err(ApiError::bad_request("invalid_scope", &description))
             }
             None => Ok(scopes),
         }
     }
 
     fn answer(&self, request: &TokenRequest) -> Response {
-        self.grant(request).map_or_else(Failure::into_response, |grant| Json(grant).into_response())
+        self.grant(request)
+            .map_or_else(ApiError::into_response, |grant| Json(grant).into_response())
     }
 
-    fn grant(&self, request: &TokenRequest) -> Result<Value, Failure> {
+    fn grant(&self, request: &TokenRequest) -> Result<Value, ApiError> {
         if request.encoding != Encoding::Form {
-            return Err(Failure::bad_request("invalid_request", "The body must be form-encoded"));
+            return Err(ApiError::bad_request("invalid_request", "The body must be form-encoded"));
         }
-        let params = &request.params;
-        let required = |name| {
-            let missing =
-                || Failure::bad_request("invalid_request", &format!("{name} is required"));
-            params.get(name).ok_or_else(missing)
-        };
-        let mut ledger = self.core.ledger();
-        let now = self.core.now();
         let (access, refresh) = (shape::alphanumeric(), shape::alphanumeric());
         let pair = Pair {
             access: (&access, self.settings.access_life),
             refresh: Some((&refresh, self.settings.refresh_life)),
         };
-        let room = |ledger: &Ledger| {
-            if ledger.live_access_tokens(now) < self.settings.token_cap {
-                return Ok(());
-            }
-            let description = "Maximum number of tokens exceeded";
-            Err(Failure::new(StatusCode::FORBIDDEN, "access_denied", description, 6))
-        };
-        let (authorisation, pair) = match required("grant_type")? {
-            "client_credentials" => {
-                self.check_client(request, true, false)?;
-                required("client_id")?;
-                let owner = self.settings.accounts.first();
-                let authorisation = Authorisation {
-                    account: owner.map(|account| account.id.to_string()).unwrap_or_default(),
-                    scopes: self.scopes(required("scope")?)?,
-                    redirect_uri: None,
-                    challenge: None,
-                };
-                room(&ledger)?;
-                ledger.issue_directly(authorisation.clone(), pair, now);
-                (Arc::new(authorisation), pair)
-            }
-            "authorization_code" => {
-                self.check_client(request, true, true)?;
-                let invalid = |description| Failure::bad_request("invalid_grant", description);
-                let code = ledger
-                    .code(required("code")?, now)
-                    .map_err(|_| invalid("The code is invalid, expired or was used"))?;
-                let authorisation = ledger.authorisation(code);
-                let redirect_uri = required("redirect_uri")?;
-                if authorisation.redirect_uri.as_deref() != Some(redirect_uri) {
-                    return Err(invalid("redirect_uri doesn't match"));
-                }
-                room(&ledger)?;
-                ledger.redeem(code, pair, now);
-                (authorisation, pair)
-            }
-            "refresh_token" => {
-                self.check_client(request, false, true)?;
-                let old = ledger.refresh(required("refresh_token")?, now).map_err(|_| {
-                    let description = "Refresh token is unavailable";
-                    Failure::new(StatusCode::BAD_REQUEST, "invalid_grant", description, 5)
-                })?;
-                room(&ledger)?;
-                (ledger.authorisation(old), ledger.rotate(old, pair, now))
-            }
+        let mut ledger = self.core.ledger();
+        let now = self.core.now();
+        let (authorisation, pair) = match required(request, "grant_type")? {
+            "client_credentials" => (self.issue_to_client(request, &mut ledger, pair, now)?, pair),
+            "authorization_code" => (self.redeem_code(request, &mut ledger, pair, now)?, pair),
+            "refresh_token" => self.rotate(request, &mut ledger, pair, now)?,
             _ => {
                 let description = "The grant type is not supported";
-                return Err(Failure::bad_request("unsupported_grant_type", description));
+                return Err(ApiError::bad_request("unsupported_grant_type", description));
             }
         };
-        let account = self.account(&authorisation);
+        Ok(self.token_answer(&authorisation, pair))
+    }
+
+    /// The client credentials grant.
+    fn issue_to_client(
+        &self,
+        request: &TokenRequest,
+        ledger: &mut Ledger,
+        pair: Pair<'_>,
+        now: Timestamp,
+    ) -> Result<Arc<Authorisation>, ApiError> {
+        self.check_client(request, true, false)?;
+        required(request, "client_id")?;
+        let owner = self.settings.accounts.first();
+        let authorisation = Authorisation {
+            account: owner.map(|account| account.id.to_string()).unwrap_or_default(),
+            scopes: self.scopes(required(request, "scope")?)?,
+            redirect_uri: None,
+            challenge: None,
+        };
+        self.ensure_below_cap(ledger, now)?;
+        ledger.issue_directly(authorisation.clone(), pair, now);
+        Ok(Arc::new(authorisation))
+    }
+
+    fn redeem_code(
+        &self,
+        request: &TokenRequest,
+        ledger: &mut Ledger,
+        pair: Pair<'_>,
+        now: Timestamp,
+    ) -> Result<Arc<Authorisation>, ApiError> {
+        self.check_client(request, true, true)?;
+        let invalid = |description| ApiError::bad_request("invalid_grant", description);
+        let code = ledger
+            .code(required(request, "code")?, now)
+            .map_err(|_| invalid("The code is invalid, expired or was used"))?;
+        let authorisation = ledger.authorisation(code);
+        let redirect_uri = required(request, "redirect_uri")?;
+        if authorisation.redirect_uri.as_deref() != Some(redirect_uri) {
+            return Err(invalid("redirect_uri doesn't match"));
+        }
+        self.ensure_below_cap(ledger, now)?;
+        ledger.redeem(code, pair, now);
+        Ok(authorisation)
+    }
+
+    fn rotate<'a>(
+        &self,
+        request: &TokenRequest,
+        ledger: &'a mut Ledger,
+        pair: Pair<'a>,
+        now: Timestamp,
+    ) -> Result<(Arc<Authorisation>, Pair<'a>), ApiError> {
+        self.check_client(request, false, true)?;
+        let old = ledger.refresh(required(request, "refresh_token")?, now).map_err(|_| {
+            let description = "Refresh token is unavailable";
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_grant", description, 5)
+        })?;
+        self.ensure_below_cap(ledger, now)?;
+        Ok((ledger.authorisation(old), ledger.rotate(old, pair, now)))
+    }
+
+    fn ensure_below_cap(&self, ledger: &Ledger, now: Timestamp) -> Result<(), ApiError> {
+        if ledger.live_access_tokens(now) < self.settings.token_cap {
+            return Ok(());
+        }
+        let description = "Maximum number of tokens exceeded";
+        Err(ApiError::new(StatusCode::FORBIDDEN, "access_denied", description, 6))
+    }
+
+    fn token_answer(&self, authorisation: &Authorisation, pair: Pair<'_>) -> Value {
+        let account = self.account(authorisation);
         let expires_in = match self.settings.expires_in {
             ExpiresIn::Number => json!(pair.access.1),
             ExpiresIn::Text => json!(pair.access.1.to_string()),
@@ -234,7 +272,7 @@ impl Admitad {
         if let Some((refresh, _)) = pair.refresh {
             body["refresh_token"] = json!(refresh);
         }
-        Ok(body)
+        body
     }
 
     fn account(&self, authorisation: &Authorisation) -> Option<&Account> {
@@ -283,7 +321,7 @@ impl Admitad {
 }
 
 async fn consent_page(State(admitad): State<Arc<Admitad>>, query: Params) -> Response {
-    admitad.core.arrived(Endpoint::Authorize);
+    admitad.core.count_request(Endpoint::Authorize);
     let scopes = match admitad.asked(&query) {
         Ok((_, scopes)) => scopes,
         Err(refusal) => return *refusal,
@@ -304,7 +342,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    admitad.core.arrived(Endpoint::Decision);
+    admitad.core.count_request(Endpoint::Decision);
     let (redirect_uri, scopes) = match admitad.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -348,7 +386,7 @@ async fn token(State(admitad): State<Arc<Admitad>>, headers: HeaderMap, body: By
 
 async fn me(State(admitad): State<Arc<Admitad>>, headers: HeaderMap) -> Response {
     let token = bearer(&headers);
-    admitad.core.called(Endpoint::Account, token);
+    admitad.core.count_call(Endpoint::Account, token);
     let found = {
         let mut ledger = admitad.core.ledger();
         let now = admitad.core.now();
@@ -356,7 +394,7 @@ async fn me(State(admitad): State<Arc<Admitad>>, headers: HeaderMap) -> Response
         found.map(|id| ledger.authorisation(id))
     };
     let invalid = |description, code| {
-        Failure::new(StatusCode::UNAUTHORIZED, "invalid_token", description, code).into_response()
+        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_token", description, code).into_response()
     };
     let authorisation = match found {
         Ok(authorisation) => authorisation,
@@ -365,7 +403,7 @@ async fn me(State(admitad): State<Arc<Admitad>>, headers: HeaderMap) -> Response
     };
     if !authorisation.scopes.iter().any(|scope| scope == "private_data") {
         let description = "Insufficient rights";
-        return Failure::new(StatusCode::FORBIDDEN, "insufficient_scope", description, 2)
+        return ApiError::new(StatusCode::FORBIDDEN, "insufficient_scope", description, 2)
             .into_response();
     }
     let Some(account) = admitad.account(&authorisation) else { return not_found().await };

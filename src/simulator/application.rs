@@ -1,5 +1,5 @@
-//! What a broker needs in order to use the simulators: the registered applications, and the
-//! overlays that point its profiles at them.
+//! The broker's view of the simulators: the registered applications, and the overlays that point
+//! its profiles at them.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub struct Application {
     pub client_id: String,
     /// Its simulated secret.
     pub client_secret: SecretString,
-    /// What else a client of this provider is configured with, such as Divar's `api_key`.
+    /// Further settings of a client, such as Divar's `api_key`.
     pub settings: BTreeMap<String, SecretString>,
     /// The scopes to ask for.
     pub scopes: Vec<String>,
@@ -25,13 +25,11 @@ pub struct Application {
 
 impl Simulators {
     /// The application registered at each simulator.
-    #[must_use]
     pub fn applications(&self) -> BTreeMap<Slug, Application> {
         Simulated::ALL.map(|which| (slug(which), self.application(which))).into()
     }
 
     /// For each provider, the tables to lay over its profile so that it means the simulator.
-    #[must_use]
     pub fn overlays(&self) -> BTreeMap<Slug, toml::Table> {
         Simulated::ALL.map(|which| (slug(which), self.overlay(which))).into()
     }

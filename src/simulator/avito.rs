@@ -58,7 +58,7 @@ pub(super) fn api(avito: Arc<Avito>) -> Router {
         .with_state(avito)
 }
 
-/// What Kong, the gateway, says of every path it does not know.
+/// The answer of Kong, the gateway, on every unknown path.
 async fn no_route() -> Response {
     let body = json!({"message": "no Route matched with those values"});
     (StatusCode::NOT_FOUND, Json(body)).into_response()
@@ -194,7 +194,7 @@ impl Avito {
 }
 
 async fn consent_page(State(avito): State<Arc<Avito>>, query: Params) -> Response {
-    avito.core.arrived(Endpoint::Authorize);
+    avito.core.count_request(Endpoint::Authorize);
     let Some(asked) = avito.asked(&query) else {
         return something_went_wrong(StatusCode::BAD_REQUEST);
     };
@@ -214,7 +214,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    avito.core.arrived(Endpoint::Decision);
+    avito.core.count_request(Endpoint::Decision);
     let chosen = |account: &&Account| decision.chose(&account.id.to_string());
     let (Some(asked), Some(account)) =
         (avito.asked(&query), avito.settings.accounts.iter().find(chosen))
@@ -264,7 +264,7 @@ async fn account(State(avito): State<Arc<Avito>>, headers: HeaderMap) -> Respons
         (status, Json(body)).into_response()
     };
     let token = bearer(&headers);
-    avito.core.called(Endpoint::Account, token);
+    avito.core.count_call(Endpoint::Account, token);
     let Some(token) = token else { return refused(StatusCode::UNAUTHORIZED, "Unauthorized") };
     // An expired token is 403 here, like one that lacks the scope.
     let Some(account) = avito.account(token) else {

@@ -8,7 +8,6 @@ use super::{Application, Simulators};
 impl Simulators {
     /// `[providers.profiles.*]` and `[clients.*]` for a broker's configuration; each client is named
     /// like its provider.
-    #[must_use]
     pub fn configuration(&self) -> Table {
         let profiles = self.overlays();
         let profiles = profiles.into_iter().map(|(name, profile)| (name.into(), profile.into()));

@@ -51,10 +51,10 @@ fn once() -> u16 {
     1
 }
 
-/// What answers where the provider has nothing: it counts.
+/// The fallback for hosts that are none of the provider's: counts the request.
 pub(super) fn elsewhere(core: Arc<Core>) -> Router {
     Router::new().fallback(async move || {
-        core.arrived(Endpoint::Elsewhere);
+        core.count_request(Endpoint::Elsewhere);
         (StatusCode::NOT_FOUND, "No such simulated host\n")
     })
 }

@@ -1,4 +1,4 @@
-//! What every simulated provider has: a port, a clock, a ledger, and the faults ordered for it.
+//! The core of every simulated provider: a port, a clock, a ledger, and the faults ordered for it.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -71,7 +71,7 @@ impl Core {
         self.cleared.send_replace(());
     }
 
-    /// The fault of a token request, and what changes when the faults are cleared.
+    /// The fault of a token request, and a receiver that changes when the faults are cleared.
     pub(super) fn next_fault(&self) -> Option<(Fault, watch::Receiver<()>)> {
         let mut faults = self.faults.lock();
         Some((faults.pop_front()?, self.cleared.subscribe()))
@@ -89,14 +89,14 @@ impl Core {
         Some((faults.pop_front()?, self.cleared.subscribe()))
     }
 
-    pub(super) fn arrived(&self, endpoint: Endpoint) {
-        self.ledger().arrived(endpoint);
+    pub(super) fn count_request(&self, endpoint: Endpoint) {
+        self.ledger().count_request(endpoint);
     }
 
     /// Counts a call of a resource, and the token it carried.
-    pub(super) fn called(&self, endpoint: Endpoint, token: Option<&str>) {
+    pub(super) fn count_call(&self, endpoint: Endpoint, token: Option<&str>) {
         let mut ledger = self.ledger();
-        ledger.arrived(endpoint);
+        ledger.count_request(endpoint);
         if let Some(token) = token {
             ledger.presented(token, endpoint);
         }

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{divar, serve::HangUp};
+use super::{hydra::OAuthError, serve::HangUp};
 
-/// What goes wrong with one token or revocation request.
+/// A fault of one token or revocation request.
 ///
 /// `processed` says on which side of the state change: with `true` the code or refresh token is
 /// spent and the answer lost, with `false` the provider never saw the request.
@@ -58,12 +58,12 @@ pub enum Fault {
     },
     /// 429 with this `Retry-After`: a number, a date, nonsense.
     Busy {
-        /// What the header says.
+        /// The header's value.
         retry_after: String,
     },
     /// 503 with this `Retry-After`.
     Overloaded {
-        /// What the header says.
+        /// The header's value.
         retry_after: String,
     },
     /// 400 `invalid_grant` (RFC 6749 section 5.2) for a grant that lives: the provider is mistaken.
@@ -74,25 +74,25 @@ pub enum Fault {
     CutJson,
     /// The head and the first bytes of the body, then the connection closes.
     CutBody {
-        /// How many bytes of the body; if it has no more, they all come but never their end.
+        /// The number of bytes of the body; if it has no more, they all come but never their end.
         at: usize,
     },
     /// The head and the first bytes of the body, then nothing, until the client hangs up or the
     /// simulator ends.
     Stall {
-        /// How many bytes of the body; if it has no more, they all come but never their end.
+        /// The number of bytes of the body; if it has no more, they all come but never their end.
         at: usize,
     },
     /// The answer without `access_token`.
     NoAccessToken,
     /// The answer with this `expires_in`: a string, a float, negative, absurd.
     ExpiresIn {
-        /// What stands in its place.
+        /// The value in its place.
         value: Value,
     },
     /// The answer with this `scope`; without any if it is null.
     Scope {
-        /// What stands in its place.
+        /// The value in its place.
         value: Value,
     },
     /// 200 with this body in place of the true one, which is lost; `{refresh_token}` in it stands for
@@ -105,14 +105,14 @@ pub enum Fault {
     Late,
     /// The true answer, this much later.
     Slow {
-        /// How much later, in real time, whatever the simulator's clock says.
+        /// The delay in real time, whatever the simulator's clock says.
         milliseconds: u64,
     },
 }
 
 impl Fault {
-    /// Whether the provider never sees the request.
-    pub(super) fn comes_before_processing(&self) -> bool {
+    /// True if the provider never sees the request.
+    pub(super) fn is_before_processing(&self) -> bool {
         match self {
             Self::Html { processed }
             | Self::Empty { processed }
@@ -136,7 +136,7 @@ impl Fault {
 
     /// The answer that arrives in place of the true one. `cleared` changes when the faults are
     /// cleared.
-    pub(super) async fn distort(
+    pub(super) async fn apply(
         self,
         answer: Response,
         mut cleared: watch::Receiver<()>,
@@ -168,31 +168,33 @@ impl Fault {
                 let body = axum::Json(json!({"error": "invalid_grant"}));
                 (StatusCode::BAD_REQUEST, body).into_response()
             }
-            Self::Contended => divar::contended(),
-            Self::CutJson => change(answer, |body| Body::from(body.slice(..body.len() / 2))).await,
-            Self::CutBody { at } => change(answer, |body| begin(&body, at, hang_up())).await,
-            Self::Stall { at } => change(answer, |body| begin(&body, at, future::pending())).await,
+            Self::Contended => OAuthError::contended().into_response(),
+            Self::CutJson => {
+                map_body(answer, |body| Body::from(body.slice(..body.len() / 2))).await
+            }
+            Self::CutBody { at } => map_body(answer, |body| cut(&body, at, hang_up())).await,
+            Self::Stall { at } => map_body(answer, |body| cut(&body, at, future::pending())).await,
             Self::NoAccessToken => {
-                edit(answer, |fields| {
+                map_json(answer, |fields| {
                     fields.remove("access_token");
                 })
                 .await
             }
             Self::ExpiresIn { value } => {
-                edit(answer, |fields| {
+                map_json(answer, |fields| {
                     fields.insert("expires_in".into(), value);
                 })
                 .await
             }
             Self::Scope { value } => {
-                edit(answer, |fields| match value {
+                map_json(answer, |fields| match value {
                     Value::Null => drop(fields.remove("scope")),
                     value => drop(fields.insert("scope".into(), value)),
                 })
                 .await
             }
             Self::Body { text } => {
-                change(answer, |body| {
+                map_body(answer, |body| {
                     let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
                     let refresh = answer["refresh_token"].as_str().unwrap_or_default();
                     Body::from(text.replace("{refresh_token}", refresh))
@@ -200,7 +202,7 @@ impl Fault {
                 .await
             }
             Self::Late => {
-                // An error means that the simulator ends, and nobody is waiting any more.
+                // An error means that the simulator ends and no client waits any more.
                 let _ = cleared.changed().await;
                 answer
             }
@@ -213,18 +215,18 @@ impl Fault {
 }
 
 /// The same status and headers around another body.
-async fn change(answer: Response, body: impl FnOnce(Bytes) -> Body) -> Response {
+async fn map_body(answer: Response, body: impl FnOnce(Bytes) -> Body) -> Response {
     let (mut parts, old) = answer.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     let old = axum::body::to_bytes(old, usize::MAX).await.unwrap_or_default();
     Response::from_parts(parts, body(old))
 }
 
-async fn edit(
+async fn map_json(
     answer: Response,
     change_fields: impl FnOnce(&mut serde_json::Map<String, Value>),
 ) -> Response {
-    change(answer, |body| match serde_json::from_slice(&body) {
+    map_body(answer, |body| match serde_json::from_slice(&body) {
         Ok(Value::Object(mut fields)) => {
             change_fields(&mut fields);
             Body::from(Value::Object(fields).to_string())
@@ -234,8 +236,8 @@ async fn edit(
     .await
 }
 
-/// The first `at` bytes of the body, and then what comes in place of the rest.
-fn begin(
+/// The first `at` bytes of the body, followed by `then` in place of the rest.
+fn cut(
     body: &Bytes,
     at: usize,
     then: impl Future<Output = Result<Bytes, HangUp>> + Send + 'static,
@@ -244,7 +246,7 @@ fn begin(
     Body::from_stream(stream::iter([Ok(first)]).chain(stream::once(then)))
 }
 
-/// Once what came before is on its way, an error that makes the server hang up.
+/// Hangs up once the bytes before are on their way.
 async fn hang_up() -> Result<Bytes, HangUp> {
     tokio::task::yield_now().await;
     Err(HangUp::Close)

@@ -1,4 +1,4 @@
-//! What a provider remembers of every code and token it ever issued.
+//! A provider's memory of every code and token it ever issued.
 //!
 //! Pure: time is an argument and texts come from outside, kept only as digests (but for `successor`).
 
@@ -10,46 +10,15 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
 
 use self::successor::Successor;
 use super::{
-    oracle::{Endpoint, Known, Oracle},
+    oracle::{End, Endpoint, Kind, Known, Oracle},
     rotation::{Rotation, Successors},
 };
 use crate::seal::secret::Digest;
 
-/// A code, an access token or a refresh token.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// An authorization code.
-    Code,
-    /// An access token.
-    Access,
-    /// A refresh token.
-    Refresh,
-}
-
-/// Why a code or token no longer works.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum End {
-    /// Its life is over.
-    Expired,
-    /// A code that was redeemed.
-    Redeemed,
-    /// A newer pair took its place.
-    Rotated,
-    /// The code behind it was presented a second time.
-    CodeReused,
-    /// A refresh token of its chain was presented after its end.
-    RefreshReused,
-    /// The client asked for its end (RFC 7009).
-    Revoked,
-}
-
-/// Who authorised what: the same for all tokens of a chain.
+/// The subject of an authorisation: the same for all tokens of a chain.
 #[derive(Clone, Debug)]
 pub(super) struct Authorisation {
     /// The account's id, as text.
@@ -141,11 +110,11 @@ impl Ledger {
     }
 
     /// Counts a request that arrived.
-    pub(super) fn arrived(&mut self, endpoint: Endpoint) {
+    pub(super) fn count_request(&mut self, endpoint: Endpoint) {
         *self.requests.entry(endpoint).or_default() += 1;
     }
 
-    /// Counts a text that a request carried, whatever becomes of that request.
+    /// Counts a presented code or token, whatever becomes of its request.
     pub(super) fn presented(&mut self, text: &str, endpoint: Endpoint) {
         let counts = match self.by_digest.get(&digest(text)) {
             Some(&at) => &mut self.entries[at].presented,
@@ -161,8 +130,8 @@ impl Ledger {
         code: (&str, u32),
         now: Timestamp,
     ) {
-        let chain = self.open(authorisation);
-        self.add(chain, Kind::Code, code, now);
+        let chain = self.open_chain(authorisation);
+        self.add_entry(chain, Kind::Code, code, now);
     }
 
     /// A grant with neither code nor refresh token before it.
@@ -172,24 +141,24 @@ impl Ledger {
         pair: Pair<'_>,
         now: Timestamp,
     ) {
-        let chain = self.open(authorisation);
-        self.issue(chain, pair, now);
+        let chain = self.open_chain(authorisation);
+        self.issue_pair(chain, pair, now);
     }
 
     /// The code behind a text, as long as it is alive. Looking does not spend it.
     pub(super) fn code(&self, text: &str, now: Timestamp) -> Result<Id, Refusal> {
-        self.alive(Kind::Code, text, now)
+        self.find_alive(Kind::Code, text, now)
     }
 
     /// Spends a code on a pair.
     pub(super) fn redeem(&mut self, Id(code): Id, pair: Pair<'_>, now: Timestamp) {
         self.entries[code].end(now, End::Redeemed);
-        self.issue(self.entries[code].chain, pair, now);
+        self.issue_pair(self.entries[code].chain, pair, now);
     }
 
     /// The refresh token behind a text, as long as it is alive; reuse has its consequences here.
     pub(super) fn refresh(&mut self, text: &str, now: Timestamp) -> Result<Id, Refusal> {
-        let found = self.alive(Kind::Refresh, text, now);
+        let found = self.find_alive(Kind::Refresh, text, now);
         if let (Err(Refusal::Dead(End::Rotated)), Rotation::RevokesChain { .. }) =
             (found, self.rotation)
         {
@@ -208,7 +177,7 @@ impl Ledger {
         let Entry { chain, generation, .. } = self.entries[refresh];
         match self.rotation {
             Rotation::Stays => {
-                self.add(chain, Kind::Access, pair.access, now);
+                self.add_entry(chain, Kind::Access, pair.access, now);
                 return Pair { refresh: None, ..pair };
             }
             Rotation::UntilNextUsed => self.retire_before(chain, generation, now),
@@ -222,20 +191,20 @@ impl Ledger {
             }
             Rotation::RevokesChain { grace, access_grace } => {
                 self.entries[refresh].end(after(grace, now), End::Rotated);
-                self.each(chain, |entry| {
+                self.for_each_in(chain, |entry| {
                     if entry.kind == Kind::Access && entry.generation == generation {
                         entry.end(after(access_grace, now), End::Rotated);
                     }
                 });
             }
         }
-        self.issue(chain, pair, now);
+        self.issue_pair(chain, pair, now);
         pair
     }
 
     /// The access token behind a text, as long as it is alive. Its use is a use of its pair.
     pub(super) fn access(&mut self, text: &str, now: Timestamp) -> Result<Id, Refusal> {
-        let found = self.alive(Kind::Access, text, now)?;
+        let found = self.find_alive(Kind::Access, text, now)?;
         if let Rotation::UntilNextUsed = self.rotation {
             let Entry { chain, generation, .. } = self.entries[found.0];
             self.retire_before(chain, generation, now);
@@ -246,7 +215,7 @@ impl Ledger {
     /// Ends everything that came from the same authorisation as this text.
     pub(super) fn revoke_chain_of(&mut self, text: &str, end: End, now: Timestamp) {
         if let Some(&at) = self.by_digest.get(&digest(text)) {
-            self.each(self.entries[at].chain, |entry| entry.end(now, end));
+            self.for_each_in(self.entries[at].chain, |entry| entry.end(now, end));
         }
     }
 
@@ -254,7 +223,7 @@ impl Ledger {
         Arc::clone(&self.chains[self.entries[at].chain].authorisation)
     }
 
-    /// Whether a text is the access token that was issued together with a refresh token.
+    /// True if a text is the access token that was issued together with a refresh token.
     pub(super) fn issued_together(&self, access: &str, Id(refresh): Id) -> bool {
         let refresh = &self.entries[refresh];
         self.by_digest.get(&digest(access)).map(|&at| &self.entries[at]).is_some_and(|access| {
@@ -263,7 +232,7 @@ impl Ledger {
         })
     }
 
-    /// How many access tokens are alive.
+    /// The number of live access tokens.
     pub(super) fn live_access_tokens(&self, now: Timestamp) -> usize {
         let alive = |entry: &&Entry| entry.kind == Kind::Access && entry.ended(now).is_none();
         self.entries.iter().filter(alive).count()
@@ -292,7 +261,7 @@ impl Ledger {
         }
     }
 
-    fn alive(&self, kind: Kind, text: &str, now: Timestamp) -> Result<Id, Refusal> {
+    fn find_alive(&self, kind: Kind, text: &str, now: Timestamp) -> Result<Id, Refusal> {
         let at = *self.by_digest.get(&digest(text)).ok_or(Refusal::Unknown)?;
         let entry = &self.entries[at];
         if entry.kind != kind {
@@ -303,7 +272,7 @@ impl Ledger {
 
     /// The lenient rule: with this generation in use, the refresh tokens before it are over.
     fn retire_before(&mut self, chain: usize, generation: u32, now: Timestamp) {
-        self.each(chain, |entry| {
+        self.for_each_in(chain, |entry| {
             if entry.kind == Kind::Refresh && entry.generation < generation {
                 entry.end(now, End::Rotated);
             }
@@ -312,7 +281,7 @@ impl Ledger {
 
     /// Only the newest lives: everything that came after this generation is over.
     fn retire_after(&mut self, chain: usize, generation: u32, now: Timestamp) {
-        self.each(chain, |entry| {
+        self.for_each_in(chain, |entry| {
             if entry.generation > generation {
                 entry.end(now, End::Rotated);
             }
@@ -328,33 +297,33 @@ impl Ledger {
     ) -> Pair<'a> {
         if !self.successors.contains_key(&refresh) {
             self.successors.retain(|&of, _| self.entries[of].ended(now).is_none());
-            self.issue(self.entries[refresh].chain, pair, now);
+            self.issue_pair(self.entries[refresh].chain, pair, now);
             self.successors.insert(refresh, Successor::new(pair, now));
         }
         self.successors[&refresh].again(now)
     }
 
-    fn each(&mut self, chain: usize, mut change: impl FnMut(&mut Entry)) {
+    fn for_each_in(&mut self, chain: usize, mut change: impl FnMut(&mut Entry)) {
         for &at in &self.chains[chain].entries {
             change(&mut self.entries[at]);
         }
     }
 
-    fn open(&mut self, authorisation: Authorisation) -> usize {
+    fn open_chain(&mut self, authorisation: Authorisation) -> usize {
         let authorisation = Arc::new(authorisation);
         self.chains.push(Chain { authorisation, generation: 0, entries: Vec::new() });
         self.chains.len() - 1
     }
 
-    fn issue(&mut self, chain: usize, pair: Pair<'_>, now: Timestamp) {
+    fn issue_pair(&mut self, chain: usize, pair: Pair<'_>, now: Timestamp) {
         self.chains[chain].generation += 1;
-        self.add(chain, Kind::Access, pair.access, now);
+        self.add_entry(chain, Kind::Access, pair.access, now);
         if let Some(refresh) = pair.refresh {
-            self.add(chain, Kind::Refresh, refresh, now);
+            self.add_entry(chain, Kind::Refresh, refresh, now);
         }
     }
 
-    fn add(&mut self, chain: usize, kind: Kind, (text, life): (&str, u32), now: Timestamp) {
+    fn add_entry(&mut self, chain: usize, kind: Kind, (text, life): (&str, u32), now: Timestamp) {
         let at = self.entries.len();
         let generation = self.chains[chain].generation;
         self.entries.push(Entry {

@@ -1,9 +1,12 @@
-//! Faithful imitations of Avito, amoCRM, Kommo, Admitad and Divar on loopback, for demos, tests and
-//! users' staging.
+//! Simulators: faithful imitations of Avito, amoCRM, Kommo, Admitad and Divar on loopback, for
+//! demos, tests and users' staging.
+//!
+//! May use: the clock, slugs and digests; nothing of the broker. Used by the commands `demo` and
+//! `simulate`, by `config` for its settings, and by tests.
 //!
 //! They are as strict as the real providers: a wrong encoding, a wrong client authentication, a
 //! missing `redirect_uri`, a reused code or refresh token or an unknown route fails with that
-//! provider's own status and body. What no source tells is a named switch in [`settings`]. Nothing
+//! provider's own status and body. A rule that no source confirms is a named switch in [`settings`]. Nothing
 //! here is real: accounts, secrets and tokens open nothing.
 //!
 //! # Hosts
@@ -15,10 +18,10 @@
 //!
 //! # Rotation
 //!
-//! What becomes of a used refresh token is by default what that provider does. With
+//! A used refresh token meets by default the same fate as at the real provider. With
 //! [`rotation`](settings::AvitoSettings::rotation) every token endpoint can be any of six classes.
 //!
-//! # What a real provider would never tell
+//! # Control and oracle
 //!
 //! `GET /_simulator/oracle` (on every host) lists every code and token ever issued, whether it lives
 //! and how often it was presented. `POST /_simulator/clock` with `{"advance_seconds": 60}` moves the
@@ -40,6 +43,7 @@ mod control;
 mod core;
 mod divar;
 mod fault;
+mod hydra;
 mod ledger;
 mod oracle;
 mod page;
@@ -87,7 +91,6 @@ impl Simulated {
     pub const ALL: [Self; 5] = [Self::Admitad, Self::Amocrm, Self::Avito, Self::Divar, Self::Kommo];
 
     /// The name of its profile.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Admitad => "admitad",
@@ -113,19 +116,16 @@ pub struct Simulator {
 
 impl Simulator {
     /// `http://127.0.0.1:PORT`: the API of the provider, and `/_simulator/`.
-    #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port())
     }
 
     /// The port it listens on.
-    #[must_use]
     pub fn port(&self) -> u16 {
         self.core.port
     }
 
-    /// What it issued, and what was presented to it.
-    #[must_use]
+    /// A view of everything issued by it and presented to it.
     pub fn oracle(&self) -> Oracle {
         self.core.oracle()
     }
@@ -164,10 +164,6 @@ pub struct Simulators {
 
 impl Simulators {
     /// Binds a loopback port for each provider and serves.
-    ///
-    /// # Errors
-    ///
-    /// If a port cannot be bound: most likely it is in use.
     pub async fn start(settings: SimulatorSettings, clock: Clock) -> io::Result<Self> {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -184,7 +180,6 @@ impl Simulators {
     }
 
     /// One of them.
-    #[must_use]
     pub fn of(&self, which: Simulated) -> &Simulator {
         // `Simulated::ALL` is in the order of the enum, so the number of a variant is its place.
         &self.running[which as usize]

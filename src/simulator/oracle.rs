@@ -1,14 +1,43 @@
-//! The oracle: what a simulated provider knows and a real one would never tell.
+//! The oracle: a simulated provider's knowledge, which a real one would never tell.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-pub use super::ledger::{End, Kind};
 use crate::seal::secret::Digest;
 
-/// Where a request arrived.
+/// A code, an access token or a refresh token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// An authorization code.
+    Code,
+    /// An access token.
+    Access,
+    /// A refresh token.
+    Refresh,
+}
+
+/// Why a code or token no longer works.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// Its life is over.
+    Expired,
+    /// A code that was redeemed.
+    Redeemed,
+    /// A newer pair took its place.
+    Rotated,
+    /// The code behind it was presented a second time.
+    CodeReused,
+    /// A refresh token of its chain was presented after its end.
+    RefreshReused,
+    /// The client asked for its end (RFC 7009).
+    Revoked,
+}
+
+/// The endpoint that a request arrived at.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {
@@ -33,17 +62,16 @@ pub enum Endpoint {
 pub struct Oracle {
     /// The simulator's clock.
     pub now: Timestamp,
-    /// How many requests arrived, by endpoint.
+    /// Requests that arrived, by endpoint.
     pub requests: BTreeMap<Endpoint, u64>,
-    /// How many codes and tokens arrived that were never issued here, by endpoint.
+    /// Codes and tokens that arrived but were never issued here, by endpoint.
     pub unknown: BTreeMap<Endpoint, u64>,
     /// Every code and token ever issued, in order of issue.
     pub known: Vec<Known>,
 }
 
 impl Oracle {
-    /// What is known of a code or token.
-    #[must_use]
+    /// The entry of a code or token.
     pub fn of(&self, text: &str) -> Option<&Known> {
         let fingerprint = Digest::of_bytes(text.as_bytes()).fingerprint();
         self.known.iter().find(|known| known.fingerprint == fingerprint)
@@ -52,7 +80,6 @@ impl Oracle {
     /// The refresh tokens that work now, by chain: a client that has one of them needs no person.
     ///
     /// Every chain is there that was ever given a refresh token; nothing can save one without any.
-    #[must_use]
     pub fn live_refresh_tokens(&self) -> BTreeMap<usize, Vec<&Known>> {
         let mut chains = BTreeMap::<_, Vec<_>>::new();
         for token in self.refresh_tokens() {
@@ -61,8 +88,7 @@ impl Oracle {
         chains
     }
 
-    /// How often that refresh token arrived which arrived most often, whatever was answered.
-    #[must_use]
+    /// The arrivals of the refresh token that arrived most often, whatever was answered.
     pub fn most_presentations(&self) -> u64 {
         self.refresh_tokens().map(|token| token.presented.values().sum()).max().unwrap_or(0)
     }
@@ -79,11 +105,11 @@ pub struct Known {
     pub id: usize,
     /// The first 16 hexadecimal digits of its SHA-256 digest.
     pub fingerprint: String,
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
     /// The authorisation it came from, from 1: a consent or one client-credentials request.
     pub chain: usize,
-    /// Which pair of its chain it belongs to, from 1; a code has 0.
+    /// The number of its pair within the chain, from 1; a code has 0.
     pub generation: u32,
     /// The account that it acts for.
     pub account: String,
@@ -91,10 +117,10 @@ pub struct Known {
     pub issued_at: Timestamp,
     /// When it ends or ended.
     pub ends_at: Timestamp,
-    /// Whether it works now.
+    /// True while it works.
     pub alive: bool,
     /// Why it no longer works.
     pub ended: Option<End>,
-    /// How often it arrived, by endpoint, whatever was answered.
+    /// Arrivals by endpoint, whatever was answered.
     pub presented: BTreeMap<Endpoint, u64>,
 }

@@ -8,7 +8,7 @@ use axum::{
 use serde::Deserialize;
 use url::Url;
 
-/// Who may be asked for consent, and for what.
+/// The consent page: the client, the accounts and the scopes.
 #[derive(Debug, Template)]
 #[template(path = "consent.html", config = "src/simulator/pages/askama.toml")]
 pub(super) struct Consent<'a> {
@@ -33,7 +33,7 @@ struct Problem<'a> {
     text: &'a str,
 }
 
-/// What the form of the consent page sends.
+/// The form of the consent page.
 #[derive(Debug, Deserialize)]
 pub(super) struct Decision {
     pub decision: Verdict,
@@ -42,7 +42,7 @@ pub(super) struct Decision {
 }
 
 impl Decision {
-    /// Whether this account was chosen; without a choice, any is.
+    /// True if this account was chosen; without a choice, any is.
     pub(super) fn chose(&self, id: &str) -> bool {
         self.account.as_deref().is_none_or(|chosen| chosen == id)
     }
@@ -72,7 +72,7 @@ fn page(status: StatusCode, template: &impl Template) -> Response {
     match template.render() {
         Ok(text) => (status, HEADERS, Html(text)).into_response(),
         Err(error) => {
-            tracing::error!(%error, "a simulated page could not be written");
+            tracing::error!(%error, "cannot render a simulated page");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

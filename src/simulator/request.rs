@@ -1,4 +1,4 @@
-//! Reading what a client sent, without forgiving more than the providers do.
+//! Parsing of a client's requests, as strict as the providers' own.
 
 use std::convert::Infallible;
 
@@ -124,7 +124,7 @@ pub(super) async fn token(
     let request = TokenRequest::read(headers, &body);
     {
         let mut ledger = core.ledger();
-        ledger.arrived(Endpoint::Token);
+        ledger.count_request(Endpoint::Token);
         for name in ["code", "refresh_token"] {
             if let Some(text) = request.params.get(name) {
                 ledger.presented(text, Endpoint::Token);
@@ -133,9 +133,9 @@ pub(super) async fn token(
     }
     match core.next_fault() {
         None => answer(&request),
-        Some((fault, cleared)) if fault.comes_before_processing() => {
-            fault.distort(Response::default(), cleared).await
+        Some((fault, cleared)) if fault.is_before_processing() => {
+            fault.apply(Response::default(), cleared).await
         }
-        Some((fault, cleared)) => fault.distort(answer(&request), cleared).await,
+        Some((fault, cleared)) => fault.apply(answer(&request), cleared).await,
     }
 }

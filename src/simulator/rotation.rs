@@ -1,10 +1,10 @@
-//! The rules of rotation: what becomes of a refresh token that was used.
+//! The rules of rotation: the fate of a refresh token that was used.
 
 use jiff::SignedDuration;
 
 use super::switch::RotationClass;
 
-/// What happens to a refresh token that was used.
+/// The fate of a refresh token that was used.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rotation {
     /// It works for the rest of its life, and each new access token comes without another one.
@@ -18,7 +18,7 @@ pub(super) enum Rotation {
     RevokesChain { grace: SignedDuration, access_grace: SignedDuration },
 }
 
-/// What the further uses of a refresh token within its grace bring.
+/// The outcome of further uses of a refresh token within its grace.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Successors {
     /// The pair that the first use brought.

@@ -14,14 +14,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-/// What answers on which host name of one listener.
+/// The routers of one listener, by host name.
 #[derive(Debug)]
 pub(super) struct Hosts {
-    /// `localhost`: what a browser sees.
+    /// `localhost`: the site for browsers.
     pub site: Router,
-    /// What the broker and the services call.
+    /// The API, called by the broker and the services.
     pub api: Router,
-    /// Where `api` answers.
+    /// The hosts of `api`.
     pub api_host: ApiHost,
     /// `/_simulator/`, on every host.
     pub control: Router,
@@ -106,7 +106,7 @@ pub(super) async fn serve(
             }
             // Out of descriptors, or a peer already gone: give others a turn and go on.
             Err(error) => {
-                tracing::debug!(%error, "a simulator could not accept a connection");
+                tracing::debug!(%error, "a simulator cannot accept a connection");
                 tokio::task::yield_now().await;
             }
         }
@@ -138,7 +138,7 @@ async fn serve_connection(stream: TcpStream, hosts: Arc<Hosts>) {
 /// Makes the close that follows an RST.
 fn reset(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
-        tracing::warn!(%error, "a simulator could not reset a connection");
+        tracing::warn!(%error, "a simulator cannot reset a connection");
     }
 }
 

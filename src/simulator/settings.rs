@@ -1,4 +1,4 @@
-//! What can be set about the simulated providers: lives, ports, and the rules that nobody has verified.
+//! Settings of the simulated providers: lives, ports, and the rules that no source confirms.
 //!
 //! Every secret here is simulated and opens nothing, so it is plain text, and its name says so.
 //! A switch stands for a question that no source answers; its default is the harsher reading, or
@@ -61,11 +61,11 @@ impl SimulatorSettings {
 pub struct AvitoSettings {
     /// The loopback port; 0 takes a free one.
     pub port: u16,
-    /// How long an access token lives.
+    /// The life of an access token.
     pub access_life: u32,
-    /// How long a refresh token lives. No source says.
+    /// The life of a refresh token. No source says.
     pub refresh_life: u32,
-    /// How long a code lives. No source says.
+    /// The life of a code. No source says.
     pub code_life: u32,
     /// The registered application.
     pub client_id: String,
@@ -75,15 +75,16 @@ pub struct AvitoSettings {
     pub redirect_uri: Option<String>,
     /// The scopes approved for it.
     pub scopes: Vec<String>,
-    /// Who can consent. The first owns the application: client credentials act for it.
+    /// The accounts that can consent. The first owns the application: client credentials act for
+    /// it.
     pub accounts: Vec<Account>,
-    /// Whether `/token` redirects to `/token/`, as the documented curl lines prepare for.
+    /// The redirect from `/token` to `/token/`, which the documented curl lines prepare for.
     pub token_redirect: bool,
-    /// What a scope parameter with spaces in place of commas gives.
+    /// The answer to a scope parameter with spaces in place of commas.
     pub space_scopes: SpaceScopes,
-    /// What a `redirect_uri` that is not the registered one does to an authorisation request.
+    /// The answer to an authorisation request with a `redirect_uri` that is not the registered one.
     pub redirect_uri_mismatch: RedirectUriMismatch,
-    /// What becomes of the refresh token that was just used.
+    /// The fate of the refresh token that was just used.
     pub old_refresh_token: OldRefreshToken,
     /// Under which status the token endpoint reports an error.
     pub error_style: ErrorStyle,
@@ -125,11 +126,11 @@ impl Default for AvitoSettings {
 pub struct AmocrmSettings {
     /// The loopback port; 0 takes a free one.
     pub port: u16,
-    /// How long an access token lives.
+    /// The life of an access token.
     pub access_life: u32,
-    /// How long a refresh token lives without use.
+    /// The life of an unused refresh token.
     pub refresh_life: u32,
-    /// How long a code lives.
+    /// The life of a code.
     pub code_life: u32,
     /// The integration's UUID.
     pub client_id: String,
@@ -143,7 +144,7 @@ pub struct AmocrmSettings {
     pub accounts: Vec<AmocrmAccount>,
     /// When a refresh token that was used stops working.
     pub refresh_mode: RefreshMode,
-    /// Whether the access token names its shard in `api_domain`, as those since 2024-08-21 do.
+    /// The access token names its shard in `api_domain`, as those since 2024-08-21 do.
     pub api_domain: bool,
     /// Kommo: how far `server_time` runs ahead of the simulator's clock.
     pub server_time_skew: i64,
@@ -211,11 +212,11 @@ impl Default for AmocrmAccount {
 pub struct AdmitadSettings {
     /// The loopback port; 0 takes a free one.
     pub port: u16,
-    /// How long an access token lives.
+    /// The life of an access token.
     pub access_life: u32,
-    /// How long a refresh token lives. No source says.
+    /// The life of a refresh token. No source says.
     pub refresh_life: u32,
-    /// How long a code lives. No source says.
+    /// The life of a code. No source says.
     pub code_life: u32,
     /// The registered application.
     pub client_id: String,
@@ -225,15 +226,16 @@ pub struct AdmitadSettings {
     pub redirect_uri: Option<String>,
     /// The scopes the application may ask for.
     pub scopes: Vec<String>,
-    /// Who can consent. The first owns the application: client credentials act for it.
+    /// The accounts that can consent. The first owns the application: client credentials act for
+    /// it.
     pub accounts: Vec<Account>,
-    /// What `/token` without the trailing slash answers.
+    /// The answer to `/token` without the trailing slash.
     pub missing_slash: MissingSlash,
-    /// How `expires_in` is written.
+    /// The type of `expires_in`.
     pub expires_in: ExpiresIn,
-    /// How many access tokens may be alive at once. The real number is not known.
+    /// The most access tokens that may be alive at once. The real number is not known.
     pub token_cap: usize,
-    /// What becomes of the refresh token that was just used.
+    /// The fate of the refresh token that was just used.
     pub old_refresh_token: OldRefreshToken,
     /// A rotation class in place of its own rule.
     pub rotation: Option<RotationClass>,
@@ -272,11 +274,11 @@ impl Default for AdmitadSettings {
 pub struct DivarSettings {
     /// The loopback port; 0 takes a free one.
     pub port: u16,
-    /// How long an access token lives.
+    /// The life of an access token.
     pub access_life: u32,
-    /// How long a refresh token lives; each rotation starts a full new life.
+    /// The life of a refresh token; each rotation starts a full new life.
     pub refresh_life: u32,
-    /// How long a code lives: Hydra's default, Divar's own value is not known.
+    /// The life of a code: Hydra's default, Divar's own value is not known.
     pub code_life: u32,
     /// The application's slug.
     pub client_id: String,
@@ -288,19 +290,19 @@ pub struct DivarSettings {
     pub redirect_uris: Vec<String>,
     /// The names of the scopes it may ask for, each alone or as `NAME.identifier`.
     pub scopes: Vec<String>,
-    /// Who can consent.
+    /// The users who can consent.
     pub users: Vec<DivarUser>,
     /// For how long after its first use a rotated refresh token still works; 0 for no grace.
     pub grace: u32,
-    /// Whether the old access token works during the grace.
+    /// The fate of the old access token during the grace.
     pub old_access_token: OldAccessToken,
-    /// Whether a refresh needs `code` (the current access token) and `redirect_uri`.
+    /// The need of a refresh for `code` (the current access token) and `redirect_uri`.
     pub refresh_parameters: RefreshParameters,
-    /// Whether there is `/oauth2/revoke`.
+    /// The revocation endpoint, `/oauth2/revoke`.
     pub revocation: RevocationEndpoint,
-    /// What comes back to the redirect URI when the user refuses.
+    /// The callback of a refusal.
     pub denial: Denial,
-    /// Whose errors the token endpoint gives.
+    /// The family of the token endpoint's errors.
     pub hydra: Hydra,
     /// A rotation class in place of its own rule.
     pub rotation: Option<RotationClass>,

@@ -22,7 +22,7 @@ pub(super) fn hex<const N: usize>() -> String {
     hex::encode(random_bytes::<N>())
 }
 
-/// What Ory Hydra issues: `ory_at_….…`, with `at`, `rt` or `ac`.
+/// A token of Ory Hydra: `ory_at_….…`, with `at`, `rt` or `ac`.
 pub(super) fn ory(kind: &str) -> String {
     format!("ory_{kind}_{}.{}", url_safe(43), url_safe(43))
 }

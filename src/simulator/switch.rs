@@ -1,4 +1,4 @@
-//! The rules that nobody has verified, each as a switch with the possible answers.
+//! Switches: rules that no source confirms, each with the possible answers.
 
 use serde::Deserialize;
 
@@ -12,7 +12,7 @@ macro_rules! switch {
 }
 
 switch! {
-    /// Every provider: what becomes of a refresh token that was used, in place of its own rule.
+    /// Every provider: the fate of a refresh token that was used, in place of its own rule.
     ///
     /// A grace runs from the first use; after it the token is merely dead.
     RotationClass {
@@ -116,7 +116,7 @@ switch! {
     RefreshParameters {
         /// A refresh without them fails.
         Required,
-        /// Nobody looks at them, as in Hydra itself.
+        /// They are ignored, as in Hydra itself.
         Ignored,
     }
 }

@@ -1,11 +1,13 @@
-//! The spool: a received grant on this machine's disk before it is in the database.
+//! The spool: write-ahead files of received grants, on this machine's disk before they are in the
+//! database.
 //!
-//! A refresh token that works once exists nowhere but in the provider's answer. So the room for it
-//! is made before the request is sent, the sealed grant is written and synced before the database
-//! is asked to store it, and what a crash left here is stored at the next start. Once it is stored
-//! the file stays for [`Spool::REMEMBERED`], for a database that forgets it: a standby that is
-//! promoted may lack the last commits. The tokens are sealed for their place in the database and
-//! open nowhere else.
+//! A single-use refresh token exists nowhere but in the provider's answer. So its file is reserved
+//! before the request is sent, the sealed grant is written and synced before the commit, and the
+//! next start replays what a crash left here. After the commit the file stays for
+//! [`Spool::REMEMBERED`], because a promoted standby may lack the last commits. The tokens are sealed
+//! for their place in the database and open nowhere else.
+//!
+//! May use: `domain`, `seal` and `os`. Used by `broker`.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -20,44 +22,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{connection::ConnectionId, grant::SealedGrant};
 
-/// The room that is made for a grant before it is asked for, in bytes: two tokens of the largest
-/// size that is taken, sealed, and what is written about them.
+/// The size of a reserved file, in bytes: two sealed tokens of the largest size, and the rest of
+/// the entry.
 const ROOM: usize = 64 * 1024;
 
-/// The name of the folder beside it for grants that do not open.
+/// The folder beside the spool for grants that do not open.
 const UNOPENED: &str = "unopened";
 
-/// The folder of grants that are on their way into the database.
+/// The folder of the spooled grants.
 #[derive(Clone, Debug)]
 pub struct Spool {
     folder: PathBuf,
-    /// The grants that are in the database.
+    /// The folder of the committed grants.
     stored: PathBuf,
 }
 
-/// A grant as it lies in the spool, as JSON.
+/// A grant in the spool, written as JSON.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Entry {
-    /// Whose it is.
+    /// The connection.
     pub connection: ConnectionId,
-    /// The account that it was asked for, where that was known.
+    /// The account that was expected, if it was known.
     pub account: Option<String>,
     /// The grant, sealed for its generation.
     #[serde(flatten)]
     pub grant: SealedGrant,
-    /// When the next refresh is due.
+    /// The time of the next refresh.
     pub refresh_at: Option<Timestamp>,
 }
 
 impl Spool {
-    /// How long a grant is remembered after it was stored.
+    /// The time for which a grant is remembered after it was stored.
     pub const REMEMBERED: Duration = Duration::from_mins(15);
 
-    /// Opens the spool of a state directory, and makes it if need be.
-    ///
-    /// # Errors
-    ///
-    /// When its folders cannot be made.
+    /// Opens the spool of a state directory, and creates it if need be.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let spool = Self { folder: state_dir.join("spool"), stored: state_dir.join("stored") };
         for folder in [&spool.folder, &spool.stored] {
@@ -66,7 +64,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Makes room for the grant of an attempt: after this, keeping it needs no more space.
+    /// Reserves disk space for the grant of an attempt: writing it later needs no more.
     ///
     /// # Errors
     ///
@@ -75,18 +73,14 @@ impl Spool {
         let path = self.folder.join(attempt);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let slot = Reservation { path: Some(path), stored: self.stored.clone(), file };
-        // Zeros that are on the disk cannot fail to be overwritten for want of space.
+        // Overwriting zeros that are on the disk cannot fail for want of space.
         slot.write(&vec![0; ROOM])?;
         File::open(&self.folder)?.sync_all()?;
         Ok(slot)
     }
 
-    /// What lies in the spool, each with what forgets it. A file that was reserved and never used is
+    /// The grants in the spool, each with its handle. A file that was reserved and never used is
     /// removed; one that holds no whole entry is put aside.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read.
     pub fn entries(&self) -> io::Result<Vec<(Entry, SpooledGrant)>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.folder)? {
@@ -98,7 +92,7 @@ impl Spool {
                 [] => kept.remove(),
                 bytes => match read(bytes) {
                     Some(entry) => entries.push((entry, kept)),
-                    // Torn by a crash, most likely: nothing relied on it, and nothing is thrown away.
+                    // Torn by a crash, most likely: nothing relied on it, but it is kept.
                     None => kept.set_aside(),
                 },
             }
@@ -106,15 +100,11 @@ impl Spool {
         Ok(entries)
     }
 
-    /// The grants that were stored within [`Spool::REMEMBERED`], the oldest generations first.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read.
+    /// The grants committed within [`Spool::REMEMBERED`], the oldest generations first.
     pub fn remembered(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for file in fs::read_dir(&self.stored)? {
-            // One that is removed at this moment is too old.
+            // A file that is removed at this moment is too old.
             let bytes = fs::read(file?.path()).unwrap_or_default();
             entries.extend(read(&bytes));
         }
@@ -122,11 +112,7 @@ impl Spool {
         Ok(entries)
     }
 
-    /// Removes the grants that were stored longer ago than [`Spool::REMEMBERED`].
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be read or a file not removed.
+    /// Removes the grants committed longer ago than [`Spool::REMEMBERED`].
     pub fn sweep(&self) -> io::Result<()> {
         for file in fs::read_dir(&self.stored)? {
             let file = file?;
@@ -138,11 +124,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes every grant of a connection, also those that are stored or were put aside.
-    ///
-    /// # Errors
-    ///
-    /// When a folder cannot be read or a file not removed.
+    /// Removes every grant of a connection, also committed ones and those set aside.
     pub fn erase(&self, connection: ConnectionId) -> io::Result<()> {
         erase(&self.folder, connection)?;
         erase(&self.stored, connection)?;
@@ -158,7 +140,7 @@ fn erase(folder: &Path, connection: ConnectionId) -> io::Result<()> {
     };
     for file in files {
         let path = file?.path();
-        // One that is gone by now was not ours to remove.
+        // A file that is gone by now was not ours to remove.
         let Ok(bytes) = fs::read(&path) else { continue };
         if read(&bytes).is_some_and(|entry| entry.connection == connection) {
             fs::remove_file(&path)?;
@@ -167,10 +149,10 @@ fn erase(folder: &Path, connection: ConnectionId) -> io::Result<()> {
     Ok(())
 }
 
-/// Room for one grant. Dropping it unused gives the room back.
+/// Disk space for one grant. Dropping it unused removes the file.
 #[derive(Debug)]
 pub struct Reservation {
-    /// None once the file is a grant's.
+    /// None once the file holds a grant.
     path: Option<PathBuf>,
     stored: PathBuf,
     file: File,
@@ -181,11 +163,11 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// When the disk fails; the room is given back then.
+    /// When the disk fails; the space is released then.
     pub fn keep(mut self, entry: &Entry) -> io::Result<SpooledGrant> {
         let bytes = serde_json::to_vec(entry)?;
         self.write(&bytes)?;
-        // A file that was removed meanwhile takes every write, and nobody finds it again.
+        // A file that was removed meanwhile takes every write, but is never found again.
         if self.file.metadata()?.nlink() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -204,7 +186,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            // A file that stays is empty of tokens, and goes at the next start.
+            // A file that cannot be removed holds no token, and goes at the next start.
             let _ = fs::remove_file(path);
         }
     }
@@ -215,13 +197,13 @@ impl Drop for Reservation {
 pub struct SpooledGrant {
     path: PathBuf,
     stored: PathBuf,
-    /// Where the grant ends in the room that was made for it, in bytes.
+    /// The end of the grant within its reserved file, in bytes.
     length: usize,
 }
 
 impl SpooledGrant {
-    /// Puts aside a grant that does not open: it was received, and is not thrown away. It lies in
-    /// `unopened` beside the spool, for an operator.
+    /// Sets aside a grant that does not open, in the folder `unopened` beside the spool, for an
+    /// operator: a received grant is never thrown away.
     pub fn set_aside(self) {
         let aside = || {
             let (folder, name) =
@@ -230,35 +212,35 @@ impl SpooledGrant {
         };
         let moved = aside().map(|(made, to)| made.and_then(|()| fs::rename(&self.path, to)));
         if !matches!(moved, Some(Ok(()))) {
-            tracing::error!("a received grant stays in the spool: it could not be put aside");
+            tracing::error!("cannot set a received grant aside: it stays in the spool");
         }
     }
 
-    /// The grant is in the database: it is only remembered for a while.
-    pub fn settle(self) {
+    /// Marks the grant as committed: it is remembered for a while.
+    pub fn mark_committed(self) {
         let Some(name) = self.path.file_name() else { return };
         let settled = OpenOptions::new().write(true).open(&self.path).and_then(|file| {
-            // The room that was made for it is given back, and its age counts from now.
+            // The rest of the reserved space is released, and the file's age counts from now.
             file.set_len(self.length as u64)?;
             fs::rename(&self.path, self.stored.join(name))
         });
         if let Err(error) = settled {
-            tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
+            tracing::warn!(%error, "cannot settle a file of the spool: the next start reads it again");
         }
     }
 
-    /// Removes the grant: it is of no use to anybody.
+    /// Removes the grant, which is of no use any more.
     pub fn remove(self) {
-        // It may be gone with its connection.
+        // The file may be gone with its connection.
         if let Err(error) = fs::remove_file(&self.path)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, "a file of the spool stays; the next start looks at it again");
+            tracing::warn!(%error, "cannot settle a file of the spool: the next start reads it again");
         }
     }
 }
 
-/// What was written into the room for it.
+/// Reads the entry of a reserved file.
 fn text(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     &bytes[..end]

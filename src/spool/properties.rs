@@ -1,4 +1,4 @@
-//! Whatever a disk makes of a file: a start reads it or puts it aside, and loses nothing.
+//! Damaged files: a start reads each or puts it aside, and loses nothing.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::{Spool, tests::entry};
 use crate::properties::cases;
 
-/// What a start makes of a file of the spool: how many grants it finds, and whether the file is
-/// still on the disk, there or put aside.
+/// The outcome of a start with one file in the spool: the number of grants found, and whether the
+/// file is still on the disk, in its place or put aside.
 fn found(bytes: &[u8]) -> (usize, bool) {
     let folder = tempfile::tempdir().unwrap();
     let spool = Spool::open(folder.path()).unwrap();

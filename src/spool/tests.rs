@@ -41,7 +41,7 @@ fn what_is_stored_is_remembered_for_a_while() {
     for generation in [8, 7] {
         let mut entry = entry();
         entry.grant.slot = GrantSlot::Live { generation };
-        spool.reserve(&format!("a{generation}")).unwrap().keep(&entry).unwrap().settle();
+        spool.reserve(&format!("a{generation}")).unwrap().keep(&entry).unwrap().mark_committed();
     }
     assert!(spool.entries().unwrap().is_empty());
     spool.sweep().unwrap();

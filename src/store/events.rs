@@ -9,7 +9,7 @@ use super::{
     engine::{in_transaction, on, row::RowExt},
     millis, now,
 };
-use crate::audit::{Event, Record};
+use crate::audit::{AuditEvent, StoredEvent};
 
 /// The columns of a record, in the order in which they are bound.
 const COLUMNS: [&str; 12] = [
@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer; the records may be there all the same.
-    pub async fn insert_events(&self, records: &[Record]) -> Result<(), StoreError> {
+    pub async fn insert_events(&self, records: &[AuditEvent]) -> Result<(), StoreError> {
         if records.is_empty() {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database does not answer, or a row does not make sense.
-    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+    pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
         let sql = "SELECT seq, id, happened_at, kind, actor, peer, connection, connection_id,
                 provider, fingerprint, generation, detail
             FROM events WHERE seq > $1 ORDER BY seq LIMIT $2";
@@ -133,10 +133,10 @@ fn insert(records: usize) -> String {
     sql + ") ON CONFLICT (id) DO NOTHING"
 }
 
-fn event(row: &impl RowExt) -> Result<Event, StoreError> {
-    Ok(Event {
+fn event(row: &impl RowExt) -> Result<StoredEvent, StoreError> {
+    Ok(StoredEvent {
         seq: row.number("seq")?,
-        record: Record {
+        record: AuditEvent {
             id: row.parsed("id")?,
             at: row.time("happened_at")?,
             kind: row.text("kind")?,

@@ -7,7 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 use token_broker::{
-    audit::{By, Kind, Record},
+    audit::{Actor, AuditEvent, EventKind},
     simulator::{Fault, Simulated, SimulatorSettings},
 };
 
@@ -482,7 +482,7 @@ async fn a_replica_that_commits_late_is_not_skipped() {
     let before = events(&broker).await.len();
     // Somebody has been given places and does not commit.
     let mut late = broker.suspend_refresh("UPDATE events_head SET seq = seq + 1").await;
-    let record = Record::new(Kind::TokenIssued, &By::broker(), broker.clock.now());
+    let record = AuditEvent::new(EventKind::TokenIssued, &Actor::broker(), broker.clock.now());
     assert!(broker.broker().store().insert_events(std::slice::from_ref(&record)).await.is_err());
     assert_eq!(page_through(&broker).await.len(), before, "nothing with a higher place is there");
     sqlx::raw_sql(

@@ -342,7 +342,7 @@ async fn a_freeze_is_hinted_to_other_replicas() {
         }
     };
     tokio::select! {
-        () = token_broker::app::background::keep_in_step(replica.broker(), Duration::from_hours(1)) => {}
+        () = token_broker::app::background::sync_cache(replica.broker(), Duration::from_hours(1)) => {}
         () = story => {}
     }
     replica.stop().await;

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use token_broker::{
-    app::background::keep_in_step,
+    app::background::sync_cache,
     domain::{
         grant::{GrantSlot, SealedGrant},
         grant_conflict::GrantLineage,
@@ -252,8 +252,8 @@ async fn a_key_is_rotated_under_reads_and_refreshes_of_two_replicas() {
     let (ours_in_step, theirs_in_step) = (broker.broker().clone(), replica.broker().clone());
     let tick = Duration::from_millis(500);
     let (reads, refreshes) = tokio::select! {
-        () = keep_in_step(&ours_in_step, tick) => unreachable!(),
-        () = keep_in_step(&theirs_in_step, tick) => unreachable!(),
+        () = sync_cache(&ours_in_step, tick) => unreachable!(),
+        () = sync_cache(&theirs_in_step, tick) => unreachable!(),
         ((), done) = async { tokio::join!(story, load) } => done,
     };
     assert!(reads > 100 && refreshes > 12, "{reads} reads, {refreshes} refreshes");

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
 use token_broker::{
-    app::background::keep_in_step,
+    app::background::sync_cache,
     clock::Clock,
     seal::secret,
     simulator::{Fault, Kind, Simulated},
@@ -185,7 +185,7 @@ async fn beside_keeping_in_step(
     story: impl Future<Output = ()>,
 ) {
     tokio::select! {
-        () = keep_in_step(replica.broker(), tick) => {}
+        () = sync_cache(replica.broker(), tick) => {}
         () = story => {}
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
-    audit::{By, Trail},
+    audit::{Actor, Trail},
     broker::{Broker, LastSeen, Parts},
     clock::Clock,
     config::Config,
@@ -259,7 +259,7 @@ async fn start(
         spool: Spool::open(spool.path()).unwrap(),
         watermark: LastSeen::read(spool.path()).unwrap(),
         replica: format!("replica-{number}"),
-        trail: Trail::open(spool.path()).unwrap(),
+        trail: Trail::open(spool.path(), clock.clone()).unwrap(),
         keep_events: Duration::from_hours(24),
         clock,
         clients: world.clients.clone(),
@@ -446,7 +446,7 @@ impl<'w> Walk<'w> {
         let could_save = self.could_save().await;
         // What is stored may be dead, and only its use tells.
         brokers[0].sync().await.unwrap();
-        let _ = brokers[0].refresh_now(&By::broker(), "avito-shop").await;
+        let _ = brokers[0].refresh_now(&Actor::broker(), "avito-shop").await;
         self.settle(&brokers).await;
         let record = self.world.record(self.id).await;
         let (state, reason) = (record.connection.state, record.connection.reason.as_deref());

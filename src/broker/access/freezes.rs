@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Access, keys::Caller};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::BrokerError,
     domain::{
         caller::{Holder, Requester},
@@ -36,7 +36,7 @@ impl Access {
         name: &Slug,
         reason: &str,
         operator: &Slug,
-        by: &By,
+        by: &Actor,
     ) -> Result<(Freeze, bool), BrokerError> {
         let known = match kind {
             FreezeKind::Client => self.clients.get(name).is_some() || self.has_unconfigured(name),
@@ -56,7 +56,8 @@ impl Access {
         let frozen = self.store.freeze(kind, name, reason, operator).await?;
         self.load_freezes().await?;
         tracing::warn!(%kind, %name, by = %operator, "frozen: nothing of it is served");
-        self.audit.emit(&self.audit.event(Kind::Frozen, by).with_detail(&format!("{kind} {name}")));
+        self.audit
+            .emit(&self.audit.event(EventKind::Frozen, by).with_detail(&format!("{kind} {name}")));
         Ok(frozen)
     }
 
@@ -69,16 +70,17 @@ impl Access {
         &self,
         kind: FreezeKind,
         name: &Slug,
-        by: &By,
+        by: &Actor,
     ) -> Result<(), BrokerError> {
         let was_frozen = self.store.unfreeze(kind, name.as_str()).await?;
         self.load_freezes().await?;
         if !was_frozen {
             return Err(BrokerError::NotFound(format!("{kind} `{name}` is not frozen")));
         }
-        tracing::warn!(%kind, %name, by = by.actor, "unfrozen: it is served again");
-        self.audit
-            .emit(&self.audit.event(Kind::Unfrozen, by).with_detail(&format!("{kind} {name}")));
+        tracing::warn!(%kind, %name, by = by.name, "unfrozen: it is served again");
+        self.audit.emit(
+            &self.audit.event(EventKind::Unfrozen, by).with_detail(&format!("{kind} {name}")),
+        );
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use super::Access;
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{BrokerError, cache::UNCONFIRMED},
     domain::{
         caller::{self, Holder, Operator, Pattern, Requester, Service, StoredKey, Verb},
@@ -118,7 +118,7 @@ impl Access {
         let now = self.process.clock.now();
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
         self.store.create_operator(&Operator { name, created_at: now }, &stored).await?;
-        self.note_key(Kind::OperatorMade, &By::command_line(), &stored);
+        self.note_key(EventKind::OperatorMade, &Actor::command_line(), &stored);
         self.apply_new_key().await;
         Ok(key)
     }
@@ -130,7 +130,7 @@ impl Access {
     /// When the name is taken, nothing is allowed, or the store fails.
     pub(crate) async fn create_service(
         &self,
-        by: &By,
+        by: &Actor,
         name: Slug,
         connections: Vec<Pattern>,
         verbs: BTreeSet<Verb>,
@@ -149,7 +149,7 @@ impl Access {
         let service = Service { name: name.clone(), connections, verbs, created_at: now };
         let (key, stored) = caller::new_key(Holder::Service, name, now, expires_at);
         self.store.create_service(&service, &stored).await?;
-        self.note_key(Kind::ServiceMade, by, &stored);
+        self.note_key(EventKind::ServiceMade, by, &stored);
         self.apply_new_key().await;
         Ok((service, key, stored))
     }
@@ -161,7 +161,7 @@ impl Access {
     /// When there is no such service, it has two live keys already, or the store fails.
     pub(crate) async fn add_service_key(
         &self,
-        by: &By,
+        by: &Actor,
         name: &Slug,
         expires_at: Option<Timestamp>,
     ) -> Result<(SecretString, StoredKey), BrokerError> {
@@ -174,7 +174,7 @@ impl Access {
                 "service `{name}` has two live keys already; delete one first"
             )));
         }
-        self.note_key(Kind::KeyMade, by, &stored);
+        self.note_key(EventKind::KeyMade, by, &stored);
         self.apply_new_key().await;
         Ok((key, stored))
     }
@@ -221,10 +221,10 @@ impl Access {
     /// # Errors
     ///
     /// When there is no such service or the store fails.
-    pub(crate) async fn delete_service(&self, by: &By, name: &Slug) -> Result<(), BrokerError> {
+    pub(crate) async fn delete_service(&self, by: &Actor, name: &Slug) -> Result<(), BrokerError> {
         let existed = self.store.delete_service(name).await?;
         if existed {
-            let record = self.audit.event(Kind::ServiceDeleted, by);
+            let record = self.audit.event(EventKind::ServiceDeleted, by);
             self.audit.emit(&record.with_detail(&format!("service {name}")));
         }
         self.load_keys().await?;
@@ -242,7 +242,7 @@ impl Access {
     /// When the service has no such key or the store fails.
     pub(crate) async fn delete_service_key(
         &self,
-        by: &By,
+        by: &Actor,
         name: &Slug,
         id: &str,
     ) -> Result<(), BrokerError> {
@@ -251,7 +251,7 @@ impl Access {
             return Err(BrokerError::NotFound(format!("service `{name}` has no such key")));
         };
         if self.store.delete_key(id).await? {
-            self.note_key(Kind::KeyDeleted, by, key);
+            self.note_key(EventKind::KeyDeleted, by, key);
         }
         self.load_keys().await?;
         Ok(())
@@ -289,7 +289,7 @@ impl Access {
         let now = self.process.clock.now();
         for (id, KnownKey { stored, .. }) in &self.keys().by_id {
             if !keys.by_id.contains_key(id) && stored.expires_at.is_some_and(|end| end <= now) {
-                let record = self.audit.event(Kind::KeyExpired, &By::broker());
+                let record = self.audit.event(EventKind::KeyExpired, &Actor::broker());
                 self.audit.emit(&record.with_detail(&label(stored)).once_for(id));
             }
         }
@@ -301,7 +301,7 @@ impl Access {
         Arc::clone(&self.keys.read())
     }
 
-    fn note_key(&self, kind: Kind, by: &By, key: &StoredKey) {
+    fn note_key(&self, kind: EventKind, by: &Actor, key: &StoredKey) {
         self.audit.emit(&self.audit.event(kind, by).with_detail(&label(key)));
     }
 }

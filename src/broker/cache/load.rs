@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Cache, CachedConnection, CachedGrant, TokenEnd};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::BrokerError,
     domain::{
         connection::{ConnectionId, Record, State},
@@ -77,7 +77,7 @@ impl Cache {
             connection.id = %id, %error,
             "a stored token does not open; nothing is served until a new consent or a deletion"
         );
-        self.audit.emit_for(Kind::IntegrityError, &By::broker(), &record.connection, "");
+        self.audit.emit_for(EventKind::IntegrityError, &Actor::broker(), &record.connection, "");
         true
     }
 

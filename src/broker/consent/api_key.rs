@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::exchange::{CodeExchange, Exchange};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         BrokerError, ConnectionView, NewConnection, access::Access, audit::AuditLog, cache::Cache,
         clients::Clients, connections::Connections, limits::Limits, process::Process,
@@ -64,7 +64,7 @@ impl ApiKeys {
     /// connection is open, the provider refuses, or the store fails.
     pub(crate) async fn connect(
         &self,
-        by: &By,
+        by: &Actor,
         new: NewConnection,
         request: KeyExchangeRequest,
     ) -> Result<ConnectionView, BrokerError> {
@@ -113,7 +113,7 @@ impl ApiKeys {
                 error.message
             )));
         }
-        self.audit.emit_for(Kind::ConsentBegun, by, &record.connection, "API key");
+        self.audit.emit_for(EventKind::ConsentBegun, by, &record.connection, "API key");
         tracing::info!(connection.name = %name, "API key accepted; the code is on its way");
         self.connections.view(&name).await
     }
@@ -130,7 +130,7 @@ impl ApiKeys {
         params: &BTreeMap<String, String>,
         peer: Option<IpAddr>,
     ) -> Result<(), BrokerError> {
-        let by = By::browser(peer);
+        let by = Actor::browser(peer);
         let refused = || {
             self.audit.record_anonymous_refusal(&by, "no API-key exchange");
             BrokerError::Invalid("no API-key exchange is pending for this account".to_owned())

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         BrokerError, Caller, ConnectionView,
         access::{Access, ensure_not_quarantined},
@@ -57,7 +57,7 @@ impl Confirmations {
                 ));
             }
         }
-        let by = By::new(caller.label(), peer);
+        let by = Actor::new(caller.label(), peer);
         self.access.ensure_caller_not_frozen(caller)?;
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
@@ -82,7 +82,7 @@ impl Confirmations {
                 return Err(changed());
             }
             self.audit.emit_for(
-                Kind::AccountMismatch,
+                EventKind::AccountMismatch,
                 &by,
                 &record.connection,
                 "confirmed another",
@@ -115,9 +115,10 @@ impl Confirmations {
             return Err(changed());
         }
         tracing::info!(connection.name = %name, by = %caller.label(), "account confirmed");
-        let confirmed = self
-            .audit
-            .about_connection(self.audit.event(Kind::AccountConfirmed, &by), &record.connection);
+        let confirmed = self.audit.about_connection(
+            self.audit.event(EventKind::AccountConfirmed, &by),
+            &record.connection,
+        );
         self.audit
             .emit(&confirmed.with_grant(Digest::of(&open.access).fingerprint(), next.generation()));
         self.recovery.raise_watermark();

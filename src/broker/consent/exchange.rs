@@ -25,7 +25,7 @@ use crate::{
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
         grant::{GrantSlot, OpenGrant, PendingGrant},
     },
-    provider::{Grant, Held, ProviderError, Verdict, client::Client, request},
+    provider::{CurrentTokens, Grant, ProviderError, Verdict, client::Client, request},
     store::{self, Store},
 };
 
@@ -66,7 +66,7 @@ impl CodeExchange {
         }
         if let Err(ProviderError { salvaged_refresh: Some(refresh), .. }) = &reply {
             // The code is spent, and the refresh token is all that came of it: it brings the rest.
-            let held = Held { refresh, access: &SecretString::default() };
+            let held = CurrentTokens { refresh, access: &SecretString::default() };
             let request = request::refresh(client, held, exchange.redirect_uri, &exchange.vars)
                 .map_err(|error| BrokerError::Misconfigured(error.to_string()))?;
             reply = self.calls.token(client, request, None).await.map(|grant| Grant {

@@ -8,7 +8,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         BrokerError, Caller, Gone, NewConnection, access::Access, audit::AuditLog,
         clients::Clients, connections::Connections, limits::Limits,
@@ -106,7 +106,7 @@ impl Links {
         peer: Option<IpAddr>,
         request: LinkRequest,
     ) -> Result<MadeLink, BrokerError> {
-        let by = By::new(caller.label(), peer);
+        let by = Actor::new(caller.label(), peer);
         let name = &request.connection;
         may_ask(caller, &request)?;
         self.access.ensure_caller_not_frozen(caller)?;
@@ -179,7 +179,7 @@ impl Links {
         tracing::info!(
             link.id = %link.id, connection.name = %name, by = %link.requested_by, "consent link made"
         );
-        self.audit.emit_for(Kind::LinkMade, &by, connection, &format!("link {}", link.id));
+        self.audit.emit_for(EventKind::LinkMade, &by, connection, &format!("link {}", link.id));
         Ok(MadeLink {
             url: self.url(&secret),
             expires_at: link.expires_at,
@@ -212,7 +212,7 @@ impl Links {
     async fn create_for_link(
         &self,
         caller: &Caller,
-        by: &By,
+        by: &Actor,
         request: &LinkRequest,
     ) -> Result<Record, BrokerError> {
         let client = request.client.clone().ok_or_else(|| {

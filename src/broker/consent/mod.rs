@@ -30,7 +30,7 @@ use super::{
     limits::Limits, process::Process, refresh::commit::retry_forever, vault::Vault,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     domain::{
         consent::{CONSENT_LIFE, Consent, Ending, MAX_CONSENTS, MAX_LIVE_CONSENTS, Outcome},
         slug::Slug,
@@ -92,7 +92,7 @@ impl ConsentFlow {
         browser: &SecretString,
         peer: Option<IpAddr>,
     ) -> Result<Url, BrokerError> {
-        let by = By::browser(peer);
+        let by = Actor::browser(peer);
         let _turn = self.limits.public_turn().await?;
         let begun = self.begin_by(&by, secret, browser).await;
         let refused = match &begun {
@@ -109,7 +109,7 @@ impl ConsentFlow {
     }
 
     /// Records that a link was refused: with its connection where there is such a link.
-    async fn note_refused_link(&self, by: &By, secret: &SecretString, why: &str) {
+    async fn note_refused_link(&self, by: &Actor, secret: &SecretString, why: &str) {
         let link = self.store.link(&Digest::of(secret)).await.ok().flatten();
         match link {
             Some(link) => match self.store.record_by_id(link.connection).await {
@@ -125,7 +125,7 @@ impl ConsentFlow {
 
     async fn begin_by(
         &self,
-        by: &By,
+        by: &Actor,
         secret: &SecretString,
         browser: &SecretString,
     ) -> Result<Url, BrokerError> {
@@ -185,7 +185,7 @@ impl ConsentFlow {
             ));
         }
         let detail = format!("link {}", consent.link);
-        self.audit.emit_for(Kind::ConsentBegun, by, &connection, &detail);
+        self.audit.emit_for(EventKind::ConsentBegun, by, &connection, &detail);
         Ok(url)
     }
 
@@ -199,7 +199,7 @@ impl ConsentFlow {
         self: &Arc<Self>,
         callback: Callback,
     ) -> Result<SecretString, BrokerError> {
-        let by = By::browser(callback.peer);
+        let by = Actor::browser(callback.peer);
         let refused = || {
             BrokerError::Invalid(
                 "this callback belongs to no consent that is under way in this browser; open the \
@@ -254,7 +254,7 @@ impl ConsentFlow {
     }
 
     /// Records that a callback was refused although its `state` may be one of ours.
-    async fn note_refused_state(&self, by: &By, state: &Digest) {
+    async fn note_refused_state(&self, by: &Actor, state: &Digest) {
         let connection = self.store.consent_of_state(state).await.ok().flatten();
         let record = match connection {
             Some(id) => self.store.record_by_id(id).await.ok().flatten(),

@@ -6,7 +6,7 @@ use tokio::sync::MutexGuard;
 
 use super::{LastSeen, Recovery};
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     domain::database_identity::{Comparison, Identity, Mismatch, compare},
     store::StoreError,
 };
@@ -81,7 +81,7 @@ impl Recovery {
     ) -> Result<bool, StoreError> {
         let stopped = self.store.quarantine(found, quarantines, mismatch.reason()).await?;
         if stopped.is_some() {
-            let event = self.audit.event(Kind::ConnectionsQuarantined, &By::broker());
+            let event = self.audit.event(EventKind::ConnectionsQuarantined, &Actor::broker());
             self.audit.emit(&event.with_detail(mismatch.reason()));
         }
         match stopped {

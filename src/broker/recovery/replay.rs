@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use super::Recovery;
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{BrokerError, refresh::commit::mark_committed},
     domain::grant::SealedGrant,
     seal::Sealed,
@@ -82,7 +82,12 @@ impl Recovery {
             }
             let record = self.cache.reload(id).await?;
             if recovered {
-                self.audit.emit_for(Kind::GrantRecovered, &By::broker(), &record.connection, "");
+                self.audit.emit_for(
+                    EventKind::GrantRecovered,
+                    &Actor::broker(),
+                    &record.connection,
+                    "",
+                );
             }
             mark_committed(spooled_grant).await;
         } else {

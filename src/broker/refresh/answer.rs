@@ -13,7 +13,7 @@ use super::{
     schedule::due_at,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     broker::{
         BrokerError, RefreshReason,
         limits::{MassRefusal, RefusalWeight},
@@ -55,7 +55,7 @@ impl Refresher {
                 connection.name = %connection.name, provider = %client.profile.name, generation,
                 %expires_at, "refreshed"
             );
-            let event = self.audit.event(Kind::RefreshGranted, &By::broker());
+            let event = self.audit.event(EventKind::RefreshGranted, &Actor::broker());
             let event = self.audit.about_connection(event, connection);
             let event = event.with_grant(Digest::of(&grant.access).fingerprint(), generation);
             self.audit.emit(&event.with_detail(&job.reason().to_string()));
@@ -160,7 +160,7 @@ impl Refresher {
             "refresh failed: {}", error.message
         );
         let detail = format!("{}, {}, {state}", outcome::word(&error.verdict), error.code);
-        self.audit.emit_for(Kind::RefreshFailed, &By::broker(), connection, &detail);
+        self.audit.emit_for(EventKind::RefreshFailed, &Actor::broker(), connection, &detail);
         let failure = store::Failure {
             connection: connection.id,
             from_generation,
@@ -253,7 +253,7 @@ impl Refresher {
         })
         .await;
         tracing::warn!(reverted, %provider, "refusals were reverted: they may be a mistake");
-        let event = self.audit.event(Kind::VerdictsTakenBack, &By::broker());
+        let event = self.audit.event(EventKind::VerdictsTakenBack, &Actor::broker());
         let event = event.at_provider(provider.as_str()).with_detail(&reverted.to_string());
         self.audit.emit(&event);
     }

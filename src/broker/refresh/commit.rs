@@ -159,8 +159,8 @@ impl Committer {
                 return None;
             }
             match self.pick_sibling(*id, held, &next) {
-                Winner::Either => return Some(held.generation()),
-                Winner::Held => {
+                Winner::Same => return Some(held.generation()),
+                Winner::Stored => {
                     self.put_fallback(*id, account, &next).await;
                     return None;
                 }
@@ -224,10 +224,10 @@ impl Committer {
     fn pick_sibling(&self, id: ConnectionId, held: &SealedGrant, late: &SealedGrant) -> Winner {
         // The text that is stored is the text that was to be: the answer to the commit was lost.
         if held.access == late.access {
-            return Winner::Either;
+            return Winner::Same;
         }
         let candidate = |grant: &SealedGrant| self.vault.refresh_hash(id, grant);
-        grant_conflict::keep(
+        grant_conflict::pick_winner(
             &Candidate { refresh: candidate(held), origin: held.origin.as_ref() },
             &Candidate { refresh: candidate(late), origin: late.origin.as_ref() },
         )
@@ -295,5 +295,5 @@ impl Committer {
 /// Moves a stored grant out of the spool.
 pub(crate) async fn mark_committed(spooled: SpooledGrant) {
     // A failure is logged there.
-    let _ = spawn_blocking(move || spooled.settle()).await;
+    let _ = spawn_blocking(move || spooled.mark_committed()).await;
 }

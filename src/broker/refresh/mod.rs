@@ -51,12 +51,16 @@ use super::{
     vault::Vault,
 };
 use crate::{
-    audit::{By, Kind},
+    audit::{Actor, EventKind},
     clock::BootInstant,
-    domain::connection::{GrantType, LastError, Record, State},
+    domain::{
+        broker_code,
+        connection::{GrantType, LastError, Record, State},
+    },
     failpoint::Point,
     provider::{
-        Grant, Held, OutboundRequest, ProviderError, RequestError, Verdict, client::Client, request,
+        CurrentTokens, Grant, OutboundRequest, ProviderError, RequestError, Verdict,
+        client::Client, request,
     },
     seal::secret::Digest,
     spool::Reservation,
@@ -223,8 +227,8 @@ impl Refresher {
         tracing::error!(
             connection.name = %connection.name, "{message}; nothing is refreshed from it"
         );
-        let error = self.last_error("went_back", message);
-        self.suspend(record, State::Suspect, "went_back", Some(&error)).await?;
+        let error = self.last_error(broker_code::WENT_BACK, message);
+        self.suspend(record, State::Suspect, broker_code::WENT_BACK, Some(&error)).await?;
         Err(BrokerError::unavailable(message, SUSPECT_PAUSE))
     }
 
@@ -237,8 +241,9 @@ impl Refresher {
             client.profile.token.url.as_str()
         );
         tracing::error!(connection.name = %record.connection.name, "{message}");
-        let error = self.last_error("token_url_changed", &message);
-        self.suspend(record, State::BlockedConfig, "token_url_changed", Some(&error)).await?;
+        let error = self.last_error(broker_code::TOKEN_URL_CHANGED, &message);
+        self.suspend(record, State::BlockedConfig, broker_code::TOKEN_URL_CHANGED, Some(&error))
+            .await?;
         self.cache.reload(record.connection.id).await?;
         Err(BrokerError::Misconfigured(message))
     }
@@ -310,7 +315,7 @@ impl Refresher {
             return self.wait_for_other_replica(record, lease, job.reason()).await;
         }
         let detail = format!("not sent, {}, {}", why.code(), after.state);
-        self.audit.emit_for(Kind::RefreshFailed, &By::broker(), &after, &detail);
+        self.audit.emit_for(EventKind::RefreshFailed, &Actor::broker(), &after, &detail);
         Err(BrokerError::ConsentRequired { reason: why.code().to_owned() })
     }
 
@@ -336,7 +341,7 @@ impl Refresher {
                 GrantType::ClientCredentials => client_credentials(client, record).map(Some),
             };
         }
-        let held = Held { refresh, access: &open.access };
+        let held = CurrentTokens { refresh, access: &open.access };
         let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
             .map_err(|error| misconfigured(&error))?;
         Ok(Some(Request { outbound, presents: Some(presents) }))

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use crate::{
     broker::limits::MassRefusal,
-    domain::connection::{GrantType, LastError, Record, State, backoff},
+    domain::{
+        broker_code,
+        connection::{GrantType, LastError, Record, State, backoff},
+    },
     provider::{ProviderError, Verdict},
 };
 
@@ -33,7 +36,7 @@ impl Outcome {
                 // An earlier presentation whose end is unknown explains the refusal: the provider has
                 // replaced the token, and its answer was lost on the way.
                 let lost = record.open_attempts > 0;
-                let reason = if lost { "lost_in_rotation" } else { reason };
+                let reason = if lost { broker_code::LOST_IN_ROTATION } else { reason };
                 Self { state: State::NeedsConsent, reason: Some(reason.to_owned()) }
             }
             Verdict::Misconfigured => {

@@ -4,7 +4,10 @@ use jiff::Timestamp;
 
 use crate::{
     broker::RefreshReason,
-    domain::connection::{GrantType, Record},
+    domain::{
+        broker_code,
+        connection::{GrantType, Record},
+    },
     provider::Profile,
 };
 
@@ -64,8 +67,8 @@ impl NoRefreshToken {
     /// The code in the API, in records and in the store.
     pub(super) fn code(self) -> &'static str {
         match self {
-            Self::Missing => "no_refresh_token",
-            Self::Spent => "lost_in_rotation",
+            Self::Missing => broker_code::NO_REFRESH_TOKEN,
+            Self::Spent => broker_code::LOST_IN_ROTATION,
         }
     }
 

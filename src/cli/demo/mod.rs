@@ -1,6 +1,6 @@
 //! `demo`: the broker and the simulated providers in one process, ready to be tried.
 
-mod walker;
+mod auto_consent;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{CliError, args::Demo, environment, say, serve::until_signal};
 use crate::{
     app::{App, Listeners},
-    audit::By,
+    audit::Actor,
     broker::{Broker, Caller, ConnectionView, LinkRequest, NewConnection},
     clock::Clock,
     config::{Config, logging},
@@ -47,7 +47,7 @@ pub(crate) async fn demo(args: Demo) -> Result<(), CliError> {
     let clock = Clock::system();
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listeners = Listeners::bind(any_port, any_port).await?;
-    let place = Place::choose(args.keep.as_deref())?;
+    let place = DemoFolder::choose(args.keep.as_deref())?;
     let mut settings = toml::Table::new();
     settings.insert("public_url".into(), url_of(listeners.public.local_addr()?).into());
     settings.insert("internal_url".into(), url_of(listeners.internal.local_addr()?).into());
@@ -92,13 +92,13 @@ pub(crate) async fn demo(args: Demo) -> Result<(), CliError> {
     outcome
 }
 
-/// Where the demo keeps its database and key.
-enum Place {
+/// The folder of the demo's database and key.
+enum DemoFolder {
     Kept(PathBuf),
     Temporary(TempDir),
 }
 
-impl Place {
+impl DemoFolder {
     fn choose(keep: Option<&Path>) -> Result<Self, CliError> {
         let Some(path) = keep else {
             let folder = tempfile::Builder::new().prefix("token-broker-demo-").tempdir()?;
@@ -144,7 +144,7 @@ fn base(url: &url::Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
-/// What was made for the person who tries it out.
+/// The connections and keys made for the person who tries it out.
 struct Prepared {
     operator_key: SecretString,
     service_key: SecretString,
@@ -159,7 +159,7 @@ async fn prepare(
 ) -> Result<Prepared, CliError> {
     let name: Slug = "demo".parse().map_err(CliError::internal)?;
     let operator = Caller::Operator(name.clone());
-    let by = By::new(operator.label(), None);
+    let by = Actor::new(operator.label(), None);
     let operator_key = broker.create_operator(name.clone()).await?;
     let everything = vec!["*".parse().map_err(CliError::internal)?];
     let verbs = BTreeSet::from([Verb::Token]);
@@ -190,7 +190,7 @@ async fn prepare(
         };
         let link = broker.make_link(&operator, None, request).await?;
         if auto_consent {
-            walker::consent(&link.url).await?;
+            auto_consent::consent(&link.url).await?;
         }
         links.insert(connection.to_owned(), link.url);
     }
@@ -204,7 +204,7 @@ async fn prepare(
     Ok(Prepared { operator_key, service_key, connections, links })
 }
 
-/// What is printed when all is ready.
+/// The text printed when all is ready.
 #[derive(Serialize)]
 struct Ready {
     public_url: String,
@@ -296,7 +296,7 @@ impl Ready {
         Ok(())
     }
 
-    /// How to use a token: with the headers and the base URL that come with it.
+    /// A resource call with a token: its headers and base URL.
     fn resource_lines(&self) -> String {
         let Self { internal_url, service_key, .. } = self;
         let fetch = |connection: &str| {
@@ -309,15 +309,17 @@ impl Ready {
         let avito = &self.simulators["avito"];
         let amocrm = &self.simulators["amocrm"];
         let port = amocrm.rsplit(':').next().unwrap_or_default();
+        let (avito_token, amocrm_token) = (fetch("avito-own"), fetch("amocrm-shop"));
         format!(
-            "Use a token, with the headers and base URL that come with it:\n\n  \
-             curl -s -H \"Authorization: Bearer {}\" {avito}/core/v1/accounts/self\n\n\
-             Each amoCRM account has a host of its own. Once amocrm-shop is live, this reaches it \
-             even where\n*.localhost is not resolved:\n\n  \
-             curl -s -H \"Authorization: Bearer {}\" -H 'Host: demo.amocrm.localhost:{port}' \
-             {amocrm}/api/v4/account\n",
-            fetch("avito-own"),
-            fetch("amocrm-shop"),
+            r#"Use a token, with the headers and base URL that come with it:
+
+  curl -s -H "Authorization: Bearer {avito_token}" {avito}/core/v1/accounts/self
+
+Each amoCRM account has a host of its own. Once amocrm-shop is live, this reaches it even where
+*.localhost is not resolved:
+
+  curl -s -H "Authorization: Bearer {amocrm_token}" -H 'Host: demo.amocrm.localhost:{port}' {amocrm}/api/v4/account
+"#
         )
     }
 }

@@ -16,22 +16,22 @@ use crate::{
     store::{SEALED_COLUMNS, SealedColumn, SealedValue, Store, StoreError},
 };
 
-/// How many values are read at once, and how many of them are exchanged between two progress lines.
+/// Values read at once, and values exchanged between two progress lines.
 const PAGE: i64 = 1_000;
 
-/// How many values are sealed before they are stored.
+/// Values sealed before they are stored.
 const CHUNK: usize = 100;
 
-/// How many such steps run at once: a serving broker needs most of the database's time.
+/// Steps that run at once: a serving broker needs most of the database's time.
 const AT_ONCE: usize = 4;
 
 /// Longer than a running broker takes to see that its key file has changed.
 const TAKEN_UP: Duration = Duration::from_secs(3);
 
-/// How often to look again before it is said that somebody goes on sealing with another key.
+/// Rounds before it is said that some replica goes on sealing with another key.
 const LOOKS: u32 = 5;
 
-/// How often to ask a database that gives no answer.
+/// Attempts at a database that gives no answer.
 const TRIES: u32 = 5;
 
 pub(super) async fn rotate(config: &Config) -> Result<(), CliError> {
@@ -98,7 +98,7 @@ async fn reseal(store: &Store, keyring: &Keyring, changed: bool) -> Result<(), C
     )))
 }
 
-/// What a look at all values has found.
+/// The findings of a round over all values.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
     /// Values of another key.

@@ -11,7 +11,7 @@ use crate::{
     store::SEALED_COLUMNS,
 };
 
-/// How many values of each table are sealed with a key.
+/// The number of values in each table that are sealed with a key.
 type Counts = BTreeMap<String, i64>;
 
 pub(super) async fn status(config: &Config) -> Result<(), CliError> {
@@ -77,7 +77,7 @@ impl Role {
     }
 }
 
-/// What to do next; one line at least.
+/// The next steps; one line at least.
 fn advice(rows: &[(String, Role, Counts)]) -> Vec<String> {
     let values = |counts: &Counts| counts.values().sum::<i64>();
     let mut lines: Vec<String> = rows

@@ -27,7 +27,7 @@ struct Server {
     requests: Arc<Mutex<Vec<(SocketAddr, String)>>>,
 }
 
-/// What a server does after its answer.
+/// The server's behaviour after its answer.
 #[derive(Clone, Copy)]
 enum Then {
     /// Closes the connection.
@@ -304,7 +304,7 @@ async fn a_request_that_is_held_up_past_its_time_never_leaves() {
     stream.read_to_end(&mut arrived).await.unwrap();
     assert!(arrived.is_empty(), "{}", String::from_utf8_lossy(&arrived));
 
-    // Whose time is over already does not even dial.
+    // After the send window not even a connection is opened.
     drop(listener);
     let error = outbound.send(&profile, post(&url), Some(before)).await.unwrap_err();
     assert_eq!((error.verdict, &*error.code), (Verdict::TooLate, "send_window_over"));
@@ -382,7 +382,7 @@ fn a_machine_without_certificates_gets_the_built_in_ones() {
     let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
     if with_environment("a_machine_without_certificates_gets_the_built_in_ones", &none) {
         assert_eq!(
-            Outbound::new(Clock::system(), Failpoints::default()).unwrap().roots(),
+            Outbound::new(Clock::system(), Failpoints::default()).unwrap().trust_anchors(),
             TrustAnchors::BuiltIn
         );
     }

@@ -1,6 +1,5 @@
-//! What holds for every answer that a provider, or whoever stands in its place, may send, for
-//! every callback, and for every profile that somebody may write. There are no hooks yet: when
-//! there are, their payloads belong here.
+//! Properties of every possible answer, callback and profile. Payloads of provider hooks belong
+//! here as soon as there are hooks.
 
 use std::{collections::BTreeMap, fs};
 
@@ -12,8 +11,8 @@ use super::replies::reply;
 use crate::{
     properties::cases,
     provider::{
-        Authorization, Catalogue, Held, MAX_TOKEN, Profile, Verdict, read_account, read_grant,
-        request, salvage, test_support,
+        Authorization, Catalogue, CurrentTokens, MAX_TOKEN, Profile, Verdict, read_account,
+        read_grant, request, salvage, test_support,
     },
 };
 
@@ -134,8 +133,8 @@ fn check_grant(provider: &str, status: u16, body: &[u8]) -> Result<(), TestCaseE
     Ok(())
 }
 
-/// Whether the profile lists a refusal of this answer, or RFC 6749 does: the rule of `judge`, said
-/// in another way.
+/// True if the profile or RFC 6749 refuses with this answer: the rule of `judge`, written in
+/// another way.
 fn is_listed(profile: &Profile, status: u16, json: &Value) -> bool {
     let by_rfc = json["error"] == "invalid_grant";
     let by_rule = profile.errors.iter().filter(|rule| rule.reason.is_some()).any(|rule| {
@@ -311,8 +310,8 @@ fn use_it(profile: std::sync::Arc<Profile>) {
     let _ = request::authorize_url(&client, &asked);
     let _ = request::code_exchange(&client, &access, None, "https://b.example/c", &vars);
     let _ = request::client_credentials(&client, &[], &vars);
-    let held = Held { refresh: &access, access: &access };
-    let _ = request::refresh(&client, held, "https://b.example/c", &vars);
+    let tokens = CurrentTokens { refresh: &access, access: &access };
+    let _ = request::refresh(&client, tokens, "https://b.example/c", &vars);
     let _ = request::account(&client, &access, &vars);
     let _ = request::api_base_url(&client, &vars);
     let _ = request::resource_headers(&client, &access, &vars);

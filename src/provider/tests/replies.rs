@@ -1,4 +1,4 @@
-//! What token endpoints have been seen to answer, or might: read without losing a refresh token.
+//! Token answers, seen or possible: read without losing a refresh token.
 
 use std::time::Duration;
 

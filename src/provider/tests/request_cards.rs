@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::{
     domain::connection::Vars,
     provider::{
-        Authorization, Body, Held, OutboundRequest, RequestError, RevokedToken, amocrm,
+        Authorization, Body, CurrentTokens, OutboundRequest, RequestError, RevokedToken, amocrm,
         client::Client, request, test_support,
     },
 };
@@ -92,9 +92,9 @@ impl Cards {
 
     fn refresh(&self) -> String {
         let (refresh, access) = ("«refresh_token»".into(), "«access_token»".into());
-        let held = Held { refresh: &refresh, access: &access };
+        let tokens = CurrentTokens { refresh: &refresh, access: &access };
         let redirect = "https://broker.example/callback/main";
-        card(request::refresh(&self.client, held, redirect, &self.vars))
+        card(request::refresh(&self.client, tokens, redirect, &self.vars))
     }
 
     fn account(&self) -> String {
@@ -212,8 +212,8 @@ fn pkce_is_used_for_both_steps_or_neither() {
 fn a_parameter_without_a_value_is_not_sent() {
     let client = test_support::client("divar");
     let (refresh, access) = ("rt".into(), "".into());
-    let held = Held { refresh: &refresh, access: &access };
-    let card = card(request::refresh(&client, held, "https://b/", &Vars::new()));
+    let tokens = CurrentTokens { refresh: &refresh, access: &access };
+    let card = card(request::refresh(&client, tokens, "https://b/", &Vars::new()));
     assert!(card.ends_with("refresh_token = rt\nredirect_uri = https://b/\n"), "{card}");
 }
 
@@ -263,10 +263,10 @@ fn a_json_body_is_escaped_and_a_form_encoded() {
 fn no_secret_shows_in_debug_output() {
     let cards = Cards::of("divar", &[]);
     let (refresh, access) = ("canary-1".into(), "canary-2".into());
-    let held = Held { refresh: &refresh, access: &access };
-    let request = request::refresh(&cards.client, held, "", &cards.vars).unwrap();
+    let tokens = CurrentTokens { refresh: &refresh, access: &access };
+    let request = request::refresh(&cards.client, tokens, "", &cards.vars).unwrap();
     let account = request::account(&cards.client, &access, &cards.vars).unwrap().unwrap();
-    let shown = format!("{held:?} {request:?} {account:?} {:?}", cards.client);
+    let shown = format!("{tokens:?} {request:?} {account:?} {:?}", cards.client);
     assert!(!shown.contains("canary") && !shown.contains("«client_secret»"), "{shown}");
     assert!(!shown.contains("«api_key»"), "{shown}");
 }

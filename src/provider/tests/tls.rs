@@ -1,5 +1,5 @@
-//! Whose word is taken for who a provider is: a certificate that is expired, of another name or of
-//! nobody known gets not a byte.
+//! Server certificates: one that is expired, of another name or of an unknown authority gets not a
+//! byte.
 
 use std::{env, fs, future::pending, path::Path, process::Command, sync::Arc};
 
@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::outbound::{profile, send};
 use crate::provider::{Network, Verdict};
 
-/// Where the test finds what it wrote for itself; its process trusts nothing else.
+/// The folder of the test's own certificates, the only ones that its process trusts.
 const FOLDER: &str = "TEST_TLS_FOLDER";
 
 /// An authority that signs certificates.

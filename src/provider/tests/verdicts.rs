@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use strum::VariantArray as _;
+
 use super::replies::reply;
-use crate::provider::{Profile, Verdict, error::OUR_CODES, read_grant, test_support};
+use crate::{
+    domain::broker_code,
+    provider::{Profile, Verdict, error::ErrorCode, read_grant, test_support},
+};
 
 const BUSY: Verdict = Verdict::Busy { retry_after: None };
 
@@ -183,7 +188,8 @@ fn no_provider_is_quoted_with_a_word_of_ours() {
     };
     for status in [200, 400, 401, 403, 429, 500, 503] {
         assert_eq!(read(status, "slow_down").code, "slow_down");
-        for word in OUR_CODES.into_iter().chain(["http_200", "http_401"]) {
+        let ours = ErrorCode::VARIANTS.iter().map(<&str>::from).chain(broker_code::ALL);
+        for word in ours.chain(["http_200", "http_401"]) {
             let error = read(status, word);
             let ours = if status == 200 { "no_access_token" } else { &*format!("http_{status}") };
             assert_eq!((&*error.code, error.status), (ours, Some(status)), "{word}");

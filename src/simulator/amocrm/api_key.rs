@@ -23,7 +23,7 @@ pub(super) async fn exchange(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    amocrm.core.arrived(Endpoint::ExchangeApiKey);
+    amocrm.core.count_request(Endpoint::ExchangeApiKey);
     let Some(account) = amocrm.account_of(&headers) else {
         return Problem::NotFound("/oauth2/exchange_api_key").into_response();
     };
@@ -57,7 +57,7 @@ pub(super) async fn exchange(
     ];
     amocrm.tasks.spawn(async move {
         if let Err(error) = deliver(&redirect_uri, &params).await {
-            tracing::warn!(error = %error.without_url(), "a simulated code could not be delivered");
+            tracing::warn!(error = %error.without_url(), "cannot deliver a simulated code");
         }
     });
     StatusCode::ACCEPTED.into_response()
@@ -90,6 +90,6 @@ async fn deliver(redirect_uri: &str, params: &[(&str, String)]) -> Result<(), re
         return Ok(());
     };
     url.query_pairs_mut().extend_pairs(params);
-    // Nobody looks at the answer.
+    // The answer does not matter.
     client.get(url).send().await.map(drop)
 }

@@ -39,7 +39,7 @@ use super::{
     shape,
 };
 
-/// Which of the two products.
+/// One of the two products.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Product {
     Amocrm,
@@ -54,7 +54,7 @@ impl Product {
         }
     }
 
-    /// What follows the subdomain in the host of an account.
+    /// The suffix of an account's host.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Self::Amocrm => ".amocrm.localhost",
@@ -134,7 +134,7 @@ impl Amocrm {
         self.settings.accounts.iter().find(|account| account.subdomain == subdomain)
     }
 
-    /// What a callback with a code carries.
+    /// The parameters of a callback with a code.
     fn issue_code(&self, account: &AmocrmAccount, redirect_uri: &str) -> String {
         // The payload of the PHP library's codes and refresh tokens begins like this.
         let code = format!("def50200{}", shape::hex::<300>());
@@ -161,7 +161,7 @@ impl Amocrm {
 }
 
 async fn consent_page(State(amocrm): State<Arc<Amocrm>>, query: Params) -> Response {
-    amocrm.core.arrived(Endpoint::Authorize);
+    amocrm.core.count_request(Endpoint::Authorize);
     if let Err(refusal) = amocrm.asked(&query) {
         return *refusal;
     }
@@ -183,7 +183,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    amocrm.core.arrived(Endpoint::Decision);
+    amocrm.core.count_request(Endpoint::Decision);
     let redirect_uri = match amocrm.asked(&query) {
         Ok(redirect_uri) => redirect_uri,
         Err(refusal) => return *refusal,
@@ -199,7 +199,7 @@ async fn decide(
     };
     let code = amocrm.issue_code(account, redirect_uri);
     let host = amocrm.host(account);
-    // 1 is amocrm.ru. Nobody says whether Kommo sends it.
+    // 1 is amocrm.ru. No source says that Kommo sends it.
     let platform = (amocrm.product == Product::Amocrm).then_some("1");
     page::callback(
         redirect_uri,
@@ -226,7 +226,7 @@ async fn access_token(
 
 async fn account(State(amocrm): State<Arc<Amocrm>>, headers: HeaderMap) -> Response {
     let token = bearer(&headers);
-    amocrm.core.called(Endpoint::Account, token);
+    amocrm.core.count_call(Endpoint::Account, token);
     let Some(account) = amocrm.account_of(&headers) else {
         return Problem::NotFound("/api/v4/account").into_response();
     };

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-/// What is wrong with a request.
+/// An error of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Problem<'a> {
     /// 400 of the token endpoint; the hint is all that tells one from another.

@@ -12,7 +12,8 @@ use super::{Amocrm, Product, problem::Problem};
 use crate::{
     seal::secret::random_bytes,
     simulator::{
-        ledger::{End, Id, Ledger, Pair, Refusal},
+        ledger::{Id, Ledger, Pair, Refusal},
+        oracle::End,
         request::{Params, TokenRequest},
         settings::AmocrmAccount,
         shape,

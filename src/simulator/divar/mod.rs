@@ -4,7 +4,6 @@
 //! Not verified by any source, and so ours: that Divar's Hydra is a plain one, what is answered to a
 //! refresh without its documented extra parameters, and the status of an expired access token.
 
-mod error;
 mod revocation;
 mod token;
 
@@ -22,6 +21,7 @@ use serde_json::{Map, json};
 
 use super::{
     core::Core,
+    hydra,
     ledger::Authorisation,
     oracle::Endpoint,
     page::{self, Choice, Consent, Decision, Verdict},
@@ -64,13 +64,6 @@ pub(super) fn api(divar: Arc<Divar>) -> Router {
 
 fn problem(status: StatusCode, text: &str) -> Response {
     page::problem(status, "Divar", "This did not work", text)
-}
-
-/// What a refresh is told that lost the race against another one.
-pub(super) fn contended() -> Response {
-    let hint = "Failed to refresh token because of multiple concurrent requests using the same \
-                token. Please retry the request.";
-    error::OAuthError::invalid_request(hint).into_response()
 }
 
 /// An error of Divar's own API, in the form of `google.rpc.Status`.
@@ -127,7 +120,7 @@ impl Divar {
             .filter(|one| !one.is_empty())
             .collect();
         if let Some(scope) = scopes.iter().find(|scope| !self.allows(scope)) {
-            return refused("invalid_scope", &error::scope_not_allowed(scope));
+            return refused("invalid_scope", &hydra::scope_not_allowed(scope));
         }
         let challenge = query.get("code_challenge");
         if challenge.is_some() && !query.is("code_challenge_method", "S256") {
@@ -145,7 +138,7 @@ impl Divar {
 }
 
 async fn consent_page(State(divar): State<Arc<Divar>>, query: Params) -> Response {
-    divar.core.arrived(Endpoint::Authorize);
+    divar.core.count_request(Endpoint::Authorize);
     let asked = match divar.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -165,7 +158,7 @@ async fn decide(
     query: Params,
     Form(decision): Form<Decision>,
 ) -> Response {
-    divar.core.arrived(Endpoint::Decision);
+    divar.core.count_request(Endpoint::Decision);
     let asked = match divar.asked(&query) {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
@@ -198,7 +191,7 @@ async fn decide(
 
 async fn users(State(divar): State<Arc<Divar>>, headers: HeaderMap) -> Response {
     let token = bearer(&headers);
-    divar.core.called(Endpoint::Account, token);
+    divar.core.count_call(Endpoint::Account, token);
     let key = headers.get("x-api-key").and_then(|key| key.to_str().ok());
     if key != Some(&divar.settings.simulated_api_key) {
         return rpc_status(StatusCode::UNAUTHORIZED, 16, "invalid api key");

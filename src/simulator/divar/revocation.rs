@@ -10,10 +10,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{Divar, error::OAuthError, problem};
+use super::{Divar, problem};
 use crate::simulator::{
-    ledger::End,
-    oracle::Endpoint,
+    hydra::OAuthError,
+    oracle::{End, Endpoint},
     request::{Encoding, TokenRequest},
     settings::RevocationEndpoint,
 };
@@ -27,14 +27,14 @@ pub(super) async fn revoke(
         return problem(StatusCode::NOT_FOUND, "There is no such page.");
     }
     let request = TokenRequest::read(&headers, &body);
-    divar.core.called(Endpoint::Revocation, request.params.get("token"));
+    divar.core.count_call(Endpoint::Revocation, request.params.get("token"));
     let answer = || divar.revoke(&request).unwrap_or_else(OAuthError::into_response);
     match divar.core.next_revocation_fault() {
         None => answer(),
-        Some((fault, cleared)) if fault.comes_before_processing() => {
-            fault.distort(Response::default(), cleared).await
+        Some((fault, cleared)) if fault.is_before_processing() => {
+            fault.apply(Response::default(), cleared).await
         }
-        Some((fault, cleared)) => fault.distort(answer(), cleared).await,
+        Some((fault, cleared)) => fault.apply(answer(), cleared).await,
     }
 }
 

@@ -12,11 +12,13 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::json;
 
-use super::{Divar, error::OAuthError};
+use super::Divar;
 use crate::{
     seal::secret::Digest,
     simulator::{
-        ledger::{Authorisation, End, Pair, Refusal},
+        hydra::OAuthError,
+        ledger::{Authorisation, Pair, Refusal},
+        oracle::End,
         request::{self, Params, TokenRequest},
         settings::{Hydra, RefreshParameters},
         shape,
@@ -87,7 +89,7 @@ impl Divar {
         let code = match ledger.code(text, now) {
             Ok(code) => code,
             Err(Refusal::Dead(End::Redeemed)) => {
-                // Used twice: somebody else may hold it, so what it gave is withdrawn.
+                // Reuse: another party may hold the code, so its tokens are revoked.
                 ledger.revoke_chain_of(text, End::CodeReused, now);
                 let hint = "The authorization code has already been used.";
                 return Err(OAuthError::invalid_grant(hint));

@@ -20,7 +20,7 @@ impl Successor {
         Self { access: keep(pair.access), refresh: pair.refresh.map(keep) }
     }
 
-    /// The same texts, with what remains of their lives.
+    /// The same texts, with the rest of their lives.
     pub(super) fn again(&self, now: Timestamp) -> Pair<'_> {
         let rest = |ends_at: Timestamp| ends_at.duration_since(now).as_secs().try_into();
         Pair {

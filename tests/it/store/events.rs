@@ -2,7 +2,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 use token_broker::{
-    audit::{By, Event, Kind, Record},
+    audit::{Actor, AuditEvent, EventKind, StoredEvent},
     domain::connection::ConnectionId,
 };
 use tokio::task::JoinSet;
@@ -16,26 +16,26 @@ on_both_engines! {
     old_events_are_forgotten,
 }
 
-fn record(now: Timestamp) -> Record {
+fn record(now: Timestamp) -> AuditEvent {
     let peer = "192.0.2.7".parse().unwrap();
-    Record::new(Kind::TokenIssued, &By::new("service billing", Some(peer)), now)
+    AuditEvent::new(EventKind::TokenIssued, &Actor::new("service billing", Some(peer)), now)
         .about(ConnectionId::new(), &"avito-main".parse().unwrap())
         .at_provider("avito")
         .with_grant("00112233aabbccdd", 7)
         .with_detail("after_rejected")
 }
 
-fn records(db: &TestDatabase, count: usize) -> Vec<Record> {
+fn records(db: &TestDatabase, count: usize) -> Vec<AuditEvent> {
     (0..count).map(|_| record(db.clock.now())).collect()
 }
 
-fn held(events: Vec<Event>) -> Vec<Record> {
+fn held(events: Vec<StoredEvent>) -> Vec<AuditEvent> {
     events.into_iter().map(|event| event.record).collect()
 }
 
 async fn events_read_back_in_their_order(db: TestDatabase) {
     let mut all = records(&db, 500);
-    all.push(Record::new(Kind::Configuration, &By::broker(), db.clock.now()));
+    all.push(AuditEvent::new(EventKind::Configuration, &Actor::broker(), db.clock.now()));
     assert!(db.store.events(0, 10).await.unwrap().is_empty());
     db.store.insert_events(&all[..500]).await.unwrap();
     db.store.insert_events(&all[500..]).await.unwrap();

@@ -1,4 +1,4 @@
-//! Hydra's errors, with its own texts: ory/hydra `fosite/errors.go`, `fosite/access_error.go`.
+//! Ory Hydra's errors, with its own texts. Used by `divar` and `fault`. Source: ory/hydra `fosite/errors.go`, `fosite/access_error.go`.
 
 use axum::{
     http::{StatusCode, header},
@@ -51,6 +51,14 @@ impl OAuthError {
     pub(super) fn unauthorized_client(hint: &str) -> Self {
         const BASE: &str = "The client is not authorized to request a token using this method.";
         Self::new(StatusCode::BAD_REQUEST, "unauthorized_client", BASE, hint)
+    }
+
+    /// Answer to a refresh that lost the race against another one.
+    pub(super) fn contended() -> Self {
+        Self::invalid_request(
+            "Failed to refresh token because of multiple concurrent requests using the same token. \
+             Please retry the request.",
+        )
     }
 
     pub(super) fn into_response(self) -> Response {

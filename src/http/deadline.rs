@@ -1,5 +1,5 @@
-//! Clients that take their time: a body that does not arrive, an answer that nobody reads. Each ends
-//! after a time that counts as a whole, so that a byte now and then buys nothing.
+//! Deadlines for slow clients. Receiving a request body and writing an answer each have one for the
+//! whole, so that a byte now and then buys no time.
 
 use std::{
     io::{self, IoSlice},
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// A request body that fails unless it arrives whole within `limit` of when it is first read.
-pub(super) fn in_time(body: Incoming, limit: Duration) -> Body {
+pub(super) fn body_deadline(body: Incoming, limit: Duration) -> Body {
     if body.is_end_stream() {
         return Body::empty();
     }
@@ -35,22 +35,22 @@ pub(super) fn in_time(body: Incoming, limit: Duration) -> Body {
     Body::from_stream(parts)
 }
 
-/// A stream whose writing fails unless what is to be written is taken within `limit` of when it
-/// first is not.
-pub(super) struct Hurried<S> {
+/// A stream whose writing fails unless the client takes it within `limit` of the first write that
+/// has to wait.
+pub(super) struct WriteDeadline<S> {
     stream: S,
     limit: Duration,
     /// Runs from the first write that had to wait until everything is written.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Hurried<S> {
+impl<S> WriteDeadline<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, waiting: None }
     }
 
-    /// What came of a write; one that has waited for too long has failed.
-    fn hurry<T>(
+    /// Passes on the outcome of a write; one that has waited for too long has failed.
+    fn poll_deadline<T>(
         &mut self,
         context: &mut Context<'_>,
         written: Poll<io::Result<T>>,
@@ -66,7 +66,7 @@ impl<S> Hurried<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Hurried<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteDeadline<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -76,14 +76,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Hurried<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Hurried<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.hurry(context, written)
+        self.poll_deadline(context, written)
     }
 
     fn poll_write_vectored(
@@ -92,7 +92,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Hurried<S> {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.hurry(context, written)
+        self.poll_deadline(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -102,14 +102,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Hurried<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         if matches!(flushed, Poll::Ready(Ok(()))) {
-            // Asked for when everything is written.
+            // `hyper` flushes when everything is written.
             self.waiting = None;
         }
-        self.hurry(context, flushed)
+        self.poll_deadline(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.hurry(context, ended)
+        self.poll_deadline(context, ended)
     }
 }

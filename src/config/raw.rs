@@ -1,5 +1,5 @@
-//! The settings as they are written: what the sources say, laid over each other. A setting that
-//! does not exist or has another form is refused here; what it says is checked afterwards.
+//! The raw settings: all sources merged. Unknown settings and wrong types are refused here; values
+//! are checked afterwards.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,15 +16,15 @@ use crate::simulator::SimulatorSettings;
 
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 
-/// What the names of environment variables begin with.
+/// The prefix of the names of environment variables.
 const PREFIX: &str = "TOKEN_BROKER";
 
-/// What stands between the parts of such a name.
+/// The separator between the parts of such a name.
 const SEPARATOR: &str = "__";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct Written {
+pub(super) struct RawConfig {
     pub(super) public_url: String,
     pub(super) public_listen: String,
     pub(super) internal_url: String,
@@ -115,7 +115,7 @@ impl List {
     }
 }
 
-impl Written {
+impl RawConfig {
     /// Embedded defaults, then `file`, then `environment`, then `overrides`.
     pub(super) fn read(
         file: Option<&Path>,
@@ -172,8 +172,8 @@ fn read_toml(path: &Path) -> Result<String, ConfigError> {
     }
 }
 
-/// Says which setting is wrong and what was expected. Only what serde says of our own types is
-/// repeated, never what it found: that may be a secret.
+/// Names the wrong setting and the expected form. Only serde's words on our own types are repeated,
+/// never the value found: it may be a secret.
 fn describe(error: &config::ConfigError, setting: Option<&str>) -> ConfigError {
     use config::ConfigError as E;
     let named = setting.unwrap_or("configuration");

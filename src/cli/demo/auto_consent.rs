@@ -1,5 +1,4 @@
-//! A person in a hurry: walks through a consent as a browser would, and presses every button that
-//! says yes.
+//! Automatic consent: goes through a consent as a browser would and presses every Allow.
 
 use reqwest::{
     Client, Response, StatusCode,
@@ -11,11 +10,7 @@ use url::Url;
 
 use crate::cli::CliError;
 
-/// One consent, from the link to the page that says how it went.
-///
-/// # Errors
-///
-/// When a step does not lead where it should.
+/// One consent, from the link to the result page.
 #[expect(clippy::disallowed_methods, reason = "a browser shows the link's secret in its URL")]
 pub(super) async fn consent(link: &SecretString) -> Result<(), CliError> {
     let link = parse(link.expose_secret())?;
@@ -48,7 +43,7 @@ fn parse(url: &str) -> Result<Url, CliError> {
     Url::parse(url).map_err(CliError::internal)
 }
 
-/// Where an answer sends the browser.
+/// The URL that an answer redirects to.
 fn next(response: &Response) -> Result<Url, CliError> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location
