@@ -1,70 +1,105 @@
 //! # token-broker
 //!
 //! Keeps OAuth2 access tokens alive for many accounts at many providers and hands a fresh one to
-//! any internal service in one HTTP call. This page is the map: the rooms, then the journeys
-//! through them.
+//! any internal service in one HTTP call. This page is the map: the rooms, the words, then three
+//! journeys through the code. For users there is the [guide].
 //!
 //! # Rooms
 //!
-//! Direction is always down: [`http`] knows [`broker`], [`broker`] knows [`store`] and
-//! [`provider`]; those two do not know each other.
+//! Direction is always down: a room may use the rooms below it, and none above. [`store`] and
+//! [`provider`] do not know each other.
 //!
 //! | room | what lives there |
 //! |---|---|
 //! | [`cli`] | the commands, and their exit codes |
-//! | [`app`] | wiring: settings to a running broker, and back down in order |
-//! | [`config`] | the settings, checked before anything starts |
+//! | [`app`] | wiring: settings to a running broker, and back down in order; the background loops; the state directory |
 //! | [`http`] | the two listeners, what each offers, the pages a person sees |
-//! | [`broker`] | the use cases, one method each; memory; the refresh |
-//! | [`background`] | the loops: starts what is due, keeps memory in step, revokes, forgets, ships |
-//! | [`connection`], [`consent`], [`caller`] | the rules, pure: `now` is an argument |
-//! | [`guard`] | whether the database is the one last seen, and no older; pure |
-//! | [`freeze`] | what operators have stopped serving, and what that covers; pure |
-//! | [`client`] | our registration at a provider |
-//! | [`provider`] | profiles as data, requests and answers as pure functions, the way out |
-//! | [`throttle`], [`refusals`], [`rotation`] | pure rules of the refresh: when a provider is left alone, what its refusals are worth, which of two grants stays |
+//! | [`broker`] | the use cases: a facade over owners such as the refresher, the consent flow and the cache |
+//! | [`config`] | the settings, checked before anything starts; logging |
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
-//! | [`spool`] | received grants on disk, on their way into the store |
-//! | [`audit`] | who had what and when: records in a file, then in the database |
-//! | [`seal`], [`secret`] | secrets at rest; random secrets and digests |
-//! | [`state_dir`] | this replica's own folder, its lock, its name and its watermark |
+//! | [`provider`] | profiles as data, requests and replies as pure functions, the way out, our clients |
+//! | [`spool`] | write-ahead files of received grants, on their way into the store |
+//! | [`audit`] | the audit trail: a file first, then the store |
+//! | [`domain`] | pure rules: connections, grants, consents, callers, freezes, conflicts of grants |
+//! | [`seal`] | secrets at rest, key files, digests |
 //! | [`simulator`] | strict imitations of the built-in providers |
-//! | [`clock`], [`slug`], [`words`], [`telemetry`] | time, names, enums as words, logging |
-//! | [`replace`], [`core_dump`] | small files that are replaced whole; memory that no crash writes to a disk |
-//! | [`failpoint`] | named points at which tests hold a refresh |
+//! | [`clock`], [`failpoint`], `os` | time; points at which tests hold a refresh; atomic files and process hardening |
+//! | [`guide`] | the guide for users, in Markdown |
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | provider, profile | an authorization server; the TOML file that describes it ([`provider::Profile`]) |
+//! | client | our registration at a provider ([`provider::client::Client`]) |
+//! | connection | one account reached through one client ([`domain::connection::Connection`]) |
+//! | grant | the tokens that a token endpoint returned ([`domain::grant`]); RFC 6749 uses the word for the authorization that is exchanged for them |
+//! | generation | counts the grants that a connection has held |
+//! | slot | the place of a grant: live, pending or fallback; its tokens are sealed for it ([`domain::grant::GrantSlot`]) |
+//! | fallback grant | a received grant that lost its place to another one, kept in case that one is refused |
+//! | lineage, sibling | the refresh that brought a grant; two answers to the same refresh token ([`domain::grant_conflict`]) |
+//! | spent token | a refresh token that was presented and has a successor, or was refused: never presented again, known by its digest |
+//! | lease, claim | the right to refresh a connection for a bounded time: a row with the intent, committed before anything is sent |
+//! | attempt | one refresh that holds the claim |
+//! | single-flight | one refresh of a connection at a time in a process; everybody else joins it |
+//! | spool, reservation | the folder of received grants; the room in it that is made before a request is sent |
+//! | gate | pace, circuit breaker and mass-refusal hold before one provider |
+//! | quarantine | the state of connections whose database looks restored or copied: served, not refreshed |
+//! | watermark | the database as this replica last saw it, kept in a file outside it |
+//! | freeze | an operator's order to serve nothing of a provider, client, service or connection |
+//! | fingerprint | the beginning of a token's digest: tells tokens apart, and is of no other use |
+//! | consent link, consent | a one-time URL for a person; one attempt, from the click to the callback |
+//! | service, operator | an internal caller with a key; a person who runs the broker |
 //!
 //! # Fetch
 //!
-//! A service asks for `GET /v1/connections/{connection}/token`. The handler checks the key with
-//! [`Broker::authenticate`](broker::Broker::authenticate) and calls
-//! [`Broker::token`](broker::Broker::token). A live token is answered from memory. Without one, the
-//! call starts or joins the refresh of that connection and waits for it; the refresh itself is a
-//! task that goes on when the caller hangs up.
+//! `GET /v1/connections/{connection}/token`:
+//!
+//! 1. The handler checks the key: [`Broker::authenticate`](broker::Broker::authenticate).
+//! 2. [`Broker::token`](broker::Broker::token) asks
+//!    [`TokenReader`](broker::token::TokenReader), which looks into the
+//!    [`Cache`](broker::cache::Cache) and checks freezes and the connection's state.
+//! 3. A live token is put on record
+//!    ([`AuditLog::write_durable`](broker::audit::AuditLog::write_durable)) and leaves.
+//! 4. Without one the reader starts or joins the refresh of that connection
+//!    ([`SingleFlight::refresh`](broker::refresh::SingleFlight::refresh)) and waits for it; the
+//!    refresh is a task of its own that goes on when the caller hangs up.
 //!
 //! # Refresh
 //!
-//! There is one function that refreshes, whoever asks: it claims the connection
-//! ([`Store::claim`](store::Store::claim), a row with a lease and the intent, committed), builds
-//! the request from the profile ([`provider::request::refresh`]), sends it once
-//! ([`Outbound::send`](provider::Outbound::send)), reads the answer leniently
-//! ([`provider::read_grant`]), puts the grant on disk ([`spool`]), stores it by compare-and-set on
-//! the generation ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it
-//! to memory. Where another grant was stored first, [`rotation::keep`] decides between the two, and
-//! the other one waits in [escrow](store::FallbackGrant). Before all that stands the provider's gate: its
-//! pace, and the breakers of [`throttle`]. What a crash leaves behind is taken up at the next start
-//! ([`Broker::recover`](broker::Broker::recover)).
-//! [`background::run`] comes through the same door with what is due.
+//! The same for readers, operators and the [background](app::background::run), in the order of
+//! [`Refresher`](broker::refresh::Refresher)'s protocol:
+//!
+//! 1. Admission: the provider's [`Gate`](broker::limits::Gate).
+//! 2. Reload: [`Store::record_by_id`](store::Store::record_by_id).
+//! 3. Plan: [`plan`](broker::refresh::plan::plan), pure, decides whether a refresh token may be
+//!    presented.
+//! 4. Claim: a reservation in the [`spool`], then [`Store::claim`](store::Store::claim).
+//! 5. Send: [`provider::request::refresh`] makes the request,
+//!    [`ProviderCalls::token`](broker::provider_calls::ProviderCalls::token) sends it once,
+//!    [`provider::read_grant`] reads the answer leniently.
+//! 6. Commit: [`Committer::persist_grant`](broker::refresh::commit::Committer::persist_grant) writes
+//!    the grant to the spool, stores it by compare-and-set on the generation
+//!    ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it. Where another
+//!    grant was stored first, [`domain::grant_conflict`] decides between the two, and the other one is
+//!    kept as a fallback grant.
+//! 7. A failure is judged ([`Outcome`](broker::refresh::outcome::Outcome), pure) and recorded
+//!    ([`Store::record_failure`](store::Store::record_failure)).
+//!
+//! A crash in between is made good at the next start: [`Broker::recover`](broker::Broker::recover).
 //!
 //! # Consent
 //!
-//! [`Broker::make_link`](broker::Broker::make_link) makes a one-time URL. Opening it shows a page
-//! and changes nothing; pressing its button calls
-//! [`Broker::begin_consent`](broker::Broker::begin_consent), which binds the browser and redirects
-//! to the provider. The callback calls
-//! [`Broker::finish_consent`](broker::Broker::finish_consent): the attempt is taken from the store
-//! in one statement, the code is exchanged once, the account is looked up, and the grant is stored
-//! live if the account is the one that was meant, or waiting for
-//! [`Broker::confirm`](broker::Broker::confirm).
+//! 1. [`Broker::make_link`](broker::Broker::make_link) makes a one-time URL. Opening it shows a page
+//!    and changes nothing.
+//! 2. Pressing its button calls [`Broker::begin_consent`](broker::Broker::begin_consent), which binds
+//!    the browser and redirects to the provider.
+//! 3. The callback calls [`Broker::finish_consent`](broker::Broker::finish_consent): the attempt is
+//!    taken from the store in one statement
+//!    ([`Store::take_consent`](store::Store::take_consent)).
+//! 4. [`CodeExchange`](broker::consent::CodeExchange) exchanges the code once, looks the account up,
+//!    and stores the grant: live if the account is the one that was meant, otherwise waiting for
+//!    [`Broker::confirm`](broker::Broker::confirm).
 
 pub mod app;
 pub mod audit;

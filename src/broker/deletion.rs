@@ -199,12 +199,12 @@ impl Deletions {
         Ok(())
     }
 
-    /// As [`Broker::start_revocations`], and waits for them: a step of the background, for tests.
+    /// As [`Deletions::start_revocations`], and waits for them: a step of the background, for tests.
     /// Returns how many there were.
     ///
     /// # Errors
     ///
-    /// As [`Broker::start_revocations`].
+    /// As [`Deletions::start_revocations`].
     pub(crate) async fn revoke_due(&self, limit: u32) -> Result<usize, BrokerError> {
         let due = self.revocations_due(limit).await?;
         for (id, client) in &due {

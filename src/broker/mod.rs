@@ -21,26 +21,26 @@
 //! Every call to a provider that may change a grant runs on the task tracker, so that a caller who
 //! hangs up cancels nothing and shutdown waits for it.
 
-mod access;
+pub(crate) mod access;
 mod assemble;
-mod audit;
-mod cache;
-mod clients;
+pub(crate) mod audit;
+pub(crate) mod cache;
+pub(crate) mod clients;
 mod clock_skew;
-mod connections;
-mod consent;
-mod deletion;
+pub(crate) mod connections;
+pub(crate) mod consent;
+pub(crate) mod deletion;
 mod error;
 mod health;
-mod limits;
+pub(crate) mod limits;
 mod process;
-mod provider_calls;
+pub(crate) mod provider_calls;
 mod reason;
-mod recovery;
-mod refresh;
+pub(crate) mod recovery;
+pub(crate) mod refresh;
 mod sync;
-mod token;
-mod vault;
+pub(crate) mod token;
+pub(crate) mod vault;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -148,7 +148,7 @@ impl TokenReader {
         Ok(token)
     }
 
-    /// As [`Broker::token`], with no record of it; waits for `at_most`, whatever is asked for.
+    /// As [`TokenReader::token`], with no record of it; waits for `at_most`, whatever is asked for.
     async fn find_token(
         &self,
         service: &Service,
@@ -204,7 +204,7 @@ impl TokenReader {
     ///
     /// # Errors
     ///
-    /// As [`Broker::token`].
+    /// As [`TokenReader::token`].
     pub(crate) async fn token_rejected(
         &self,
         service: &Service,

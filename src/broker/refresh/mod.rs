@@ -22,8 +22,8 @@
 mod answer;
 pub(crate) mod commit;
 mod in_flight;
-mod outcome;
-mod plan;
+pub(crate) mod outcome;
+pub(crate) mod plan;
 pub(crate) mod schedule;
 mod wait_for_peer;
 

@@ -15,19 +15,19 @@ use crate::{
 const MISCONFIGURED_PAUSE: Duration = Duration::from_mins(1);
 
 /// The time until a refusal that is one of many is tried again, if no probe succeeds before.
-pub(super) const SUPPRESSED_PAUSE: Duration = MassRefusal::PROBE;
+pub(crate) const SUPPRESSED_PAUSE: Duration = MassRefusal::PROBE;
 
 /// Where a failed refresh leaves a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Outcome {
-    pub(super) state: State,
-    pub(super) reason: Option<String>,
+pub(crate) struct Outcome {
+    pub(crate) state: State,
+    pub(crate) reason: Option<String>,
 }
 
 impl Outcome {
     /// Judges a failure. Our own misconfiguration leaves the connection where it was, and a grant that
     /// nobody consented to never needs consent.
-    pub(super) fn of(verdict: &Verdict, record: &Record) -> Self {
+    pub(crate) fn of(verdict: &Verdict, record: &Record) -> Self {
         let connection = &record.connection;
         match verdict {
             Verdict::Refused { reason }
@@ -52,12 +52,12 @@ impl Outcome {
     }
 
     /// The outcome of a refusal while refusals are suppressed: it may be the provider's mistake.
-    pub(super) fn suppressed() -> Self {
+    pub(crate) fn suppressed() -> Self {
         Self { state: State::Suspect, reason: Some("mass_refusal".to_owned()) }
     }
 
     /// The time until the next try after so many failures in a row, varied by `seed`.
-    pub(super) fn pause(&self, verdict: &Verdict, failures: u32, seed: u16) -> Duration {
+    pub(crate) fn pause(&self, verdict: &Verdict, failures: u32, seed: u16) -> Duration {
         if self.state == State::Suspect {
             return SUPPRESSED_PAUSE;
         }
@@ -71,7 +71,7 @@ impl Outcome {
 }
 
 /// The code of a failure, as the connection shows it.
-pub(super) fn code(error: &ProviderError) -> &str {
+pub(crate) fn code(error: &ProviderError) -> &str {
     match error.verdict {
         Verdict::Misconfigured => LastError::MISCONFIGURED,
         _ => &error.code,
@@ -79,7 +79,7 @@ pub(super) fn code(error: &ProviderError) -> &str {
 }
 
 /// The word for a verdict in records.
-pub(super) fn word(verdict: &Verdict) -> &'static str {
+pub(crate) fn word(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Ambiguous => "ambiguous",
         Verdict::Busy { .. } => "busy",
