@@ -3,9 +3,8 @@
 
 use std::{io, sync::Arc};
 
-use tokio::task::spawn_blocking;
-
 use super::{AuditEvent, Trail, folder::Cursor};
+use crate::os::blocking::blocking;
 
 /// Events that go into the database at once.
 pub const BATCH: usize = 500;
@@ -45,10 +44,4 @@ pub async fn ship<E: From<io::Error>>(
 async fn put_cursor(trail: &Arc<Trail>, next: Cursor) -> io::Result<()> {
     let trail = Arc::clone(trail);
     blocking(move || trail.folder.put_cursor(next)).await
-}
-
-async fn blocking<T: Send + 'static>(
-    step: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    spawn_blocking(step).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

@@ -1,15 +1,12 @@
 //! Startup recovery: replays spooled grants and expires this replica's leases. Also replays the grants
 //! that a database which went back has forgotten.
 
-use std::io;
-
-use tokio::task::spawn_blocking;
-
 use super::Recovery;
 use crate::{
     audit::{Actor, EventKind},
     broker::{BrokerError, refresh::commit::mark_committed},
     domain::grant::SealedGrant,
+    os::blocking::blocking,
     seal::Sealed,
     spool::{Entry, SpooledGrant},
 };
@@ -49,8 +46,7 @@ impl Recovery {
 
     async fn spooled(&self) -> Result<Vec<(Entry, SpooledGrant)>, BrokerError> {
         let spool = self.spool.clone();
-        let entries = spawn_blocking(move || spool.entries()).await;
-        entries.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+        blocking(move || spool.entries()).await.map_err(|error| {
             tracing::error!(%error, "the spool cannot be read");
             BrokerError::Internal
         })
@@ -101,9 +97,7 @@ impl Recovery {
     /// quarantined stays so.
     pub(crate) async fn replay_recent_grants(&self) {
         let spool = self.spool.clone();
-        let remembered = spawn_blocking(move || spool.remembered()).await;
-        let remembered = remembered.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let entries = remembered.unwrap_or_else(|error| {
+        let entries = blocking(move || spool.remembered()).await.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot read the grants that were stored last");
             Vec::new()
         });

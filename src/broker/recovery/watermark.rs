@@ -5,11 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::task::spawn_blocking;
-
 use crate::{
     domain::database_identity::{Identity, Watermark},
-    os::atomic_file::replace,
+    os::{atomic_file::replace, blocking::blocking},
 };
 
 /// The file `watermark`: what this replica last saw of its database. Clones share it.
@@ -83,8 +81,7 @@ impl LastSeen {
         }
         self.watermark = Some(watermark.clone());
         let file = self.file.clone();
-        let kept = spawn_blocking(move || file.write(&watermark)).await;
-        let kept = kept.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let kept = blocking(move || file.write(&watermark)).await;
         self.kept = kept.is_ok();
         if let Err(error) = kept {
             tracing::error!(

@@ -20,6 +20,7 @@ use crate::{
         grant_conflict::{self, Candidate, Winner},
     },
     failpoint::Point,
+    os::blocking::blocking,
     seal::{OpenError, Sealed},
     spool::{Entry, Reservation, Spool, SpooledGrant},
     store::{Commit, FallbackGrant, Store, StoreError},
@@ -72,8 +73,7 @@ impl Committer {
     /// Makes room in the spool for the grant of an attempt.
     pub(crate) async fn reserve(&self, attempt: &str) -> io::Result<Reservation> {
         let (spool, name) = (self.spool.clone(), attempt.to_owned());
-        let reserved = spawn_blocking(move || spool.reserve(&name)).await;
-        reserved.unwrap_or_else(|error| Err(io::Error::other(error)))
+        blocking(move || spool.reserve(&name)).await
     }
 
     /// Seals a grant as the connection's own of this generation, and notes when its access token ends.
