@@ -4,8 +4,6 @@
 
 mod marks;
 mod relay;
-#[path = "../matrix/scene/server.rs"]
-mod server;
 mod world;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -15,10 +13,9 @@ use token_broker::simulator::{Fault, Simulated};
 
 use self::{
     marks::Kind,
-    server::Server,
     world::{FORGED, World},
 };
-use crate::support::http::client;
+use crate::support::{http::client, server::Server};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_said_or_written_with_sqlite_in_json() {

@@ -37,6 +37,7 @@ mod simulator;
 mod slow_clients;
 mod stock_clients;
 mod store;
+#[path = "../support/mod.rs"]
 mod support;
 mod ways_in;
 mod ways_out;

@@ -7,10 +7,11 @@ use token_broker::simulator::{Simulated, SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    scene::{Line, Load, Server, Target, UNPACED, consented, generation, lost, posts, replays},
+    scene::{Line, Load, Target, UNPACED, consented, generation, lost, posts, replays},
     support::{
         broker::{Manner, TestBroker},
         database::TestDatabase,
+        server::Server,
         wait::until,
     },
     table::{Row, is_long, short_or_long},

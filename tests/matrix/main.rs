@@ -17,7 +17,7 @@ mod state_directory;
 mod stops;
 mod storms;
 #[expect(dead_code, reason = "shared with the integration tests, which use it all")]
-#[path = "../it/support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 mod table;
 mod takeover;

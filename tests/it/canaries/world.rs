@@ -23,12 +23,12 @@ use token_broker::{
 use super::{
     marks::{Kind, Marks},
     relay::Relay,
-    server::Server,
 };
 use crate::support::{
     broker::{Answer, Person},
     http::client,
     process::Program,
+    server::Server,
     wait::free_address,
 };
 

@@ -5,7 +5,6 @@ mod holds;
 mod line;
 mod load;
 mod outage;
-mod server;
 
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -20,7 +19,6 @@ pub(crate) use self::{
     line::{Line, Then},
     load::{Load, Target},
     outage::Outage,
-    server::Server,
 };
 use crate::support::broker::TestBroker;
 

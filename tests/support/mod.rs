@@ -6,4 +6,5 @@ pub(crate) mod database;
 pub(crate) mod http;
 pub(crate) mod pooler;
 pub(crate) mod process;
+pub(crate) mod server;
 pub(crate) mod wait;
