@@ -13,7 +13,7 @@ use token_broker::{
 use tokio::task::JoinSet;
 
 use crate::{
-    fifth_provider, keys,
+    custom_provider, sealing_keys,
     support::{
         broker::{Answer, Person, TestBroker},
         database::{TestDatabase, on_both_engines},
@@ -61,7 +61,7 @@ async fn connect(broker: &TestBroker, name: &str) {
 
 /// A connection that somebody consented to, at a provider with a revocation endpoint.
 async fn connected(database: TestDatabase) -> (TestBroker, tempfile::TempDir) {
-    let (broker, folder) = fifth_provider::start(database).await;
+    let (broker, folder) = custom_provider::start(database).await;
     connect(&broker, "acme-one").await;
     (broker, folder)
 }
@@ -266,7 +266,7 @@ async fn without_an_endpoint_it_is_left_to_a_person_at_once(database: TestDataba
 }
 
 async fn what_nobody_granted_is_forgotten_at_once(database: TestDatabase) {
-    let (broker, _folder) = fifth_provider::start(database).await;
+    let (broker, _folder) = custom_provider::start(database).await;
     let link = broker.link("acme-one", "divar", json!({ "self": true })).await;
     assert_eq!(deleted(&broker, ACME).await, done("none"));
     let page = Person::new(&broker).get(&link).await;
@@ -435,7 +435,7 @@ async fn what_is_sealed_with_a_key_that_we_lack_waits_for_the_key(database: Test
     fs::copy(&ours, &theirs).unwrap();
     let key = add_key(&theirs).unwrap();
     promote_key(&theirs).unwrap();
-    keys::reseal(broker.broker().store(), &Keyring::read(&theirs).unwrap()).await;
+    sealing_keys::reseal(broker.broker().store(), &Keyring::read(&theirs).unwrap()).await;
     let was = sealed(&broker, "acme-one").await;
     assert_eq!(deleted(&broker, ACME).await, done("revoking"));
     for _ in 0..3 {

@@ -5,10 +5,10 @@ mod connections;
 mod consents;
 mod events;
 mod grants;
-mod purge;
+mod reencryption;
+mod retention;
 mod revocations;
-mod sealed;
-mod verdicts;
+mod transitions;
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use token_broker::{
 use tokio::time::Instant;
 
 use crate::{
+    report::{Row, short_or_long},
     scene::{
         ALL_DUE, Holds, Line, Outage, Then, UNPACED, all_served, consented, generation, lost,
         posts, replays,
@@ -19,7 +20,6 @@ use crate::{
         database::{TestDatabase, on_both_engines},
         wait::until,
     },
-    table::{Row, short_or_long},
 };
 
 on_both_engines! {

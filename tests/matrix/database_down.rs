@@ -7,6 +7,7 @@ use token_broker::simulator::{Simulated, SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    report::{Row, is_long, short_or_long},
     scene::{Line, Load, Target, UNPACED, consented, generation, lost, posts, replays},
     support::{
         broker::{Manner, TestBroker},
@@ -14,7 +15,6 @@ use crate::{
         server::Server,
         wait::until,
     },
-    table::{Row, is_long, short_or_long},
 };
 
 /// How soon after its return refreshes must be made again.

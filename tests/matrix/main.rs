@@ -3,22 +3,22 @@
 
 #![cfg(test)]
 
-mod class;
 mod cut_commits;
 mod database_down;
-mod kills;
+mod expired_lease;
+mod interleavings;
+mod killed_process;
 mod many_due;
-mod model;
-mod pauses;
-mod random;
+mod outage_and_mass_refusal;
+mod random_kills;
+mod report;
+mod rotation_class;
+mod scenario;
 mod scene;
 mod shutdown;
 mod state_directory;
-mod stops;
-mod storms;
+mod stopped_process;
 #[expect(dead_code, reason = "shared with the integration tests, which use it all")]
 #[path = "../support/mod.rs"]
 mod support;
-mod table;
 mod takeover;
-mod world;

@@ -7,12 +7,12 @@ use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
+    report::{Row, is_long, short_or_long},
     scene::{ALL_DUE, UNPACED, consented, generation, lost, posts, replays},
     support::{
         broker::TestBroker,
         database::{TestDatabase, on_both_engines},
     },
-    table::{Row, is_long, short_or_long},
 };
 
 on_both_engines! {

@@ -4,12 +4,12 @@ use token_broker::simulator::{Fault, Kind};
 use tokio::time::Instant;
 
 use crate::{
+    report::{Row, short_or_long},
     scene::{ALL_DUE, Fleet, Load, Outage, UNPACED},
     support::{
         database::{TestDatabase, on_both_engines},
         wait::until,
     },
-    table::{Row, short_or_long},
 };
 
 on_both_engines! {

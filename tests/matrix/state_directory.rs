@@ -8,6 +8,7 @@ use token_broker::{failpoint::Point, simulator::SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    report::{Row, short_or_long},
     scene::{
         ALL_DUE, Fleet, Holds, Outage, UNPACED, all_served, consented, generation, lost, posts,
         replays,
@@ -17,7 +18,6 @@ use crate::{
         database::{TestDatabase, on_both_engines},
         wait::until,
     },
-    table::{Row, short_or_long},
 };
 
 on_both_engines! {

@@ -6,11 +6,11 @@ use token_broker::failpoint::Point;
 use tokio::time::Instant;
 
 use crate::{
-    class::Class,
-    kills::{Stop, judge, presentations, unrecoverable},
+    killed_process::{Stop, judge, presentations, unrecoverable},
+    report::{is_long, short_or_long},
+    rotation_class::Class,
+    scenario::World,
     support::database::TestDatabase,
-    table::{is_long, short_or_long},
-    world::World,
 };
 
 /// How long a token request may take: a lease is 20 s longer.

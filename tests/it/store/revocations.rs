@@ -6,7 +6,7 @@ use token_broker::{
     store::{Commit, Failure, Finished, Holding, REMOVE_AT_PROVIDER},
 };
 
-use super::{grant, pending, stored, verdicts::escrowed};
+use super::{grant, pending, stored, transitions::escrowed};
 use crate::support::database::{TestDatabase, on_both_engines};
 
 on_both_engines! {

@@ -1,10 +1,10 @@
 //! What the faults of databases, replicas and state directories are tried on.
 
+mod cuttable_connection;
+mod database_outage;
 mod fleet;
-mod holds;
-mod line;
-mod load;
-mod outage;
+mod held_points;
+mod reader_load;
 
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -14,11 +14,11 @@ use token_broker::{
 };
 
 pub(crate) use self::{
+    cuttable_connection::{Line, Then},
+    database_outage::Outage,
     fleet::Fleet,
-    holds::Holds,
-    line::{Line, Then},
-    load::{Load, Target},
-    outage::Outage,
+    held_points::Holds,
+    reader_load::{Load, Target},
 };
 use crate::support::broker::TestBroker;
 

@@ -13,11 +13,11 @@ use tokio::{
 };
 
 use crate::{
-    class::Class,
-    kills::{judge, presentations},
+    killed_process::{judge, presentations},
+    report::{Row, short_or_long},
+    rotation_class::Class,
+    scenario::{Held, Replica, View, World},
     support::database::TestDatabase,
-    table::{Row, short_or_long},
-    world::{Held, Replica, View, World},
 };
 
 /// How many connections are refreshed side by side.

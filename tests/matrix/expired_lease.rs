@@ -14,11 +14,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    class::Class,
-    kills::presentations,
+    killed_process::presentations,
+    report::{Row, short_or_long},
+    rotation_class::Class,
+    scenario::World,
     support::{database::TestDatabase, wait::until},
-    table::{Row, short_or_long},
-    world::World,
 };
 
 /// How long a token request may take: longer than it is held here.

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, Row as _};
 use token_broker::simulator::{Endpoint, Fault, Simulated};
 
 use crate::{
-    fifth_provider,
+    custom_provider,
     support::{
         broker::{Answer, Person, TestBroker},
         database::{TestDatabase, on_both_engines},
@@ -162,7 +162,7 @@ async fn delete(broker: &TestBroker, name: &str) -> String {
 async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
     database: TestDatabase,
 ) {
-    let (broker, _folder) = fifth_provider::start(database).await;
+    let (broker, _folder) = custom_provider::start(database).await;
     let divar = broker.simulator(Simulated::Divar);
     let living = || divar.oracle().known.iter().filter(|known| known.alive).count();
     // What comes would go live, would wait, or meets a grant that is to be revoked as well.

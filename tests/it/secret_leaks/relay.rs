@@ -10,7 +10,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::marks::Kind;
+use super::canaries::Kind;
 
 type Heard = Arc<Mutex<Vec<Vec<u8>>>>;
 

@@ -8,8 +8,8 @@ use serde_json::json;
 use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::{
+    report::{Row, short_or_long},
     support::{broker::TestBroker, database::TestDatabase},
-    table::{Row, short_or_long},
 };
 
 const PACE: &str = "[providers.profiles.avito.pace]\nper_second = 100000\nburst = 100000\n";

@@ -2,9 +2,9 @@
 //! test and none of them anywhere but where it belongs: not in the log, not in an answer that is
 //! not meant to carry it, not in a file, a database, its log of changes or a dump of it.
 
-mod marks;
+mod canaries;
+mod recorded_broker;
 mod relay;
-mod world;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::{Method, StatusCode};
@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Fault, Simulated};
 
 use self::{
-    marks::Kind,
-    world::{FORGED, World},
+    canaries::Kind,
+    recorded_broker::{FORGED, World},
 };
 use crate::support::{http::client, server::Server};
 

@@ -27,7 +27,7 @@ use token_broker::{
 use tokio::time::{Instant, interval};
 
 use crate::{
-    class::Class,
+    rotation_class::Class,
     support::{
         broker::Person,
         database::TestDatabase,

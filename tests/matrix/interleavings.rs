@@ -36,8 +36,8 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    report::{self, Row},
     support::{broker::Person, database::TestDatabase, http::client},
-    table::{self, Row},
 };
 
 /// Where the order of two replicas matters.
@@ -559,7 +559,7 @@ async fn no_order_of_two_replicas_loses_what_could_be_saved() {
                 1 => crashes == 1 && class == RotationClass::SingleUse,
                 _ => false,
             };
-            if !few && !table::is_long() {
+            if !few && !report::is_long() {
                 continue;
             }
             let (runs, lost) = walk_all(class, Mishaps { crashes, lost_packets }).await;

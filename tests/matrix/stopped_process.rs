@@ -7,11 +7,11 @@ use token_broker::simulator::Fault;
 use tokio::time::Instant;
 
 use crate::{
-    class::Class,
-    kills::{accesses, presentations},
+    killed_process::{accesses, presentations},
+    report::{Row, short_or_long},
+    rotation_class::Class,
+    scenario::{View, World},
     support::{database::TestDatabase, wait::until},
-    table::{Row, short_or_long},
-    world::{View, World},
 };
 
 /// How long a token request may take: a lease is 20 s longer.

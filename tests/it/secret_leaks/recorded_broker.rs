@@ -21,7 +21,7 @@ use token_broker::{
 };
 
 use super::{
-    marks::{Kind, Marks},
+    canaries::{Kind, Marks},
     relay::Relay,
 };
 use crate::support::{

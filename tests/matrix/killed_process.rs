@@ -13,10 +13,10 @@ use token_broker::{
 use tokio::time::Instant;
 
 use crate::{
-    class::Class,
+    report::{Row, is_long, short_or_long},
+    rotation_class::Class,
+    scenario::{Replica, Settled, World},
     support::{database::TestDatabase, wait::until},
-    table::{Row, is_long, short_or_long},
-    world::{Replica, Settled, World},
 };
 
 /// So many refusals that the broker would doubt them, if its own death did not explain them.
