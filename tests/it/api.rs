@@ -6,25 +6,10 @@ use token_broker::simulator::Simulated;
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
 
-on_both_engines! {
-    a_service_sees_its_own_connections_and_no_others,
-    keys_are_checked_whole_and_end,
-    a_service_has_two_live_keys_at_most,
-    a_key_that_was_made_is_shown_whatever_fails_then,
-    operators_routes_are_for_operators,
-    a_bad_query_is_refused_and_a_large_one_bounded,
-    bad_input_is_one_sentence_and_a_code,
-    the_token_endpoint_speaks_oauth,
-    a_problem_repeats_no_value,
-    whatever_stands_in_a_path_is_answered_in_kind,
-    no_route_is_on_both_listeners_but_liveness,
-    health_tells_how_things_are,
-    nothing_that_leaves_holds_a_refresh_token_or_client_secret,
-}
-
+#[apply(on_both_engines!)]
 async fn a_service_sees_its_own_connections_and_no_others(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -56,6 +41,7 @@ async fn a_service_sees_its_own_connections_and_no_others(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn keys_are_checked_whole_and_end(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let good = broker.service_key.clone();
@@ -91,6 +77,7 @@ async fn keys_are_checked_whole_and_end(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_service_has_two_live_keys_at_most(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let first = broker.service("billing", json!(["*"]), json!(["token"])).await;
@@ -118,6 +105,7 @@ async fn a_service_has_two_live_keys_at_most(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_was_made_is_shown_whatever_fails_then(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     // The record of it cannot be kept.
@@ -137,6 +125,7 @@ async fn a_key_that_was_made_is_shown_whatever_fails_then(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn operators_routes_are_for_operators(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (method, path) in [
@@ -160,6 +149,7 @@ async fn operators_routes_are_for_operators(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -261,6 +251,7 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_bad_query_is_refused_and_a_large_one_bounded(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -276,6 +267,7 @@ async fn a_bad_query_is_refused_and_a_large_one_bounded(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn whatever_stands_in_a_path_is_answered_in_kind(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for path in ["/v1/connections/%ff/token", "/v1/connections/%ff", "/v1/connections/%00/token"] {
@@ -299,6 +291,7 @@ async fn whatever_stands_in_a_path_is_answered_in_kind(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_problem_repeats_no_value(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let service = |verbs: Value, connections: Value| json!({ "name": "s", "verbs": verbs, "connections": connections });
@@ -316,6 +309,7 @@ async fn a_problem_repeats_no_value(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_token_endpoint_speaks_oauth(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -378,6 +372,7 @@ async fn the_token_endpoint_speaks_oauth(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_route_is_on_both_listeners_but_liveness(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let document = broker.ask("", Method::GET, "/openapi.json", None).await.json();
@@ -404,6 +399,7 @@ async fn no_route_is_on_both_listeners_but_liveness(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn health_tells_how_things_are(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -431,6 +427,7 @@ async fn health_tells_how_things_are(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nothing_that_leaves_holds_a_refresh_token_or_client_secret(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {

@@ -15,24 +15,10 @@ use crate::{
     crashes::Mortal,
     support::{
         broker::{Answer, Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
         http::client,
     },
 };
-
-on_both_engines! {
-    every_token_handed_out_has_one_record,
-    what_is_done_is_on_record,
-    a_refused_consent_is_on_record_with_its_reason,
-    nothing_secret_is_on_record,
-    a_file_that_cannot_be_written_withholds_tokens,
-    what_was_shipped_before_a_crash_is_kept_once,
-    records_wait_for_a_database_that_does_not_take_them,
-    a_changed_configuration_is_told,
-    a_key_that_expires_is_on_record_once,
-    the_trail_is_for_operators_and_paged,
-    old_events_are_purged_as_the_settings_say,
-}
 
 const TOKEN: &str = "/v1/connections/avito-own/token";
 
@@ -77,6 +63,7 @@ async fn rejected(broker: &TestBroker) -> Answer {
     broker.ask(&broker.service_key, Method::POST, &format!("{TOKEN}/rejected"), Some(body)).await
 }
 
+#[apply(on_both_engines!)]
 async fn every_token_handed_out_has_one_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -128,6 +115,7 @@ async fn every_token_handed_out_has_one_record(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_done_is_on_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -193,6 +181,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_consent_is_on_record_with_its_reason(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let expected = json!({ "expected_account": "somebody-else" });
@@ -261,6 +250,7 @@ async fn a_refused_consent_is_on_record_with_its_reason(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nothing_secret_is_on_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let expected = json!({ "expected_account": broker.account(Simulated::Divar) });
@@ -304,6 +294,7 @@ async fn nothing_secret_is_on_record(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -343,6 +334,7 @@ async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_shipped_before_a_crash_is_kept_once(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -370,6 +362,7 @@ async fn what_was_shipped_before_a_crash_is_kept_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -400,6 +393,7 @@ async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatab
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_changed_configuration_is_told(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.restart(|_| {}).await;
@@ -417,6 +411,7 @@ async fn a_changed_configuration_is_told(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_expires_is_on_record_once(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let end = broker.clock.now() + Duration::from_hours(1);
@@ -432,6 +427,7 @@ async fn a_key_that_expires_is_on_record_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_trail_is_for_operators_and_paged(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let answer = broker.ask(&broker.service_key, Method::GET, "/v1/events", None).await;
@@ -461,6 +457,7 @@ async fn the_trail_is_for_operators_and_paged(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn old_events_are_purged_as_the_settings_say(database: TestDatabase) {
     let settings = "[audit]\nkeep_days = 2";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;

@@ -8,22 +8,10 @@ use token_broker::simulator::{Fault, Simulated};
 
 use crate::support::{
     broker::TestBroker,
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
 
-on_both_engines! {
-    a_service_that_may_not_confirm_chooses_no_account,
-    a_service_uses_only_the_clients_and_scopes_that_are_open_to_it,
-    health_is_not_ok_while_nothing_can_be_served,
-    health_tells_of_our_own_misconfiguration,
-    a_token_that_is_fetched_on_demand_may_have_ended,
-    keys_made_at_the_same_time_are_counted_one_by_one,
-    a_connection_has_few_open_links,
-    a_scope_is_one_scope,
-    a_row_that_makes_no_sense_is_left_out,
-    a_caller_that_makes_no_sense_has_no_access_and_stops_nobody,
-}
-
+#[apply(on_both_engines!)]
 async fn a_service_that_may_not_confirm_chooses_no_account(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.link("with", "amocrm", json!({ "expected_account": "1" })).await;
@@ -67,6 +55,7 @@ async fn health(broker: &TestBroker) -> Value {
     answer.json()
 }
 
+#[apply(on_both_engines!)]
 async fn a_service_uses_only_the_clients_and_scopes_that_are_open_to_it(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.link("shop-old", "amocrm", json!({})).await;
@@ -105,6 +94,7 @@ async fn a_service_uses_only_the_clients_and_scopes_that_are_open_to_it(database
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn health_is_not_ok_while_nothing_can_be_served(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -136,6 +126,7 @@ async fn health_is_not_ok_while_nothing_can_be_served(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn health_tells_of_our_own_misconfiguration(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -160,6 +151,7 @@ async fn health_tells_of_our_own_misconfiguration(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_that_is_fetched_on_demand_may_have_ended(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.simulator(Simulated::Avito).fault(&Fault::ExpiresIn { value: json!(60) }, 1);
@@ -171,6 +163,7 @@ async fn a_token_that_is_fetched_on_demand_may_have_ended(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn keys_made_at_the_same_time_are_counted_one_by_one(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.service("billing", json!(["*"]), json!(["token"])).await;
@@ -184,6 +177,7 @@ async fn keys_made_at_the_same_time_are_counted_one_by_one(database: TestDatabas
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_connection_has_few_open_links(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for _ in 0..20 {
@@ -201,6 +195,7 @@ async fn a_connection_has_few_open_links(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_scope_is_one_scope(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for bad in ["", "a b", "a,b", "a\r\nb", "a\u{0}"] {
@@ -216,6 +211,7 @@ async fn a_scope_is_one_scope(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_row_that_makes_no_sense_is_left_out(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -230,6 +226,7 @@ async fn a_row_that_makes_no_sense_is_left_out(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_caller_that_makes_no_sense_has_no_access_and_stops_nobody(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;

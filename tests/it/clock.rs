@@ -17,18 +17,8 @@ use tokio::{
 
 use crate::support::{
     broker::{Answer, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_clock_set_back_serves_nothing_that_ended,
-    a_wall_clock_set_forward_ends_tokens_early_and_once,
-    a_restart_with_a_slow_clock_goes_by_the_database,
-    a_restart_with_a_fast_clock_ends_tokens_early_and_once,
-    a_refresh_that_is_held_up_sends_nothing,
-    a_token_of_30_seconds_is_refreshed_once_per_half_life,
-    a_token_of_a_second_never_loops,
-}
 
 const NAME: &str = "avito-own";
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
@@ -92,6 +82,7 @@ async fn set_database_back(broker: &TestBroker) {
         .await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_clock_set_back_serves_nothing_that_ended(database: TestDatabase) {
     let broker = start(database, 3_600).await;
     for (by, database_too) in [(-HOUR, false), (-HOUR * 24, false), (-HOUR * 24, true)] {
@@ -114,6 +105,7 @@ async fn a_clock_set_back_serves_nothing_that_ended(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_wall_clock_set_forward_ends_tokens_early_and_once(database: TestDatabase) {
     let broker = start(database, 3_600).await;
     lives(&broker).await;
@@ -143,6 +135,7 @@ async fn restart_elsewhere(broker: &mut TestBroker, wrong_by: SignedDuration) {
     broker.restart(|_| {}).await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     broker.advance(Duration::from_mins(30)).await;
@@ -172,6 +165,7 @@ async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restart_with_a_fast_clock_ends_tokens_early_and_once(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     restart_elsewhere(&mut broker, HOUR * 2).await;
@@ -192,6 +186,7 @@ async fn a_restart_with_a_fast_clock_ends_tokens_early_and_once(database: TestDa
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_that_is_held_up_sends_nothing(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -250,6 +245,7 @@ async fn read_on(broker: &TestBroker, life: Duration, min_ttl: u64, step: Durati
     answers
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_of_30_seconds_is_refreshed_once_per_half_life(database: TestDatabase) {
     let broker = start(database, 30).await;
     for min_ttl in [0, 15] {
@@ -275,6 +271,7 @@ async fn a_token_of_30_seconds_is_refreshed_once_per_half_life(database: TestDat
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_of_a_second_never_loops(database: TestDatabase) {
     let broker = start(database, 3_600).await;
     let life = Fault::ExpiresIn { value: json!(1) };

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    database::TestDatabase,
+    database::{TestDatabase, apply},
     process::{Ended, Program},
 };
 
@@ -164,21 +164,23 @@ fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     all
 }
 
-/// Makes two tests of each function, with the embedded database and with Postgres.
+/// Makes two tests of a function that takes a machine: `name::embedded` and `name::postgres`.
 macro_rules! on_both_machines {
-    ($($name:ident,)+) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(crate::command_line::Machine::new()).await;
-            })+
-        }
+    ($(#[$attribute:meta])* async fn $name:ident $($rest:tt)+) => {
+        $(#[$attribute])* async fn $name $($rest)+
 
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(crate::command_line::Machine::postgres().await).await;
-            })+
+        mod $name {
+            use $crate::command_line::Machine;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn embedded() {
+                super::$name(Machine::new()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                super::$name(Machine::postgres().await).await;
+            }
         }
     };
 }

@@ -11,20 +11,10 @@ use token_broker::{
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
 
-on_both_engines! {
-    connections_that_cannot_be_refreshed_do_not_stand_in_the_way,
-    a_slow_provider_holds_up_nobody_else,
-    a_stored_token_that_does_not_open_is_not_served,
-    a_consent_during_a_refresh_wins,
-    a_late_grant_of_nobody_knows_whom_is_dropped,
-    a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_for_itself,
-    what_cannot_be_asked_anew_leaves_no_claim_behind,
-    a_stray_code_does_not_end_a_key_exchange,
-}
-
+#[apply(on_both_engines!)]
 async fn connections_that_cannot_be_refreshed_do_not_stand_in_the_way(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     for number in 0..10 {
@@ -61,6 +51,7 @@ async fn connections_that_cannot_be_refreshed_do_not_stand_in_the_way(database: 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_slow_provider_holds_up_nobody_else(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("admitad-own", "admitad").await;
@@ -77,6 +68,7 @@ async fn a_slow_provider_holds_up_nobody_else(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_stored_token_that_does_not_open_is_not_served(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -111,6 +103,7 @@ async fn a_stored_token_that_does_not_open_is_not_served(database: TestDatabase)
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -138,6 +131,7 @@ async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let avito = broker.simulator(Simulated::Avito);
@@ -172,6 +166,7 @@ async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_for_itself(
     database: TestDatabase,
 ) {
@@ -198,6 +193,7 @@ async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_fo
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_cannot_be_asked_anew_leaves_no_claim_behind(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("admitad-own", "admitad").await;
@@ -226,6 +222,7 @@ async fn what_cannot_be_asked_anew_leaves_no_claim_behind(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_stray_code_does_not_end_a_key_exchange(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.link("amocrm-old", "amocrm", json!({})).await;

@@ -9,18 +9,9 @@ use crate::{
     custom_provider,
     support::{
         broker::{Answer, Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
 };
-
-on_both_engines! {
-    of_two_accounts_whose_codes_cross_the_second_waits,
-    a_page_shows_no_other_persons_account,
-    an_attempt_that_fails_last_says_nothing_of_a_link_that_is_spent,
-    what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked,
-    where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task,
-    an_api_key_exchange_under_way_is_a_persons_task,
-}
 
 /// Another account than the one that consents at the simulator by default.
 const SECOND: &str = "10000002";
@@ -62,6 +53,7 @@ async fn confirm(broker: &TestBroker, name: &str, account: &str) {
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
 }
 
+#[apply(on_both_engines!)]
 async fn of_two_accounts_whose_codes_cross_the_second_waits(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let first = broker.account(Simulated::Avito);
@@ -96,6 +88,7 @@ async fn of_two_accounts_whose_codes_cross_the_second_waits(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_page_shows_no_other_persons_account(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let first = broker.account(Simulated::Avito);
@@ -129,6 +122,7 @@ async fn a_page_shows_no_other_persons_account(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_attempt_that_fails_last_says_nothing_of_a_link_that_is_spent(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let first = broker.account(Simulated::Avito);
@@ -159,6 +153,7 @@ async fn delete(broker: &TestBroker, name: &str) -> String {
     deleted.json()["revocation"].as_str().unwrap_or_default().to_owned()
 }
 
+#[apply(on_both_engines!)]
 async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
     database: TestDatabase,
 ) {
@@ -202,6 +197,7 @@ async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task(
     database: TestDatabase,
 ) {
@@ -227,6 +223,7 @@ async fn where_nothing_can_be_revoked_a_consent_under_way_is_a_persons_task(
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_api_key_exchange_under_way_is_a_persons_task(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);

@@ -8,26 +8,8 @@ use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::support::{
     broker::{Answer, Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    looking_at_a_link_changes_nothing,
-    a_link_belongs_to_the_first_browser,
-    a_denial_leads_back_to_the_page,
-    a_callback_counts_once_and_only_where_it_was_begun,
-    a_consent_and_a_link_end,
-    a_callback_that_is_not_ours_is_refused_before_any_call,
-    an_unexpected_account_waits_for_confirmation,
-    the_waiting_page_tells_what_was_decided,
-    the_wrong_account_changes_nothing,
-    an_operators_own_browser_needs_no_confirmation,
-    scopes_that_were_not_granted_wait_for_a_person,
-    another_account_never_replaces_the_one_that_is_live,
-    five_attempts_of_a_link_may_be_under_way,
-    a_press_from_another_site_is_refused,
-    the_way_back_is_chosen_by_name,
-}
 
 /// How many codes and tokens the provider was shown.
 fn presented(broker: &TestBroker, which: Simulated) -> u64 {
@@ -40,6 +22,7 @@ fn title(answer: &Answer) -> &str {
     rest.split(" ·").next().unwrap_or_default()
 }
 
+#[apply(on_both_engines!)]
 async fn looking_at_a_link_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -68,6 +51,7 @@ async fn looking_at_a_link_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_link_belongs_to_the_first_browser(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -82,6 +66,7 @@ async fn a_link_belongs_to_the_first_browser(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_denial_leads_back_to_the_page(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -103,6 +88,7 @@ async fn a_denial_leads_back_to_the_page(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_counts_once_and_only_where_it_was_begun(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -132,6 +118,7 @@ async fn a_callback_counts_once_and_only_where_it_was_begun(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_and_a_link_end(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -148,6 +135,7 @@ async fn a_consent_and_a_link_end(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_that_is_not_ours_is_refused_before_any_call(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -201,6 +189,7 @@ async fn a_callback_that_is_not_ours_is_refused_before_any_call(database: TestDa
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
@@ -261,6 +250,7 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
@@ -280,6 +270,7 @@ async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_wrong_account_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({ "expected_account": "1" })).await;
@@ -295,6 +286,7 @@ async fn the_wrong_account_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
@@ -311,6 +303,7 @@ async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (name, granted, state) in [
@@ -342,6 +335,7 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn another_account_never_replaces_the_one_that_is_live(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
@@ -374,6 +368,7 @@ async fn another_account_never_replaces_the_one_that_is_live(database: TestDatab
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn five_attempts_of_a_link_may_be_under_way(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -387,6 +382,7 @@ async fn five_attempts_of_a_link_may_be_under_way(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_press_from_another_site_is_refused(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -414,6 +410,7 @@ async fn a_press_from_another_site_is_refused(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_way_back_is_chosen_by_name(database: TestDatabase) {
     let settings = "[return_to]\nshop = \"https://shop.example/done\"\n";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;

@@ -12,12 +12,8 @@ use token_broker::simulator::{
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_profile_in_a_folder_makes_a_provider,
-}
 
 /// The profile that the README shows, at a simulated Divar that stands in for its provider.
 fn acme(port: u16) -> String {
@@ -67,6 +63,7 @@ pub(crate) async fn start(database: TestDatabase) -> (TestBroker, TempDir) {
     (broker, folder)
 }
 
+#[apply(on_both_engines!)]
 async fn a_profile_in_a_folder_makes_a_provider(database: TestDatabase) {
     let (broker, _folder) = start(database).await;
     let link = broker.link("acme-one", "divar", json!({ "self": true })).await;

@@ -16,25 +16,9 @@ use crate::{
     custom_provider, sealing_keys,
     support::{
         broker::{Answer, Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
 };
-
-on_both_engines! {
-    a_deleted_connection_is_revoked_and_then_forgotten,
-    a_provider_that_asks_for_time_gets_it,
-    a_revocation_is_never_given_up,
-    what_the_provider_refuses_to_revoke_is_left_to_a_person,
-    without_an_endpoint_it_is_left_to_a_person_at_once,
-    what_nobody_granted_is_forgotten_at_once,
-    everything_that_is_held_is_revoked,
-    what_a_refresh_under_way_brings_is_revoked_too,
-    what_a_refresh_under_way_brings_is_not_stored_for_a_person,
-    a_revocation_that_a_crash_cut_off_is_finished_at_the_next_start,
-    a_profile_that_no_longer_offers_it_leaves_it_to_a_person,
-    a_deleted_name_is_taken_until_it_is_forgotten,
-    what_is_sealed_with_a_key_that_we_lack_waits_for_the_key,
-}
 
 const ACME: &str = "/v1/connections/acme-one";
 
@@ -155,6 +139,7 @@ async fn is_a_persons_task(broker: &TestBroker, name: &str) {
     assert!(health["notes"].to_string().contains("1 × revoked"), "{health}");
 }
 
+#[apply(on_both_engines!)]
 async fn a_deleted_connection_is_revoked_and_then_forgotten(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     broker.operator(Method::POST, &format!("{ACME}/refresh"), None).await;
@@ -184,6 +169,7 @@ async fn a_deleted_connection_is_revoked_and_then_forgotten(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     let was = sealed(&broker, "acme-one").await;
@@ -208,6 +194,7 @@ async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_revocation_is_never_given_up(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     let was = sealed(&broker, "acme-one").await;
@@ -233,6 +220,7 @@ async fn a_revocation_is_never_given_up(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_the_provider_refuses_to_revoke_is_left_to_a_person(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     let was = sealed(&broker, "acme-one").await;
@@ -249,6 +237,7 @@ async fn what_the_provider_refuses_to_revoke_is_left_to_a_person(database: TestD
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn without_an_endpoint_it_is_left_to_a_person_at_once(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -265,6 +254,7 @@ async fn without_an_endpoint_it_is_left_to_a_person_at_once(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_nobody_granted_is_forgotten_at_once(database: TestDatabase) {
     let (broker, _folder) = custom_provider::start(database).await;
     let link = broker.link("acme-one", "divar", json!({ "self": true })).await;
@@ -275,6 +265,7 @@ async fn what_nobody_granted_is_forgotten_at_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn everything_that_is_held_is_revoked(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     // A second person consents, and waits to be confirmed.
@@ -327,6 +318,7 @@ async fn delete_under_refresh(broker: &TestBroker, path: &str) -> (StatusCode, S
     answer
 }
 
+#[apply(on_both_engines!)]
 async fn what_a_refresh_under_way_brings_is_revoked_too(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     let first = sealed(&broker, "acme-one").await;
@@ -341,6 +333,7 @@ async fn what_a_refresh_under_way_brings_is_revoked_too(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_a_refresh_under_way_brings_is_not_stored_for_a_person(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -353,6 +346,7 @@ async fn what_a_refresh_under_way_brings_is_not_stored_for_a_person(database: Te
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_revocation_that_a_crash_cut_off_is_finished_at_the_next_start(database: TestDatabase) {
     let (mut broker, _folder) = connected(database).await;
     let was = sealed(&broker, "acme-one").await;
@@ -379,6 +373,7 @@ async fn a_revocation_that_a_crash_cut_off_is_finished_at_the_next_start(databas
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_profile_that_no_longer_offers_it_leaves_it_to_a_person(database: TestDatabase) {
     let (mut broker, folder) = connected(database).await;
     let was = sealed(&broker, "acme-one").await;
@@ -394,6 +389,7 @@ async fn a_profile_that_no_longer_offers_it_leaves_it_to_a_person(database: Test
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_deleted_name_is_taken_until_it_is_forgotten(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     let refused = async |words: &str| {
@@ -428,6 +424,7 @@ async fn a_deleted_name_is_taken_until_it_is_forgotten(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_sealed_with_a_key_that_we_lack_waits_for_the_key(database: TestDatabase) {
     let (broker, _folder) = connected(database).await;
     // The keys are rotated, and this replica has the old file still.

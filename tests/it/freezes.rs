@@ -8,19 +8,9 @@ use token_broker::simulator::{Kind, Simulated};
 
 use crate::support::{
     broker::{Answer, Person, Replica, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
     wait,
 };
-
-on_both_engines! {
-    what_is_frozen_is_not_served_until_it_is_unfrozen,
-    a_frozen_connection_is_refreshed_all_the_same,
-    what_is_not_yours_looks_like_not_there_when_frozen,
-    a_client_that_is_not_yours_looks_like_not_there_when_frozen,
-    freezes_are_for_operators_and_for_what_exists,
-    nobody_consents_by_a_link_of_what_is_frozen,
-    a_freeze_outlives_a_restart_and_a_deletion,
-}
 
 async fn freeze(broker: &TestBroker, kind: &str, name: &str) -> Answer {
     let body = json!({ "kind": kind, "name": name, "reason": "a leaked key" });
@@ -65,6 +55,7 @@ async fn is_served(broker: &TestBroker, connection: &str) -> bool {
     false
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_frozen_is_not_served_until_it_is_unfrozen(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -117,6 +108,7 @@ async fn what_is_frozen_is_not_served_until_it_is_unfrozen(database: TestDatabas
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_frozen_connection_is_refreshed_all_the_same(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -132,6 +124,7 @@ async fn a_frozen_connection_is_refreshed_all_the_same(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_not_yours_looks_like_not_there_when_frozen(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -150,6 +143,7 @@ async fn what_is_not_yours_looks_like_not_there_when_frozen(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_client_that_is_not_yours_looks_like_not_there_when_frozen(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.link("shop-old", "amocrm", json!({})).await;
@@ -176,6 +170,7 @@ async fn a_client_that_is_not_yours_looks_like_not_there_when_frozen(database: T
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn freezes_are_for_operators_and_for_what_exists(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (method, path) in [
@@ -213,6 +208,7 @@ async fn freezes_are_for_operators_and_for_what_exists(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nobody_consents_by_a_link_of_what_is_frozen(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let asker = broker.service("asker", json!(["*"]), json!(["consent"])).await;
@@ -263,6 +259,7 @@ async fn nobody_consents_by_a_link_of_what_is_frozen(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_freeze_outlives_a_restart_and_a_deletion(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;

@@ -9,14 +9,8 @@ use token_broker::{
 
 use crate::support::{
     broker::{Answer, Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    no_way_into_what_is_frozen_is_open,
-    no_way_into_what_is_quarantined_is_open,
-    nobody_consents_by_a_link_of_somebody_who_was_deleted,
-}
 
 const HOST: &str = "demo.amocrm.localhost";
 
@@ -109,6 +103,7 @@ impl Ways {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn no_way_into_what_is_frozen_is_open(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (kind, name) in
@@ -136,6 +131,7 @@ async fn no_way_into_what_is_frozen_is_open(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_way_into_what_is_quarantined_is_open(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -149,6 +145,7 @@ async fn no_way_into_what_is_quarantined_is_open(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nobody_consents_by_a_link_of_somebody_who_was_deleted(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let agency = broker.service("agency", json!(["*"]), json!(["consent"])).await;

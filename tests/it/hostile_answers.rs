@@ -8,15 +8,8 @@ use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings, setting
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_refresh_token_survives_every_hostile_answer,
-    what_is_left_after_the_grace_is_the_one_of_the_hostile_answer,
-    a_code_brings_its_refresh_token_through_a_hostile_answer,
-    an_answer_without_a_refresh_token_keeps_the_old_one,
-}
 
 /// Nothing here is about how fast a provider may be asked.
 const UNHURRIED: &str = "
@@ -115,6 +108,7 @@ async fn start(database: TestDatabase, simulated: SimulatorSettings) -> TestBrok
     TestBroker::start_with(database, simulated, UNHURRIED).await
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_token_survives_every_hostile_answer(database: TestDatabase) {
     let broker = start(database, SimulatorSettings::default()).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -147,6 +141,7 @@ async fn a_refresh_token_survives_every_hostile_answer(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_left_after_the_grace_is_the_one_of_the_hostile_answer(database: TestDatabase) {
     let broker = start(database, SimulatorSettings::default()).await;
     for (number, (what, text)) in unusable().into_iter().enumerate() {
@@ -162,6 +157,7 @@ async fn what_is_left_after_the_grace_is_the_one_of_the_hostile_answer(database:
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_code_brings_its_refresh_token_through_a_hostile_answer(database: TestDatabase) {
     let broker = start(database, SimulatorSettings::default()).await;
     let of_use = [
@@ -197,6 +193,7 @@ async fn a_code_brings_its_refresh_token_through_a_hostile_answer(database: Test
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_answer_without_a_refresh_token_keeps_the_old_one(database: TestDatabase) {
     let mut simulated = SimulatorSettings::default();
     simulated.avito.rotation = Some(RotationClass::None);

@@ -8,22 +8,8 @@ use token_broker::simulator::{Kind, Simulated, SimulatorSettings};
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    client_credentials_are_live_at_once,
-    a_consent_makes_every_provider_live,
-    a_due_token_is_refreshed_for_every_provider,
-    a_short_lived_token_is_refreshed_by_its_readers,
-    many_readers_of_an_ended_token_share_one_refresh,
-    a_restart_serves_what_was_stored,
-    an_api_key_becomes_a_connection,
-    a_refused_refresh_asks_for_a_new_consent,
-    a_rejected_token_is_replaced_once,
-    a_token_that_is_always_rejected_is_not_replaced_for_ever,
-    a_deleted_connection_is_forgotten,
-}
 
 /// The provider's own account call: who takes the token, and under which member the id stands.
 fn account_call(which: Simulated) -> (&'static str, &'static str) {
@@ -52,6 +38,7 @@ async fn works(broker: &TestBroker, connection: &str, which: Simulated) -> Value
     token
 }
 
+#[apply(on_both_engines!)]
 async fn client_credentials_are_live_at_once(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in [Simulated::Avito, Simulated::Admitad] {
@@ -65,6 +52,7 @@ async fn client_credentials_are_live_at_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_makes_every_provider_live(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -86,6 +74,7 @@ async fn a_consent_makes_every_provider_live(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_due_token_is_refreshed_for_every_provider(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let mut connections = vec![
@@ -124,6 +113,7 @@ async fn a_due_token_is_refreshed_for_every_provider(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_short_lived_token_is_refreshed_by_its_readers(database: TestDatabase) {
     let mut simulated = SimulatorSettings::default();
     simulated.avito.access_life = 30;
@@ -141,6 +131,7 @@ async fn a_short_lived_token_is_refreshed_by_its_readers(database: TestDatabase)
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn many_readers_of_an_ended_token_share_one_refresh(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -154,6 +145,7 @@ async fn many_readers_of_an_ended_token_share_one_refresh(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restart_serves_what_was_stored(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -168,6 +160,7 @@ async fn a_restart_serves_what_was_stored(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_api_key_becomes_a_connection(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let ask = |key: &str, host: &str| {
@@ -204,6 +197,7 @@ async fn an_api_key_becomes_a_connection(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_refresh_asks_for_a_new_consent(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -226,6 +220,7 @@ async fn a_refused_refresh_asks_for_a_new_consent(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_rejected_token_is_replaced_once(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -249,6 +244,7 @@ async fn a_rejected_token_is_replaced_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -277,6 +273,7 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;

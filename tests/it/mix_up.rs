@@ -6,16 +6,8 @@ use token_broker::simulator::{Endpoint, Simulated, SimulatorSettings};
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_callback_of_another_issuer_is_refused_before_any_call,
-    no_callback_chooses_where_the_code_and_the_secret_go,
-    a_profile_that_changes_while_a_person_consents_gets_no_code,
-    a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so,
-    a_grant_that_waits_stays_with_the_endpoint_that_issued_it,
-}
 
 fn posts(broker: &TestBroker, which: Simulated) -> u64 {
     let requests = broker.simulator(which).oracle().requests;
@@ -28,6 +20,7 @@ fn moved(settings: &mut toml::Table) {
     *url = url.as_str().unwrap().replace("localhost", "LOCALHOST").into();
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_of_another_issuer_is_refused_before_any_call(database: TestDatabase) {
     const ISSUER: &str = "https://login.divar.example";
     let overlay = format!("[providers.profiles.divar.authorize]\nissuer = \"{ISSUER}\"\n");
@@ -56,6 +49,7 @@ async fn a_callback_of_another_issuer_is_refused_before_any_call(database: TestD
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_callback_chooses_where_the_code_and_the_secret_go(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let port = broker.simulator(Simulated::Amocrm).port();
@@ -152,6 +146,7 @@ fn from_host(callback: &str, host: &str) -> String {
     callback.into()
 }
 
+#[apply(on_both_engines!)]
 async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let link = broker.link("divar-shop", "divar", json!({ "self": true })).await;
@@ -167,6 +162,7 @@ async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: T
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -196,6 +192,7 @@ async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(datab
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_grant_that_waits_stays_with_the_endpoint_that_issued_it(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let link = broker.link("divar-shop", "divar", json!({})).await;

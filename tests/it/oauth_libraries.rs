@@ -7,13 +7,8 @@ use token_broker::simulator::Simulated;
 
 use crate::support::{
     broker::TestBroker,
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    requests_oauthlib_fetches_a_token,
-    authlib_fetches_a_token,
-}
 
 /// Runs a script of `tests/clients` with the Python that `tests/run` prepares.
 async fn run(script: &str, arguments: Vec<String>) -> Value {
@@ -38,6 +33,7 @@ async fn fetched(broker: &TestBroker, script: &str, endpoint: String) {
     assert_eq!(token["api_base_url"], expected["api_base_url"]);
 }
 
+#[apply(on_both_engines!)]
 async fn requests_oauthlib_fetches_a_token(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let endpoint = format!("{}/oauth2/token", broker.internal_url);
@@ -45,6 +41,7 @@ async fn requests_oauthlib_fetches_a_token(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn authlib_fetches_a_token(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let issuer = broker.internal_url.clone();

@@ -7,16 +7,8 @@ use token_broker::simulator::{Fault, Kind, Simulated};
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_refresh_survives_every_bad_answer,
-    a_bad_answer_to_the_code_leaves_everything_as_it_was,
-    a_refresh_token_that_is_all_a_code_brought_brings_the_rest,
-    an_odd_lifetime_is_read_or_replaced_by_the_usual_one,
-    a_wrong_client_secret_touches_no_connection,
-}
 
 /// Every answer that brings no grant and lets the provider forget the request.
 fn unprocessed() -> Vec<Fault> {
@@ -29,6 +21,7 @@ fn unprocessed() -> Vec<Fault> {
     ]
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -69,6 +62,7 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -91,6 +85,7 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_token_that_is_all_a_code_brought_brings_the_rest(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     // Divar takes a refresh token only together with its access token.
@@ -115,6 +110,7 @@ async fn a_refresh_token_that_is_all_a_code_brought_brings_the_rest(database: Te
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -139,6 +135,7 @@ async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestData
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_wrong_client_secret_touches_no_connection(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     for which in Simulated::ALL {

@@ -9,24 +9,8 @@ use token_broker::simulator::{Endpoint, Fault, Kind, Simulated, SimulatorSetting
 
 use crate::support::{
     broker::TestBroker,
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_provider_that_is_down_is_left_alone_but_for_a_probe,
-    a_provider_that_asks_for_time_gets_it,
-    a_refused_registration_touches_no_connection,
-    many_refusals_condemn_nobody,
-    few_refusals_are_believed,
-    the_pace_of_a_profile_is_kept,
-    a_connection_that_kills_is_left_alone,
-    a_refresh_token_does_not_die_of_disuse,
-    a_capped_token_is_used_to_its_end,
-    a_reader_does_not_wait_behind_the_background,
-    an_operator_who_joins_a_waiting_refresh_is_let_through,
-    a_provider_with_many_due_takes_nothing_from_the_others,
-    a_key_that_nobody_has_confirmed_for_long_opens_nothing,
-}
 
 /// Connections by client credentials, all due at once while their tokens live.
 async fn due_at_once(broker: &TestBroker, which: Simulated, count: usize) -> Vec<String> {
@@ -53,6 +37,7 @@ async fn notes(broker: &TestBroker) -> String {
     broker.ask("", Method::GET, "/health", None).await.json()["notes"].to_string()
 }
 
+#[apply(on_both_engines!)]
 async fn a_provider_that_is_down_is_left_alone_but_for_a_probe(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let names = due_at_once(&broker, Simulated::Avito, 12).await;
@@ -92,6 +77,7 @@ async fn a_provider_that_is_down_is_left_alone_but_for_a_probe(database: TestDat
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (wait, least) in [
@@ -128,6 +114,7 @@ async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_registration_touches_no_connection(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let names = due_at_once(&broker, Simulated::Avito, 20).await;
@@ -184,6 +171,7 @@ async fn states(broker: &TestBroker, names: &[String]) -> Vec<Value> {
     states
 }
 
+#[apply(on_both_engines!)]
 async fn many_refusals_condemn_nobody(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let names = consented(&broker, 12).await;
@@ -215,6 +203,7 @@ async fn many_refusals_condemn_nobody(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn few_refusals_are_believed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let names = consented(&broker, 6).await;
@@ -231,6 +220,7 @@ async fn few_refusals_are_believed(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_pace_of_a_profile_is_kept(database: TestDatabase) {
     let pace = "[providers.profiles.avito.pace]\nper_second = 1000\nburst = 3\nin_flight = 2\n";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
@@ -253,6 +243,7 @@ async fn the_pace_of_a_profile_is_kept(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_connection_that_kills_is_left_alone(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -284,6 +275,7 @@ async fn a_connection_that_kills_is_left_alone(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_token_does_not_die_of_disuse(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     // Tokens of a minute are refreshed for their readers alone, and nobody reads.
@@ -307,6 +299,7 @@ async fn a_refresh_token_does_not_die_of_disuse(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_capped_token_is_used_to_its_end(database: TestDatabase) {
     let mut simulated = SimulatorSettings::default();
     simulated.admitad.token_cap = 1;
@@ -343,6 +336,7 @@ async fn one_after_the_other(broker: &TestBroker) {
     broker.broker().start_due(10).await.unwrap();
 }
 
+#[apply(on_both_engines!)]
 async fn a_reader_does_not_wait_behind_the_background(database: TestDatabase) {
     let pace = "[providers.profiles.avito.pace]\nin_flight = 1\n";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
@@ -365,6 +359,7 @@ async fn a_reader_does_not_wait_behind_the_background(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_operator_who_joins_a_waiting_refresh_is_let_through(database: TestDatabase) {
     let pace = "[providers.profiles.avito.pace]\nin_flight = 1\n";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), pace).await;
@@ -394,6 +389,7 @@ async fn an_operator_who_joins_a_waiting_refresh_is_let_through(database: TestDa
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_provider_with_many_due_takes_nothing_from_the_others(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     due_at_once(&broker, Simulated::Avito, 4).await;
@@ -405,6 +401,7 @@ async fn a_provider_with_many_due_takes_nothing_from_the_others(database: TestDa
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_nobody_has_confirmed_for_long_opens_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;

@@ -14,19 +14,11 @@ use crate::{
     callbacks::{decided, param, random_looking, send, with_cookie},
     support::{
         broker::{Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
 };
 
-on_both_engines! {
-    a_thousand_looks_at_a_link_leave_no_trace,
-    presses_leave_five_attempts_at_the_most,
-    more_links_and_attempts_than_a_table_may_hold_are_refused,
-    a_service_has_so_many_links_and_locks_nobody_out,
-    a_flood_of_junk_holds_up_no_reader,
-    a_flood_leaves_few_records,
-}
-
+#[apply(on_both_engines!)]
 async fn a_thousand_looks_at_a_link_leave_no_trace(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
@@ -59,6 +51,7 @@ async fn a_thousand_looks_at_a_link_leave_no_trace(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn presses_leave_five_attempts_at_the_most(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -84,6 +77,7 @@ async fn presses_leave_five_attempts_at_the_most(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn more_links_and_attempts_than_a_table_may_hold_are_refused(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
@@ -129,6 +123,7 @@ async fn more_links_and_attempts_than_a_table_may_hold_are_refused(database: Tes
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_service_has_so_many_links_and_locks_nobody_out(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let asker = broker.service("asker", json!(["*"]), json!(["consent"])).await;
@@ -174,6 +169,7 @@ async fn a_service_has_so_many_links_and_locks_nobody_out(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_flood_of_junk_holds_up_no_reader(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -211,6 +207,7 @@ async fn a_flood_of_junk_holds_up_no_reader(database: TestDatabase) {
 }
 
 /// Also from those who have seen a link, or have pressed its button.
+#[apply(on_both_engines!)]
 async fn a_flood_leaves_few_records(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;

@@ -8,15 +8,8 @@ use token_broker::simulator::{Endpoint, Fault, Simulated};
 
 use crate::support::{
     broker::{Answer, Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    reads_that_no_refresh_can_help_write_nothing,
-    a_reader_does_not_hold_up_the_end,
-    a_report_is_answered_within_the_wait_that_it_asks_for,
-    no_provider_speaks_our_words,
-}
 
 /// What was recorded of refreshes that brought nothing.
 async fn failures(broker: &TestBroker) -> Vec<Value> {
@@ -27,6 +20,7 @@ async fn failures(broker: &TestBroker) -> Vec<Value> {
     failed.map(|event| event["detail"].clone()).collect()
 }
 
+#[apply(on_both_engines!)]
 async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let without = Fault::Body { text: r#"{"access_token":"at-1"}"#.to_owned() };
@@ -62,6 +56,7 @@ async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_reader_does_not_hold_up_the_end(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -89,6 +84,7 @@ async fn rejected(broker: &TestBroker, name: &str, fingerprint: &Value, wait: u8
     Answer { status, headers, text: answer.text().await.unwrap() }
 }
 
+#[apply(on_both_engines!)]
 async fn a_report_is_answered_within_the_wait_that_it_asks_for(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -105,6 +101,7 @@ async fn a_report_is_answered_within_the_wait_that_it_asks_for(database: TestDat
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_provider_speaks_our_words(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;

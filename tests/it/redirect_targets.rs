@@ -13,15 +13,9 @@ use crate::{
     callbacks::{param, random_looking},
     support::{
         broker::{Answer, Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
 };
-
-on_both_engines! {
-    no_input_chooses_where_a_browser_is_sent,
-    headers_that_lie_change_nothing,
-    no_answer_to_a_post_asks_to_post_again,
-}
 
 /// Where a browser would go that trusted one of these.
 const ELSEWHERE: [&str; 44] = [
@@ -71,6 +65,7 @@ const ELSEWHERE: [&str; 44] = [
     "https://shop。example/done",
 ];
 
+#[apply(on_both_engines!)]
 async fn no_input_chooses_where_a_browser_is_sent(database: TestDatabase) {
     let settings = "[return_to]\nshop = \"https://shop.example/done\"\n";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;
@@ -162,6 +157,7 @@ const LIES: [(&str, &str); 12] = [
     ("forwarded", "for=10.0.0.1;host=evil.example;proto=https"),
 ];
 
+#[apply(on_both_engines!)]
 async fn headers_that_lie_change_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     // The link: made on the internal listener.
@@ -216,6 +212,7 @@ async fn headers_that_lie_change_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_answer_to_a_post_asks_to_post_again(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let document = broker.ask("", Method::GET, "/openapi.json", None).await.json();

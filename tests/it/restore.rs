@@ -15,24 +15,8 @@ use tokio::time::timeout;
 
 use crate::support::{
     broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_restored_database_presents_nothing_until_it_is_released,
-    a_restore_under_a_running_replica_is_noticed,
-    a_restore_that_another_replica_noticed_is_taken_over,
-    what_a_failover_forgot_is_stored_again,
-    what_was_deleted_is_not_stored_again,
-    a_row_that_went_back_is_not_refreshed,
-    a_copy_for_another_deployment_is_refused_until_it_is_adopted,
-    another_database_is_not_taken_for_the_one_last_served,
-    one_quarantine_is_enough_for_all_replicas,
-    nobody_consents_or_confirms_in_quarantine,
-    the_watermark_follows_the_database,
-    what_is_not_quarantined_is_not_released,
-    a_plan_changes_nothing,
-}
 
 /// A backup, taken and put back behind the broker's back.
 const BACK_UP: &str = "
@@ -112,6 +96,7 @@ async fn release(broker: &TestBroker, arguments: &[&str]) -> Vec<String> {
     ended.stdout
 }
 
+#[apply(on_both_engines!)]
 async fn a_restored_database_presents_nothing_until_it_is_released(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let names = twenty_connections(&broker).await;
@@ -180,6 +165,7 @@ async fn a_restored_database_presents_nothing_until_it_is_released(database: Tes
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -205,6 +191,7 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -226,6 +213,7 @@ async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestData
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let names = ["amocrm-shop", "divar-shop", "admitad-own"];
@@ -270,6 +258,7 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -286,6 +275,7 @@ async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_row_that_went_back_is_not_refreshed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for name in ["divar-shop", "divar-other"] {
@@ -317,6 +307,7 @@ async fn a_row_that_went_back_is_not_refreshed(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn another_database_is_not_taken_for_the_one_last_served(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -335,6 +326,7 @@ async fn another_database_is_not_taken_for_the_one_last_served(database: TestDat
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -370,6 +362,7 @@ async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -396,6 +389,7 @@ async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nobody_consents_or_confirms_in_quarantine(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
@@ -444,6 +438,7 @@ fn noted(broker: &TestBroker) -> Value {
     serde_json::from_slice::<Value>(&watermark).unwrap()["seq"].clone()
 }
 
+#[apply(on_both_engines!)]
 async fn the_watermark_follows_the_database(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     assert_eq!(noted(&broker), 0);
@@ -468,6 +463,7 @@ async fn the_watermark_follows_the_database(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -486,6 +482,7 @@ async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_plan_changes_nothing(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;

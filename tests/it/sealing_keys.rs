@@ -18,15 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     broker::{Person, Replica, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
     process::Program,
 };
-
-on_both_engines! {
-    swapped_values_open_nowhere,
-    a_key_that_a_replica_lacks_is_no_integrity_error,
-    a_grant_that_cannot_be_read_yet_is_not_thrown_away,
-}
 
 /// What somebody who can write the database may try, each with the connection that it hits.
 const SWAPS: [(&str, &str); 5] = [
@@ -64,6 +58,7 @@ async fn refresh(broker: &TestBroker, name: &str) -> StatusCode {
     broker.operator(Method::POST, &path, None).await.status
 }
 
+#[apply(on_both_engines!)]
 async fn swapped_values_open_nowhere(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for name in SWAPS.map(|(name, _)| name).into_iter().chain(["donor"]) {
@@ -126,6 +121,7 @@ pub(crate) async fn reseal(store: &Store, ring: &Keyring) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_a_replica_lacks_is_no_integrity_error(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -163,6 +159,7 @@ async fn a_key_that_a_replica_lacks_is_no_integrity_error(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;

@@ -17,14 +17,10 @@ use crate::{
     },
     support::{
         broker::{Manner, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
         wait::until,
     },
 };
-
-on_both_engines! {
-    an_answer_outlives_the_database,
-}
 
 /// How many refreshes each cut hits.
 const AT_ONCE: usize = 10;
@@ -34,6 +30,7 @@ async fn start(database: TestDatabase, holds: &Holds) -> TestBroker {
     TestBroker::start_so(manner, database, SimulatorSettings::default(), UNPACED).await
 }
 
+#[apply(on_both_engines!)]
 async fn an_answer_outlives_the_database(mut database: TestDatabase) {
     let mut outage = Outage::before(&mut database).await;
     let holds = Holds::default();

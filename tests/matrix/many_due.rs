@@ -11,13 +11,9 @@ use crate::{
     scene::{ALL_DUE, UNPACED, consented, generation, lost, posts, replays},
     support::{
         broker::TestBroker,
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
 };
-
-on_both_engines! {
-    the_most_urgent_go_first_at_the_pace,
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_refresh_each_of_many_once() {
@@ -113,6 +109,7 @@ const ENDS_BY_RANK: &str = "UPDATE grants SET expires_at = received_at + 3600000
     SELECT CAST(substr(name, 7) AS BIGINT) FROM connections WHERE id = connection_id
 ) * 37 % 1009)";
 
+#[apply(on_both_engines!)]
 async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
     const PER_SECOND: usize = 20;
     const BURST: usize = 5;

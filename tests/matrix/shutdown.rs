@@ -7,15 +7,10 @@ use crate::{
     report::{Row, short_or_long},
     scene::{ALL_DUE, Fleet, Load, Outage, UNPACED},
     support::{
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
         wait::until,
     },
 };
-
-on_both_engines! {
-    what_is_under_way_is_finished,
-    a_second_signal_cuts_no_commit,
-}
 
 /// How many refreshes are under way at the signal, and how many wait for their turn.
 const UNDER_WAY: usize = 30;
@@ -42,6 +37,7 @@ async fn under_way(fleet: &Fleet, count: usize, milliseconds: u64) {
     until("they are sent", async || fleet.posts() - before == count as u64).await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_under_way_is_finished(database: TestDatabase) {
     let mut fleet = Fleet::start(database, 1, PACE).await;
     let names = fleet.consented(UNDER_WAY + WAITING).await;
@@ -67,6 +63,7 @@ async fn what_is_under_way_is_finished(database: TestDatabase) {
         .report("SIGTERM with refreshes under way");
 }
 
+#[apply(on_both_engines!)]
 async fn a_second_signal_cuts_no_commit(mut database: TestDatabase) {
     let mut outage = Outage::before(&mut database).await;
     let mut fleet = Fleet::start(database, 1, PACE).await;

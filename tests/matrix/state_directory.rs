@@ -15,15 +15,10 @@ use crate::{
     },
     support::{
         broker::{Manner, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
         wait::until,
     },
 };
-
-on_both_engines! {
-    nothing_is_asked_for_that_cannot_be_kept,
-    a_spool_that_is_lost_under_way_is_not_relied_on,
-}
 
 /// The folder is gone.
 fn lose(spool: &Path) {
@@ -47,6 +42,7 @@ fn mend(spool: &Path) {
     fs::create_dir(spool).unwrap();
 }
 
+#[apply(on_both_engines!)]
 async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
     let names = consented(&broker, short_or_long(10, 100)).await;
@@ -88,6 +84,7 @@ async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatabase) {
     let mut outage = Outage::before(&mut database).await;
     let holds = Holds::default();

@@ -206,22 +206,25 @@ async fn execute_on_postgres(url: &str, sql: String) {
     connection.close().await.unwrap();
 }
 
-/// Makes two tests of each function, `sqlite::name` and `postgres::name`.
+/// Makes two tests of a function that takes a database: `name::sqlite` and `name::postgres`.
 macro_rules! on_both_engines {
-    ($($name:ident,)+) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name($crate::support::database::TestDatabase::sqlite().await).await;
-            })+
-        }
+    ($(#[$attribute:meta])* async fn $name:ident $($rest:tt)+) => {
+        $(#[$attribute])* async fn $name $($rest)+
 
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name($crate::support::database::TestDatabase::postgres().await).await;
-            })+
+        mod $name {
+            use $crate::support::database::TestDatabase;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                super::$name(TestDatabase::sqlite().await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                super::$name(TestDatabase::postgres().await).await;
+            }
         }
     };
 }
+pub(crate) use macro_rules_attribute::apply;
 pub(crate) use on_both_engines;

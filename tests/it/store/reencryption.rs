@@ -4,12 +4,7 @@ use token_broker::{
 };
 
 use super::{grant, pending, stored};
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    sealed_values_are_counted_by_table_and_key,
-    a_value_that_changed_meanwhile_is_not_exchanged,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 fn counted(table: &str, key: &str, values: i64) -> SealedCount {
     SealedCount { table: table.to_owned(), key: key.to_owned(), values }
@@ -19,6 +14,7 @@ fn column(table: &str) -> &'static SealedColumn {
     SEALED_COLUMNS.iter().find(|column| column.table == table).unwrap()
 }
 
+#[apply(on_both_engines!)]
 async fn sealed_values_are_counted_by_table_and_key(db: TestDatabase) {
     assert_eq!(db.store.count_sealed().await.unwrap(), []);
     for name in ["one", "two", "three"] {
@@ -56,6 +52,7 @@ async fn sealed_values_are_counted_by_table_and_key(db: TestDatabase) {
     assert_eq!(found, 2);
 }
 
+#[apply(on_both_engines!)]
 async fn a_value_that_changed_meanwhile_is_not_exchanged(db: TestDatabase) {
     let id = stored(&db, "one").await.id;
     let commit = async |generation| {

@@ -12,15 +12,7 @@ use token_broker::{
 };
 
 use super::{consents, stored};
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    what_has_ended_is_found_by_index,
-    a_backlog_is_forgotten_whole,
-    what_is_long_buried_is_forgotten,
-    a_key_that_ended_long_ago_is_forgotten,
-    links_and_attempts_have_a_bound,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 /// Twenty thousand rows in each of the tables, all of which end in a day and in no order of time.
 async fn fill(db: &TestDatabase) {
@@ -74,6 +66,7 @@ async fn fill(db: &TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn what_has_ended_is_found_by_index(db: TestDatabase) {
     fill(&db).await;
     for sql in PURGES {
@@ -98,6 +91,7 @@ async fn what_has_ended_is_found_by_index(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
     fill(&db).await;
     assert_eq!(db.store.purge_expired().await.unwrap(), Purged::default());
@@ -134,6 +128,7 @@ async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let [spent, refused] = [b"spent".as_slice(), b"refused"].map(Digest::of_bytes);
@@ -158,6 +153,7 @@ async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
     assert!(!db.store.was_deleted("avito-gone").await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_ended_long_ago_is_forgotten(db: TestDatabase) {
     let name: Slug = "alice".parse().unwrap();
     let now = db.clock.now();
@@ -172,6 +168,7 @@ async fn a_key_that_ended_long_ago_is_forgotten(db: TestDatabase) {
     assert_eq!(db.store.keys().await.unwrap().len(), 1, "a key without an end is kept");
 }
 
+#[apply(on_both_engines!)]
 async fn links_and_attempts_have_a_bound(db: TestDatabase) {
     assert!(!db.store.has_room_for_links(0).await.unwrap());
     assert!(db.store.has_room_for_links(1).await.unwrap());

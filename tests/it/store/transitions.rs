@@ -10,15 +10,7 @@ use token_broker::{
 use uuid::Uuid;
 
 use super::{account, grant, stored};
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    nobody_is_given_up_who_was_refreshed_meanwhile,
-    what_was_given_up_unasked_is_not_taken_back,
-    a_grant_in_escrow_waits_a_week_for_its_turn,
-    a_new_consent_ends_what_lies_in_escrow,
-    what_was_asked_for_before_a_consent_is_kept_for_its_account_only,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 fn commit(id: ConnectionId, grant: &token_broker::connection::HeldGrant) -> Commit<'_> {
     Commit::refreshed(id, grant, Some(grant.expires_at), None)
@@ -49,6 +41,7 @@ pub(super) fn escrowed(db: &TestDatabase, id: ConnectionId, mark: &str) -> Escro
     }
 }
 
+#[apply(on_both_engines!)]
 async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
@@ -80,6 +73,7 @@ async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
     assert_eq!(given_up.last_error, Some(why));
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
@@ -96,6 +90,7 @@ async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
     assert!(db.store.is_buried(&presented).await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let (older, newer) = (escrowed(&db, id, "older"), {
@@ -123,6 +118,7 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
     assert_eq!(db.store.purge_expired().await.unwrap().escrow, 1);
 }
 
+#[apply(on_both_engines!)]
 async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     assert!(db.store.put_in_escrow(&escrowed(&db, id, "old"), None).await.unwrap());
@@ -136,6 +132,7 @@ async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     assert!(db.store.escrowed(id).await.unwrap().is_none(), "it may be another account's");
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let (who, other) = (account(), Account { id: "5678".to_owned(), ..account() });
