@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use token_broker::simulator::Simulated;
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 #[apply(on_both_engines!)]

@@ -12,11 +12,13 @@ use token_broker::{
 };
 
 use crate::{
-    crashes::Mortal,
+    crashes,
     support::{
-        broker::{Answer, Person, TestBroker},
+        api::Answer,
+        broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},
         http::client,
+        person::Person,
     },
 };
 
@@ -502,14 +504,12 @@ async fn a_replica_that_commits_late_is_not_skipped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_token_that_left_lacks_its_record_after_a_kill() {
-    let mut broker = Mortal::start().await;
-    let new = json!({ "name": "avito-own", "client": "avito",
-        "grant_type": "client_credentials" });
-    assert_eq!(broker.post("/v1/connections", new).await.0, StatusCode::CREATED);
+    let (_deployment, mut broker) = crashes::start().await;
+    broker.create("avito-own", "avito").await;
     let mut received = 0;
     for round in 0_u64..3 {
         let url = format!("{}/v1/connections/avito-own/token", broker.internal_url);
-        let (http, reader) = (client(), broker.reader.clone());
+        let (http, reader) = (client(), broker.service_key.clone());
         let read = || async {
             let mut received = 0;
             loop {
@@ -532,19 +532,16 @@ async fn no_token_that_left_lacks_its_record_after_a_kill() {
         let readers = join_all((0..8).map(|_| read()));
         let (all, ()) = tokio::join!(readers, kill);
         received += all.into_iter().sum::<usize>();
-        broker.start_again();
-        broker.program.hear("serving").await;
+        broker.start_again().await;
     }
     assert!(received > 100, "{received}");
-    broker.program.signal("TERM");
-    broker.program.wait().await;
+    broker.stop().await;
     // The last records are shipped at the end.
-    broker.start_again();
-    broker.program.hear("serving").await;
+    broker.start_again().await;
     let (mut recorded, mut after) = (0, 0);
     loop {
         let path = format!("/v1/events?limit=1000&after={after}");
-        let page = broker.get(&path, &broker.operator).await;
+        let page = broker.operator(Method::GET, &path, None).await.json();
         let events = page["events"].as_array().unwrap();
         if events.is_empty() {
             break;

@@ -12,9 +12,10 @@ use token_broker::simulator::{Kind, Simulated};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     browser::{Browser, Scheme, Screen},
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// What the provider is called on a page.

@@ -10,8 +10,10 @@ use token_broker::simulator::{Endpoint, Simulated};
 use url::Url;
 
 use crate::support::{
-    broker::{Answer, Person, TestBroker},
+    api::Answer,
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// An attempt that was decided at the provider: the URL that the browser is sent back to.

@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use crate::support::{
-    broker::{Answer, TestBroker},
+    api::Answer,
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
 };
 
@@ -48,8 +49,7 @@ fn fail_next(broker: &TestBroker) {
 }
 
 async fn refresh(broker: &TestBroker) {
-    let path = format!("/v1/connections/{NAME}/refresh");
-    let answer = broker.operator(Method::POST, &path, None).await;
+    let answer = broker.refresh(NAME).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
 }
 
@@ -60,10 +60,6 @@ fn given(broker: &TestBroker) -> (usize, Duration) {
     let at: Vec<_> = given.map(|known| known.issued_at).collect();
     let apart = at.windows(2).map(|two| two[1].duration_since(two[0]).unsigned_abs());
     (at.len(), apart.min().unwrap_or(Duration::MAX))
-}
-
-async fn health(broker: &TestBroker) -> Value {
-    broker.ask("", Method::GET, "/health", None).await.json()
 }
 
 /// Sets the database's clock a day back, as a failover to a wrong one does.
@@ -139,11 +135,11 @@ async fn restart_elsewhere(broker: &mut TestBroker, wrong_by: SignedDuration) {
 async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     broker.advance(Duration::from_mins(30)).await;
-    assert_eq!(health(&broker).await["status"], "ok");
+    assert_eq!(broker.health().await["status"], "ok");
     restart_elsewhere(&mut broker, -HOUR).await;
     let token = lives(&broker).await;
     assert!(token["expires_in"].as_u64().unwrap() <= 1_800, "{token}");
-    let told = health(&broker).await;
+    let told = broker.health().await;
     assert_eq!(told["status"], "degraded", "{told}");
     let notes = told["notes"].to_string();
     assert!(notes.contains("the database's clock is 3600 s ahead of this machine's"), "{notes}");
@@ -160,7 +156,7 @@ async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase
     broker.clock.step_wall(HOUR);
     broker.broker().sync().await.unwrap();
     lives(&broker).await;
-    let told = health(&broker).await;
+    let told = broker.health().await;
     assert_eq!(told["status"], "ok", "{told}");
     broker.stop().await;
 }
@@ -169,7 +165,7 @@ async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase
 async fn a_restart_with_a_fast_clock_ends_tokens_early_and_once(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     restart_elsewhere(&mut broker, HOUR * 2).await;
-    let notes = health(&broker).await["notes"].to_string();
+    let notes = broker.health().await["notes"].to_string();
     assert!(notes.contains("this machine's clock is 7200 s ahead of the database's"), "{notes}");
     for _ in 0..5 {
         assert_eq!(lives(&broker).await["generation"], 2);

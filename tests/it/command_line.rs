@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     database::{TestDatabase, apply},
-    process::{Ended, Program},
+    process::{ExitedProcess, Program},
 };
 
 const USAGE: i32 = 64;
@@ -48,9 +48,7 @@ impl Machine {
     }
 
     /// With an empty Postgres database.
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     async fn postgres() -> Self {
-        use secrecy::ExposeSecret as _;
         let database = TestDatabase::postgres().await;
         database
             .execute(
@@ -61,7 +59,7 @@ impl Machine {
             )
             .await;
         let mut machine = Self::new();
-        machine.set("TOKEN_BROKER__DATABASE__URL", database.url.expose_secret());
+        machine.set("TOKEN_BROKER__DATABASE__URL", database.plain_url());
         machine.postgres = Some(database);
         machine
     }
@@ -94,7 +92,7 @@ impl Machine {
         Program::start(arguments, &variables)
     }
 
-    async fn run(&self, arguments: &[&str]) -> Ended {
+    async fn run(&self, arguments: &[&str]) -> ExitedProcess {
         self.start(arguments).end().await
     }
 
@@ -130,7 +128,7 @@ impl Machine {
 }
 
 /// Checks what every refusal has in common, and gives its line without the program's name.
-fn refusal(code: i32, ended: &Ended) -> String {
+fn refusal(code: i32, ended: &ExitedProcess) -> String {
     let said = [ended.stdout.as_slice(), ended.stderr.as_slice()].concat().join("\n");
     assert_eq!(ended.status.code(), Some(code), "{said}");
     assert!(ended.stdout.is_empty(), "on standard output: {said}");

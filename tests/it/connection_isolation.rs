@@ -10,8 +10,9 @@ use token_broker::{
 };
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 #[apply(on_both_engines!)]

@@ -3,13 +3,15 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, Row as _};
-use token_broker::simulator::{Endpoint, Fault, Simulated};
+use token_broker::simulator::{Fault, Simulated};
 
 use crate::{
     custom_provider,
     support::{
-        broker::{Answer, Person, TestBroker},
+        api::Answer,
+        broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},
+        person::Person,
     },
 };
 
@@ -38,13 +40,9 @@ async fn back(person: &mut Person, callback: &str) -> Answer {
 
 /// Waits until the provider has one more token request than before.
 async fn asked(broker: &TestBroker, which: Simulated, before: u64) {
-    while token_requests(broker, which) == before {
+    while broker.posts(which) == before {
         tokio::task::yield_now().await;
     }
-}
-
-fn token_requests(broker: &TestBroker, which: Simulated) -> u64 {
-    broker.requests()[&which].get(&Endpoint::Token).copied().unwrap_or_default()
 }
 
 async fn confirm(broker: &TestBroker, name: &str, account: &str) {
@@ -64,7 +62,7 @@ async fn of_two_accounts_whose_codes_cross_the_second_waits(database: TestDataba
         let provider = person.start(&late).await;
         let callback = person.decide(&provider, "allow").await;
         broker.simulator(Simulated::Avito).fault(&Fault::Late, 1);
-        let before = token_requests(&broker, Simulated::Avito);
+        let before = broker.posts(Simulated::Avito);
         let meanwhile = async {
             asked(&broker, Simulated::Avito, before).await;
             consent_as(&mut Person::new(&broker), &other, SECOND).await;
@@ -172,7 +170,7 @@ async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
         let provider = person.start(&link).await;
         let callback = person.decide(&provider, "allow").await;
         divar.fault(&Fault::Late, 1);
-        let before = token_requests(&broker, Simulated::Divar);
+        let before = broker.posts(Simulated::Divar);
         let meanwhile = async {
             asked(&broker, Simulated::Divar, before).await;
             assert_eq!(delete(&broker, "acme-one").await, "revoking");

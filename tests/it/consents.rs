@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::support::{
-    broker::{Answer, Person, TestBroker},
+    api::Answer,
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// How many codes and tokens the provider was shown.

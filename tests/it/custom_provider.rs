@@ -11,8 +11,9 @@ use token_broker::simulator::{
 };
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// The profile that the README shows, at a simulated Divar that stands in for its provider.

@@ -15,8 +15,10 @@ use tokio::task::JoinSet;
 use crate::{
     custom_provider, sealing_keys,
     support::{
-        broker::{Answer, Person, TestBroker},
+        api::Answer,
+        broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},
+        person::Person,
     },
 };
 
@@ -342,7 +344,7 @@ async fn what_a_refresh_under_way_brings_is_not_stored_for_a_person(database: Te
     is_a_persons_task(&broker, "divar-shop").await;
     let check = broker.broker().store().meta("sealing_check").await.unwrap().unwrap();
     assert!(!broker.contents().await.replace(&check, "").contains("v1."), "a sealed value is left");
-    assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
+    assert_eq!(broker.spool_files(), 0);
     broker.stop().await;
 }
 
@@ -494,7 +496,7 @@ async fn a_grant_that_waits_on_the_disk_revives_nothing() {
             assert_eq!(token.json()["code"], "revoked", "{token:?}");
         }
         assert_eq!(record(&broker, "acme-one").await.generation(), 1, "it is not committed yet");
-        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 1);
+        assert_eq!(broker.spool_files(), 1);
         drop(rogue);
     };
     tokio::join!(refresh, story);

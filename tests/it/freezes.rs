@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Kind, Simulated};
 
 use crate::support::{
-    broker::{Answer, Person, Replica, TestBroker},
+    api::Answer,
+    broker::{Replica, TestBroker},
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
     wait,
 };
 

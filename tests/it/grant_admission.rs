@@ -8,8 +8,10 @@ use token_broker::{
 };
 
 use crate::support::{
-    broker::{Answer, Person, TestBroker},
+    api::Answer,
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 const HOST: &str = "demo.amocrm.localhost";

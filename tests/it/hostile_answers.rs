@@ -7,8 +7,9 @@ use serde_json::json;
 use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings, settings::RotationClass};
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// Nothing here is about how fast a provider may be asked.

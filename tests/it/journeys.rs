@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Kind, Simulated, SimulatorSettings};
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// The provider's own account call: who takes the token, and under which member the id stands.

@@ -39,5 +39,6 @@ mod secret_leaks;
 mod simulator;
 mod slow_clients;
 mod store;
+#[expect(dead_code, reason = "shared with the fault matrix; each uses a part")]
 #[path = "../support/mod.rs"]
 mod support;

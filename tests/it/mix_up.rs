@@ -5,14 +5,10 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Endpoint, Simulated, SimulatorSettings};
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-fn posts(broker: &TestBroker, which: Simulated) -> u64 {
-    let requests = broker.simulator(which).oracle().requests;
-    requests.get(&Endpoint::Token).copied().unwrap_or_default()
-}
 
 /// Changes the token endpoint of Divar's profile: another text for the same place.
 fn moved(settings: &mut toml::Table) {
@@ -154,11 +150,11 @@ async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: T
     let provider = person.start(&link).await;
     let callback = person.decide(&provider, "allow").await;
     broker.restart(moved).await;
-    let before = posts(&broker, Simulated::Divar);
+    let before = broker.posts(Simulated::Divar);
     let back = person.get(&callback).await;
     let page = person.get(back.header("location")).await;
     assert!(page.text.contains("did not succeed"), "{}", page.text);
-    assert_eq!(posts(&broker, Simulated::Divar), before);
+    assert_eq!(broker.posts(Simulated::Divar), before);
     broker.stop().await;
 }
 
@@ -168,7 +164,7 @@ async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(datab
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.create("avito-own", "avito").await;
     broker.restart(moved).await;
-    let before = posts(&broker, Simulated::Divar);
+    let before = broker.posts(Simulated::Divar);
     broker.execute("UPDATE connections SET refresh_at = created_at").await;
     assert_eq!(broker.refresh_due().await, 2);
     let token = broker.token("divar-shop").await;
@@ -176,7 +172,7 @@ async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(datab
     let path = "/v1/connections/divar-shop/token/rejected";
     let body = json!({ "fingerprint": token.json()["fingerprint"] });
     broker.ask(&broker.service_key, Method::POST, path, Some(body)).await;
-    assert_eq!(posts(&broker, Simulated::Divar), before, "nothing is sent to the new address");
+    assert_eq!(broker.posts(Simulated::Divar), before, "nothing is sent to the new address");
     let view = broker.view("divar-shop").await;
     assert_eq!(view["state"], "blocked_config", "{view}");
     assert_eq!(view["reason"], "token_url_changed", "{view}");
@@ -203,10 +199,10 @@ async fn a_grant_that_waits_stays_with_the_endpoint_that_issued_it(database: Tes
     let path = "/v1/connections/divar-shop/confirm";
     let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
-    let before = posts(&broker, Simulated::Divar);
+    let before = broker.posts(Simulated::Divar);
     broker.execute("UPDATE connections SET refresh_at = created_at").await;
     broker.refresh_due().await;
-    assert_eq!(posts(&broker, Simulated::Divar), before);
+    assert_eq!(broker.posts(Simulated::Divar), before);
     assert_eq!(broker.view("divar-shop").await["state"], "blocked_config");
     assert_eq!(broker.token("divar-shop").await.status, StatusCode::OK);
     broker.stop().await;

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Fault, Kind, Simulated};
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// Every answer that brings no grant and lets the provider forget the request.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use token_broker::simulator::{Endpoint, Fault, Kind, Simulated, SimulatorSettings};
+use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
 
 use crate::support::{
     broker::TestBroker,
@@ -22,45 +22,34 @@ async fn due_at_once(broker: &TestBroker, which: Simulated, count: usize) -> Vec
     names
 }
 
-fn posts(broker: &TestBroker, which: Simulated) -> u64 {
-    let requests = broker.simulator(which).oracle().requests;
-    requests.get(&Endpoint::Token).copied().unwrap_or_default()
-}
-
-async fn all_served(broker: &TestBroker, names: &[String]) {
-    for name in names {
-        assert_eq!(broker.token(name).await.status, StatusCode::OK, "{name}");
-    }
-}
-
 async fn notes(broker: &TestBroker) -> String {
-    broker.ask("", Method::GET, "/health", None).await.json()["notes"].to_string()
+    broker.health().await["notes"].to_string()
 }
 
 #[apply(on_both_engines!)]
 async fn a_provider_that_is_down_is_left_alone_but_for_a_probe(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let names = due_at_once(&broker, Simulated::Avito, 12).await;
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     broker.simulator(Simulated::Avito).fault(&Fault::ServerError { processed: false }, 100);
     for _ in 0..5 {
         broker.refresh_due().await;
     }
-    let begun = posts(&broker, Simulated::Avito) - before;
+    let begun = broker.posts(Simulated::Avito) - before;
     // Five in a row open the breaker; seven more may have been under way by then.
     assert!((5..=12).contains(&begun), "{begun}");
-    all_served(&broker, &names).await;
+    broker.all_served(&names).await;
     assert!(notes(&broker).await.contains("Avito does not answer"));
 
     // Ten minutes of it: a probe now and then, and no more.
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     for _ in 0..40 {
         broker.advance(Duration::from_secs(15)).await;
         broker.refresh_due().await;
     }
-    let probes = posts(&broker, Simulated::Avito) - before;
+    let probes = broker.posts(Simulated::Avito) - before;
     assert!((9..=14).contains(&probes), "{probes} in ten minutes");
-    all_served(&broker, &names).await;
+    broker.all_served(&names).await;
 
     // The provider is back: the next probe finds out, and the rest follows.
     broker.simulator(Simulated::Avito).clear_faults();
@@ -97,16 +86,16 @@ async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
         let refused =
             broker.operator(Method::POST, &format!("/v1/connections/{name}/refresh"), None).await;
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{wait}: {refused:?}");
-        let before = posts(&broker, Simulated::Avito);
+        let before = broker.posts(Simulated::Avito);
         broker.execute("UPDATE connections SET refresh_at = created_at").await;
         if least > 1 {
             broker.advance(Duration::from_secs(least - 1)).await;
             broker.refresh_due().await;
-            assert_eq!(posts(&broker, Simulated::Avito), before, "{wait}: the others wait as well");
+            assert_eq!(broker.posts(Simulated::Avito), before, "{wait}: the others wait as well");
         }
         broker.advance(Duration::from_secs(16)).await;
         broker.refresh_due().await;
-        assert!(posts(&broker, Simulated::Avito) > before, "{wait}");
+        assert!(broker.posts(Simulated::Avito) > before, "{wait}");
         assert_eq!(broker.token(&other).await.status, StatusCode::OK);
         broker.advance(Duration::from_mins(6)).await;
         broker.refresh_due().await;
@@ -118,7 +107,7 @@ async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
 async fn a_refused_registration_touches_no_connection(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let names = due_at_once(&broker, Simulated::Avito, 20).await;
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     let mut right = None;
     broker
         .restart(|settings| {
@@ -129,21 +118,21 @@ async fn a_refused_registration_touches_no_connection(database: TestDatabase) {
     for _ in 0..5 {
         broker.refresh_due().await;
     }
-    let begun = posts(&broker, Simulated::Avito) - before;
+    let begun = broker.posts(Simulated::Avito) - before;
     assert!((3..=11).contains(&begun), "{begun} of 20 before it was understood");
     for name in &names {
         let view = broker.view(name).await;
         assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(1)), "{view}");
     }
-    all_served(&broker, &names).await;
+    broker.all_served(&names).await;
     assert!(notes(&broker).await.contains("refuses the registration of client avito"));
     // Once a minute one of them asks whether that is mended.
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     for _ in 0..4 {
         broker.advance(Duration::from_secs(61)).await;
         broker.refresh_due().await;
     }
-    assert_eq!(posts(&broker, Simulated::Avito) - before, 4);
+    assert_eq!(broker.posts(Simulated::Avito) - before, 4);
     broker.restart(|settings| settings["clients"]["avito"]["client_secret"] = right.unwrap()).await;
     broker.advance(Duration::from_secs(61)).await;
     broker.refresh_due().await;
@@ -155,10 +144,7 @@ async fn a_refused_registration_touches_no_connection(database: TestDatabase) {
 
 /// Connections of accounts that consented, all due at once while their tokens live.
 async fn consented(broker: &TestBroker, count: usize) -> Vec<String> {
-    let names: Vec<_> = (0..count).map(|number| format!("avito-{number}")).collect();
-    for name in &names {
-        broker.connect(name, Simulated::Avito).await;
-    }
+    let names = broker.consented(count).await;
     broker.execute("UPDATE connections SET refresh_at = created_at").await;
     names
 }
@@ -182,15 +168,15 @@ async fn many_refusals_condemn_nobody(database: TestDatabase) {
     let states = states(&broker, &names).await;
     assert!(!states.contains(&json!("needs_consent")), "{states:?}");
     assert!(states.contains(&json!("suspect")), "{states:?}");
-    all_served(&broker, &names).await;
+    broker.all_served(&names).await;
     assert!(notes(&broker).await.contains("Avito refuses many grants at once"));
     // Quarter of an hour of it: a probe in five minutes, and nobody is condemned.
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     for _ in 0..15 {
         broker.advance(Duration::from_mins(1)).await;
         broker.refresh_due().await;
     }
-    assert!((2..=4).contains(&(posts(&broker, Simulated::Avito) - before)));
+    assert!((2..=4).contains(&(broker.posts(Simulated::Avito) - before)));
     broker.simulator(Simulated::Avito).clear_faults();
     for _ in 0..4 {
         broker.advance(Duration::from_mins(6)).await;
@@ -227,19 +213,19 @@ async fn the_pace_of_a_profile_is_kept(database: TestDatabase) {
     due_at_once(&broker, Simulated::Avito, 6).await;
     let avito = broker.simulator(Simulated::Avito);
     avito.fault(&Fault::Late, 6);
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     assert_eq!(broker.broker().start_due(10).await.unwrap(), 6);
     // Somebody at another provider is refreshed meanwhile: whatever could begin has begun.
     broker.create("admitad-own", "admitad").await;
-    while posts(&broker, Simulated::Avito) - before < 2 {
+    while broker.posts(Simulated::Avito) - before < 2 {
         tokio::task::yield_now().await;
     }
     let refreshed = broker.operator(Method::POST, "/v1/connections/admitad-own/refresh", None);
     assert_eq!(refreshed.await.status, StatusCode::OK);
-    assert_eq!(posts(&broker, Simulated::Avito) - before, 2, "no more than two under way");
+    assert_eq!(broker.posts(Simulated::Avito) - before, 2, "no more than two under way");
     avito.clear_faults();
     broker.idle().await;
-    assert_eq!(posts(&broker, Simulated::Avito) - before, 6);
+    assert_eq!(broker.posts(Simulated::Avito) - before, 6);
     broker.stop().await;
 }
 
@@ -250,7 +236,7 @@ async fn a_connection_that_kills_is_left_alone(database: TestDatabase) {
     broker.create("admitad-own", "admitad").await;
     let store = broker.broker().store().clone();
     broker.execute("UPDATE connections SET refresh_at = created_at").await;
-    let before = posts(&broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     // Three processes claim it and are never heard of again.
     for attempt in ["one", "two", "three"] {
         let seen = store.record("avito-own").await.unwrap().unwrap();
@@ -261,13 +247,13 @@ async fn a_connection_that_kills_is_left_alone(database: TestDatabase) {
     broker.refresh_due().await;
     let view = broker.view("avito-own").await;
     assert_eq!((&view["state"], &view["reason"]), (&json!("suspect"), &json!("crashes")), "{view}");
-    assert_eq!(posts(&broker, Simulated::Avito), before);
+    assert_eq!(broker.posts(Simulated::Avito), before);
     assert_eq!(broker.view("admitad-own").await["generation"], 2, "others go on");
     assert_eq!(broker.token("avito-own").await.status, StatusCode::OK);
     // An hour later it has another chance.
     broker.advance(Duration::from_mins(59)).await;
     broker.refresh_due().await;
-    assert_eq!(posts(&broker, Simulated::Avito), before);
+    assert_eq!(broker.posts(Simulated::Avito), before);
     broker.advance(Duration::from_mins(2)).await;
     broker.refresh_due().await;
     let view = broker.view("avito-own").await;
@@ -326,10 +312,10 @@ async fn a_capped_token_is_used_to_its_end(database: TestDatabase) {
 
 /// Makes `avito-0` due, and when that is under way `avito-1`, too.
 async fn one_after_the_other(broker: &TestBroker) {
-    let before = posts(broker, Simulated::Avito);
+    let before = broker.posts(Simulated::Avito);
     broker.execute("UPDATE connections SET refresh_at = created_at WHERE name = 'avito-0'").await;
     assert_eq!(broker.broker().start_due(10).await.unwrap(), 1);
-    while posts(broker, Simulated::Avito) == before {
+    while broker.posts(Simulated::Avito) == before {
         tokio::task::yield_now().await;
     }
     broker.execute("UPDATE connections SET refresh_at = created_at WHERE name = 'avito-1'").await;
@@ -380,10 +366,10 @@ async fn an_operator_who_joins_a_waiting_refresh_is_let_through(database: TestDa
     while !notes(&broker).await.contains("Avito does not answer") {
         assert_eq!(refresh("avito-2").await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
-    let silent = posts(&broker, Simulated::Avito);
+    let silent = broker.posts(Simulated::Avito);
     let asked = refresh("avito-1").await;
     assert_eq!(asked.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(posts(&broker, Simulated::Avito), silent + 1, "{asked:?}");
+    assert_eq!(broker.posts(Simulated::Avito), silent + 1, "{asked:?}");
     avito.clear_faults();
     broker.idle().await;
     broker.stop().await;

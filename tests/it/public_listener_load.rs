@@ -13,8 +13,9 @@ use token_broker::{
 use crate::{
     callbacks::{decided, param, random_looking, send, with_cookie},
     support::{
-        broker::{Person, TestBroker},
+        broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},
+        person::Person,
     },
 };
 

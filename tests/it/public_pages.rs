@@ -9,8 +9,10 @@ use token_broker::consent::{KEY_EXCHANGE_LIFE, KeyExchange};
 use crate::{
     callbacks::{param, random_looking},
     support::{
-        broker::{Answer, Person, TestBroker},
+        api::Answer,
+        broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},
+        person::Person,
     },
 };
 

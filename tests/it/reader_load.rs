@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Endpoint, Fault, Simulated};
 
 use crate::support::{
-    broker::{Answer, Person, TestBroker},
+    api::Answer,
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// What was recorded of refreshes that brought nothing.

@@ -12,8 +12,10 @@ use url::Url;
 use crate::{
     callbacks::{param, random_looking},
     support::{
-        broker::{Answer, Person, TestBroker},
+        api::Answer,
+        broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},
+        person::Person,
     },
 };
 

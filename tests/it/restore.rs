@@ -5,17 +5,14 @@ mod cluster;
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use reqwest::{Method, StatusCode};
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use token_broker::{
-    simulator::{Endpoint, Simulated},
-    store::Lost,
-};
+use token_broker::{simulator::Simulated, store::Lost};
 use tokio::time::timeout;
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
 /// A backup, taken and put back behind the broker's back.
@@ -42,8 +39,7 @@ async fn restore_a_day_later(broker: &TestBroker) {
 
 /// How many token requests the providers have seen.
 fn posts(broker: &TestBroker) -> u64 {
-    let of = |which| broker.simulator(which).oracle().requests.get(&Endpoint::Token).copied();
-    Simulated::ALL.into_iter().filter_map(of).sum()
+    Simulated::ALL.map(|which| broker.posts(which)).iter().sum()
 }
 
 /// Four connections at each provider, one of which nobody had to consent to.
@@ -62,16 +58,11 @@ async fn twenty_connections(broker: &TestBroker) -> Vec<String> {
     names
 }
 
-async fn refresh(broker: &TestBroker, name: &str) -> StatusCode {
-    let path = format!("/v1/connections/{name}/refresh");
-    broker.operator(Method::POST, &path, None).await.status
-}
-
 /// Everything that would refresh a connection: a reader, the operator's button, the background.
 async fn press_everything(broker: &TestBroker, names: &[String]) {
     for name in names {
         broker.token(name).await;
-        assert_eq!(refresh(broker, name).await, StatusCode::CONFLICT, "{name}");
+        assert_eq!(broker.refresh(name).await.status, StatusCode::CONFLICT, "{name}");
     }
     assert_eq!(broker.refresh_due().await, 0);
     broker.idle().await;
@@ -104,7 +95,7 @@ async fn a_restored_database_presents_nothing_until_it_is_released(database: Tes
     // Half of the refresh tokens in the backup are spent by now.
     let spent = |name: &str| name.ends_with('0') || name.ends_with('1');
     for name in names.iter().filter(|name| spent(name)) {
-        assert_eq!(refresh(&broker, name).await, StatusCode::OK, "{name}");
+        assert_eq!(broker.refresh(name).await.status, StatusCode::OK, "{name}");
     }
     broker.halt().await;
     restore_a_day_later(&broker).await;
@@ -170,7 +161,7 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     broker.idle().await;
     // The look after a grant may have missed it, while the one before was under way.
     broker.broker().sync().await.unwrap();
@@ -196,7 +187,7 @@ async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestData
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.idle().await;
     restore_a_day_later(&broker).await;
     let store = broker.broker().store();
@@ -223,7 +214,7 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
     broker.execute(BACK_UP).await;
     // The last moments: two refreshes of one connection, one of another, none of the third.
     for name in [names[0], names[0], names[1]] {
-        assert_eq!(refresh(&broker, name).await, StatusCode::OK);
+        assert_eq!(broker.refresh(name).await.status, StatusCode::OK);
     }
     broker.idle().await;
     for restart in [false, true] {
@@ -262,7 +253,7 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
 async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     broker.idle().await;
     // Another replica does it, and has nothing of what lies in this one's folder.
     let store = broker.broker().store();
@@ -282,7 +273,7 @@ async fn a_row_that_went_back_is_not_refreshed(database: TestDatabase) {
         broker.connect(name, Simulated::Divar).await;
     }
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.idle().await;
     let before = posts(&broker);
     // Somebody who can write the database puts one row back, and nobody remembers the other.
@@ -342,12 +333,7 @@ async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: 
     fs::remove_file(broker.state("watermark")).unwrap();
     let before = posts(&broker);
     broker.execute("UPDATE connections SET refresh_at = created_at").await;
-    broker.change(|settings| {
-        named("staging")(settings);
-        for listen in ["public_listen", "internal_listen"] {
-            settings.insert(listen.to_owned(), "127.0.0.1:0".into());
-        }
-    });
+    named("staging")(&mut broker.settings);
     for arguments in [["serve"].as_slice(), &["release", "--all"]] {
         let refused = broker.command(arguments).await;
         assert_eq!(refused.status.code(), Some(64), "{refused:?}");
@@ -367,7 +353,7 @@ async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.halt().await;
     // What another replica saw, which comes back only after the release.
     let other = fs::read(broker.state("watermark")).unwrap();
@@ -448,7 +434,7 @@ async fn the_watermark_follows_the_database(database: TestDatabase) {
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.idle().await;
     assert_eq!(noted(&broker), 2);
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.idle().await;
     assert_eq!(noted(&broker), 3);
     // What other replicas store is seen too, at the end at the latest.
@@ -486,17 +472,13 @@ async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
 async fn a_plan_changes_nothing(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
-    broker.change(|settings| {
-        settings.insert("deployment".to_owned(), "production".into());
-    });
+    broker.settings.insert("deployment".to_owned(), "production".into());
     let named = async || broker.number("SELECT count(*) FROM meta WHERE key = 'deployment'").await;
     release(&broker, &["--plan"]).await;
     assert_eq!(named().await, 0, "a look gave the database a name");
     release(&broker, &["--all"]).await;
     assert_eq!(named().await, 1);
-    broker.change(|settings| {
-        settings.insert("deployment".to_owned(), "staging".into());
-    });
+    broker.settings.insert("deployment".to_owned(), "staging".into());
     let refused = broker.command(&["release", "--plan"]).await;
     assert!(refused.stderr.concat().contains("belongs to `production`"), "{refused:?}");
     // As a program finds it that is newer than the database.
@@ -514,9 +496,8 @@ async fn a_plan_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
 fn sqlite_file(database: &TestDatabase) -> PathBuf {
-    database.url.expose_secret().strip_prefix("sqlite:").unwrap().into()
+    database.plain_url().strip_prefix("sqlite:").unwrap().into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -531,7 +512,7 @@ async fn a_file_that_was_put_back_is_known() {
     fs::copy(&file, &backup).unwrap();
     broker.restart(|_| {}).await;
     assert_eq!(states(&broker).await, all("active", 1));
-    assert_eq!(refresh(&broker, "kommo-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("kommo-shop").await.status, StatusCode::OK);
     let before = posts(&broker);
     broker.halt().await;
     assert!(!file.with_extension("db-wal").exists(), "the database was not closed");

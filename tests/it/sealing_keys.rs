@@ -17,8 +17,9 @@ use token_broker::{
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    broker::{Person, Replica, TestBroker},
+    broker::{Replica, TestBroker},
     database::{TestDatabase, apply, on_both_engines},
+    person::Person,
     process::Program,
 };
 
@@ -53,11 +54,6 @@ const SWAPS: [(&str, &str); 5] = [
     ),
 ];
 
-async fn refresh(broker: &TestBroker, name: &str) -> StatusCode {
-    let path = format!("/v1/connections/{name}/refresh");
-    broker.operator(Method::POST, &path, None).await.status
-}
-
 #[apply(on_both_engines!)]
 async fn swapped_values_open_nowhere(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
@@ -70,7 +66,7 @@ async fn swapped_values_open_nowhere(database: TestDatabase) {
              JOIN connections c ON c.id = g.connection_id",
         )
         .await;
-    assert_eq!(refresh(&broker, "other-generation").await, StatusCode::OK);
+    assert_eq!(broker.refresh("other-generation").await.status, StatusCode::OK);
     // A grant that waits for its account to be confirmed.
     let link = broker.link("waiting", "divar", json!({})).await;
     Person::new(&broker).consent(&link, "allow").await;
@@ -84,7 +80,7 @@ async fn swapped_values_open_nowhere(database: TestDatabase) {
         let refused = broker.token(name).await;
         assert_eq!(refused.json()["code"], "integrity_error", "{name}: {refused:?}");
         assert_eq!(broker.view(name).await["state"], "integrity_error", "{name}");
-        assert_ne!(refresh(&broker, name).await, StatusCode::OK, "{name}");
+        assert_ne!(broker.refresh(name).await.status, StatusCode::OK, "{name}");
     }
     // Unnoticed by a look at the store, it is noticed when it is to be used.
     broker
@@ -93,7 +89,7 @@ async fn swapped_values_open_nowhere(database: TestDatabase) {
              WHERE connection_id = (SELECT id FROM connections WHERE name = 'donor')",
         )
         .await;
-    assert_eq!(refresh(&broker, "donor").await, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(broker.refresh("donor").await.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(broker.view("donor").await["state"], "integrity_error");
     assert_eq!(broker.presented(Simulated::Divar, Kind::Refresh), presented);
     broker
@@ -142,7 +138,7 @@ async fn a_key_that_a_replica_lacks_is_no_integrity_error(database: TestDatabase
         let health = broker.ask("", Method::GET, "/health", None).await.text;
         assert!(health.contains(&format!("sealed with key `{key}`")), "{health}");
     }
-    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::SERVICE_UNAVAILABLE);
     broker.advance(Duration::from_hours(48)).await;
     broker.refresh_due().await;
     let ended = broker.token("amocrm-shop").await;
@@ -194,8 +190,8 @@ async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDataba
         assert!(store.commit_grant(&commit).await.unwrap());
     };
     // Ours is on the disk and is served, and waits until the two can be compared.
-    let (served, ()) = tokio::join!(refresh(&broker, "amocrm-shop"), other);
-    assert_eq!(served, StatusCode::OK);
+    let (served, ()) = tokio::join!(broker.refresh("amocrm-shop"), other);
+    assert_eq!(served.status, StatusCode::OK, "{served:?}");
     let generation = async || store.record("amocrm-shop").await.unwrap().unwrap().generation();
     assert_eq!(generation().await, 2);
     fs::copy(&theirs, &ours).unwrap();
@@ -225,7 +221,7 @@ async fn a_key_is_rotated_under_reads_and_refreshes_of_two_replicas() {
 
     let over = CancellationToken::new();
     let story = async {
-        let config = broker.state("broker.toml");
+        let config = broker.config();
         let rotate = ["--config", config.to_str().unwrap(), "keys", "rotate"];
         let mut rotation = Program::start(&rotate, &[]);
         assert!(rotation.line().await.ends_with("seals from now on"));
@@ -264,7 +260,7 @@ async fn a_key_is_rotated_under_reads_and_refreshes_of_two_replicas() {
     broker.restart(|_| {}).await;
     for name in NAMES {
         assert_eq!(broker.token(name).await.status, StatusCode::OK, "{name}");
-        assert_eq!(refresh(&broker, name).await, StatusCode::OK, "{name}");
+        assert_eq!(broker.refresh(name).await.status, StatusCode::OK, "{name}");
     }
     broker.stop().await;
 }

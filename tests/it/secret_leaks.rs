@@ -13,51 +13,51 @@ use token_broker::simulator::{Fault, Simulated};
 
 use self::{
     canaries::Kind,
-    recorded_broker::{FORGED, World},
+    recorded_broker::{FORGED, RecordedBroker},
 };
 use crate::support::{http::client, server::Server};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_said_or_written_with_sqlite_in_json() {
-    story(World::start("json", None).await).await;
+    story(RecordedBroker::start("json", None).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_said_or_written_with_sqlite_in_text() {
-    story(World::start("text", None).await).await;
+    story(RecordedBroker::start("text", None).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_said_or_written_with_postgres_in_json() {
-    story(World::start("json", Some(Server::start())).await).await;
+    story(RecordedBroker::start("json", Some(Server::start())).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_secret_is_said_or_written_with_postgres_in_text() {
-    story(World::start("text", Some(Server::start())).await).await;
+    story(RecordedBroker::start("text", Some(Server::start())).await).await;
 }
 
-async fn story(mut world: World) {
-    let reader = keys(&mut world).await;
-    consents(&mut world).await;
-    tokens(&world, &reader).await;
-    refreshes(&world).await;
-    an_account_key(&mut world).await;
-    misplaced_secrets(&world, &reader).await;
-    junk(&world);
+async fn story(mut broker: RecordedBroker) {
+    let reader = keys(&mut broker).await;
+    consents(&mut broker).await;
+    tokens(&broker, &reader).await;
+    refreshes(&broker).await;
+    an_account_key(&mut broker).await;
+    misplaced_secrets(&broker, &reader).await;
+    junk(&broker);
     for path in ["/health", "/health/live", "/health/ready", "/openapi.json", "/nowhere"] {
-        world.ask("", Method::GET, path, None, &[]).await;
+        broker.ask("", Method::GET, path, None, &[]).await;
     }
     for path in
         ["/v1/connections", "/v1/connections/avito-shop", "/v1/services", "/v1/services/reader"]
     {
-        assert_eq!(world.operate(Method::GET, path, None).await.status, StatusCode::OK);
+        assert_eq!(broker.operate(Method::GET, path, None).await.status, StatusCode::OK);
     }
     // It dies while a refresh is under way, and starts again.
-    world.simulators.of(Simulated::Avito).fault(&Fault::Hold { processed: true }, 1);
-    let path = format!("{}/v1/connections/avito-shop/refresh", world.internal);
-    let held = client().post(path).bearer_auth(&world.operator).send();
-    let simulator = world.simulators.of(Simulated::Avito);
+    broker.simulator(Simulated::Avito).fault(&Fault::Hold { processed: true }, 1);
+    let path = format!("{}/v1/connections/avito-shop/refresh", broker.internal_url);
+    let held = client().post(path).bearer_auth(&broker.operator_key).send();
+    let simulator = broker.simulator(Simulated::Avito);
     let before = simulator.oracle().requests.clone();
     let arrives = async {
         while simulator.oracle().requests == before {
@@ -68,105 +68,105 @@ async fn story(mut world: World) {
         answer = held => panic!("{answer:?}"),
         () = arrives => {}
     }
-    world.end("KILL").await;
-    world.serve().await;
-    let deleted = world.operate(Method::DELETE, "/v1/connections/avito-shop", None).await;
+    broker.end("KILL").await;
+    broker.serve().await;
+    let deleted = broker.operate(Method::DELETE, "/v1/connections/avito-shop", None).await;
     assert!(deleted.status.is_success(), "{deleted:?}");
     // A clean end tidies up.
-    world.look_at_files().await;
-    world.end("TERM").await;
-    world.look().await;
+    broker.scan_files().await;
+    broker.end("TERM").await;
+    broker.scan().await;
 }
 
 /// Keys are made and ended; gives one that reads tokens.
-async fn keys(world: &mut World) -> String {
+async fn keys(broker: &mut RecordedBroker) -> String {
     let mut made = Vec::new();
     for (path, body) in [
         ("/v1/services", json!({ "name": "reader", "connections": ["*"] })),
         ("/v1/services", json!({ "name": "other", "connections": ["*"] })),
         ("/v1/services/other/keys", json!({})),
     ] {
-        let operator = world.operator.clone();
-        let answer = world.ask(&operator, Method::POST, path, Some(body), &[Kind::ApiKey]).await;
+        let operator = broker.operator_key.clone();
+        let answer = broker.ask(&operator, Method::POST, path, Some(body), &[Kind::ApiKey]).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
         let key = answer.json()["key"].as_str().unwrap().to_owned();
-        world.plant_key(&key);
+        broker.plant_key(&key);
         made.push(key);
     }
     let id = made[2].split('_').nth(1).unwrap();
     for path in [format!("/v1/services/other/keys/{id}"), "/v1/services/other".to_owned()] {
-        let ended = world.operate(Method::DELETE, &path, None).await;
+        let ended = broker.operate(Method::DELETE, &path, None).await;
         assert_eq!(ended.status, StatusCode::NO_CONTENT, "{ended:?}");
     }
     for dead in &made[1..] {
-        let refused = world.ask(dead, Method::GET, "/v1/connections", None, &[]).await;
+        let refused = broker.ask(dead, Method::GET, "/v1/connections", None, &[]).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     }
     made.remove(0)
 }
 
 /// Allowed, denied, of another account than expected, waiting for confirmation, failed.
-async fn consents(world: &mut World) {
+async fn consents(broker: &mut RecordedBroker) {
     for which in ["admitad", "amocrm", "avito", "divar", "kommo"] {
         let body = json!({ "connection": format!("{which}-shop"), "client": which, "self": true });
-        let page = world.consent(body, "allow").await;
+        let page = broker.consent(body, "allow").await;
         assert!(page.text.contains("Connected"), "{which}: {}", page.text);
     }
     let link = |name: &str| json!({ "connection": name, "client": "avito" });
-    world.consent(link("avito-denied"), "deny").await;
-    world.consent(link("avito-waits"), "allow").await;
+    broker.consent(link("avito-denied"), "deny").await;
+    broker.consent(link("avito-waits"), "allow").await;
     let mut another = link("avito-another");
     another["expected_account"] = "nobody".into();
-    world.consent(another, "allow").await;
+    broker.consent(another, "allow").await;
     for fault in [
         Fault::Body { text: json!({ "error": FORGED, "error_description": FORGED }).to_string() },
         Fault::ServerError { processed: true },
     ] {
-        world.simulators.of(Simulated::Avito).fault(&fault, 1);
-        let page = world.consent(link("avito-failed"), "allow").await;
+        broker.simulator(Simulated::Avito).fault(&fault, 1);
+        let page = broker.consent(link("avito-failed"), "allow").await;
         assert!(!page.text.contains("Connected"), "{}", page.text);
     }
     // The refresh token of an answer that brings nothing else is used at once.
-    world.simulators.of(Simulated::Avito).fault(&Fault::NoAccessToken, 1);
-    let page = world.consent(link("avito-saved"), "allow").await;
+    broker.simulator(Simulated::Avito).fault(&Fault::NoAccessToken, 1);
+    let page = broker.consent(link("avito-saved"), "allow").await;
     assert!(!page.text.contains("did not succeed"), "{}", page.text);
 }
 
 /// Every way to fetch a token.
-async fn tokens(world: &World, reader: &str) {
+async fn tokens(broker: &RecordedBroker, reader: &str) {
     let belongs = [Kind::Access];
     for which in ["admitad", "amocrm", "avito", "divar", "kommo"] {
         let path = format!("/v1/connections/{which}-shop/token");
         let belongs = [Kind::Access, Kind::ClientSecret];
         // Divar wants the application's key beside each token: it belongs to the answer.
         let belongs = if which == "divar" { &belongs[..] } else { &belongs[..1] };
-        let token = world.ask(reader, Method::GET, &path, None, belongs).await;
+        let token = broker.ask(reader, Method::GET, &path, None, belongs).await;
         assert_eq!(token.status, StatusCode::OK, "{token:?}");
     }
     let path = "/v1/connections/avito-shop/token";
     let print =
-        world.ask(reader, Method::GET, path, None, &belongs).await.json()["fingerprint"].clone();
+        broker.ask(reader, Method::GET, path, None, &belongs).await.json()["fingerprint"].clone();
     let body = json!({ "fingerprint": print });
     let path = format!("{path}/rejected");
-    let anew = world.ask(reader, Method::POST, &path, Some(body), &belongs).await;
+    let anew = broker.ask(reader, Method::POST, &path, Some(body), &belongs).await;
     assert_eq!(anew.status, StatusCode::OK, "{anew:?}");
     let form = [("grant_type", "client_credentials"), ("scope", "avito-shop")];
-    let url = format!("{}/oauth2/token", world.internal);
+    let url = format!("{}/oauth2/token", broker.internal_url);
     let request = client().post(&url).basic_auth("reader", Some(reader)).form(&form);
-    assert_eq!(world.send("/oauth2/token", request, &belongs).await.status, StatusCode::OK);
+    assert_eq!(broker.send("/oauth2/token", request, &belongs).await.status, StatusCode::OK);
     let request = client().post(&url).basic_auth("nobody", Some(reader)).form(&form);
-    assert_eq!(world.send("/oauth2/token", request, &[]).await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(broker.send("/oauth2/token", request, &[]).await.status, StatusCode::UNAUTHORIZED);
     let form = [&form[..], &[("client_id", "reader"), ("client_secret", reader)]].concat();
     let request = client().post(&url).form(&form);
-    assert_eq!(world.send("/oauth2/token", request, &belongs).await.status, StatusCode::OK);
+    assert_eq!(broker.send("/oauth2/token", request, &belongs).await.status, StatusCode::OK);
 }
 
 /// Good, refused, saved, put in escrow, and every kind of nonsense.
-async fn refreshes(world: &World) {
+async fn refreshes(broker: &RecordedBroker) {
     for (which, name) in [(Simulated::Amocrm, "amocrm-shop"), (Simulated::Divar, "divar-shop")] {
-        assert_eq!(world.refresh(which, name, None).await.status, StatusCode::OK);
+        assert_eq!(broker.refresh(which, name, None).await.status, StatusCode::OK);
         // amoCRM's new refresh token takes the place of the old one, Divar's goes into escrow.
-        world.refresh(which, name, Some(Fault::NoAccessToken)).await;
+        broker.refresh(which, name, Some(Fault::NoAccessToken)).await;
     }
     let long = format!("{FORGED}{}", "x".repeat(60_000));
     for fault in [
@@ -178,15 +178,15 @@ async fn refreshes(world: &World) {
         Fault::Busy { retry_after: "soon".to_owned() },
         Fault::Refused,
     ] {
-        let failed = world.refresh(Simulated::Kommo, "kommo-shop", Some(fault)).await;
+        let failed = broker.refresh(Simulated::Kommo, "kommo-shop", Some(fault)).await;
         assert!(!failed.status.is_success(), "{failed:?}");
     }
-    let refused = world.refresh(Simulated::Admitad, "admitad-shop", Some(Fault::Refused)).await;
+    let refused = broker.refresh(Simulated::Admitad, "admitad-shop", Some(Fault::Refused)).await;
     assert!(!refused.status.is_success(), "{refused:?}");
 }
 
 /// amoCRM's API key becomes a connection.
-async fn an_account_key(world: &mut World) {
+async fn an_account_key(broker: &mut RecordedBroker) {
     let ask = |key: &str| {
         json!({
             "name": "amocrm-old", "client": "amocrm",
@@ -196,21 +196,21 @@ async fn an_account_key(world: &mut World) {
         })
     };
     let wrong = "wrong-but-of-some-length";
-    world.marks.plant(Kind::AccountKey, wrong);
-    let refused = world.operate(Method::POST, "/v1/connections", Some(ask(wrong))).await;
+    broker.canaries.plant(Kind::AccountKey, wrong);
+    let refused = broker.operate(Method::POST, "/v1/connections", Some(ask(wrong))).await;
     assert_eq!(refused.status, StatusCode::CONFLICT, "{refused:?}");
-    let right = world.account_key.clone();
-    let made = world.operate(Method::POST, "/v1/connections", Some(ask(&right))).await;
+    let right = broker.account_key.clone();
+    let made = broker.operate(Method::POST, "/v1/connections", Some(ask(&right))).await;
     assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
     let live = async {
         let path = "/v1/connections/amocrm-old";
-        while world.operate(Method::GET, path, None).await.json()["state"] != "active" {}
+        while broker.operate(Method::GET, path, None).await.json()["state"] != "active" {}
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), live).await.expect("live in seconds");
 }
 
 /// People paste secrets where they do not belong: nothing repeats them.
-async fn misplaced_secrets(world: &World, reader: &str) {
+async fn misplaced_secrets(broker: &RecordedBroker, reader: &str) {
     for (method, path, body) in [
         (Method::GET, format!("/v1/connections?key={reader}"), None),
         (Method::GET, format!("/{reader}"), None),
@@ -237,30 +237,30 @@ async fn misplaced_secrets(world: &World, reader: &str) {
             Some(json!({ "connection": "x", "client": "avito", "scopes": reader })),
         ),
     ] {
-        let answer: crate::support::broker::Answer = world.operate(method, &path, body).await;
+        let answer: crate::support::api::Answer = broker.operate(method, &path, body).await;
         assert!(answer.status.is_client_error() || answer.status.is_success(), "{answer:?}");
     }
     for header in
         [format!("Basic {}", STANDARD.encode(format!("reader:{reader}"))), reader.to_owned()]
     {
-        let request = client().get(format!("{}/v1/connections", world.internal));
+        let request = broker.request(Method::GET, "/v1/connections", "");
         let request = request.header("authorization", header);
-        world.send("/v1/connections", request, &[]).await;
+        broker.send("/v1/connections", request, &[]).await;
     }
-    let callback = format!("{}/callback/avito?code={reader}&state={reader}", world.public);
-    world.send("/callback", client().get(callback), &[]).await;
-    let link = format!("{}/connect/{reader}/x?{reader}", world.public);
-    world.send("/connect", client().get(link), &[]).await;
+    let callback = format!("{}/callback/avito?code={reader}&state={reader}", broker.public_url);
+    broker.send("/callback", client().get(callback), &[]).await;
+    let link = format!("{}/connect/{reader}/x?{reader}", broker.public_url);
+    broker.send("/connect", client().get(link), &[]).await;
     let value: Value = json!({ "fingerprint": reader });
     let path = "/v1/connections/avito-shop/token/rejected";
-    world.ask(reader, Method::POST, path, Some(value), &[Kind::Access]).await;
+    broker.ask(reader, Method::POST, path, Some(value), &[Kind::Access]).await;
 }
 
 /// Bytes in the hope of a line of their own in the log.
-fn junk(world: &World) {
+fn junk(broker: &RecordedBroker) {
     let long = format!("/{}", "%0d%0aforged%1b[31m".repeat(300));
     let many = "x".repeat(100_000);
-    for listener in [&world.public, &world.internal] {
+    for listener in [&broker.public_url, &broker.internal_url] {
         for words in [
             "GET /%0d%0a{\"level\":\"ERROR\"}%1b[2J%1b[31m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
             "GET /connect/%0d%0aforged HTTP/1.1\r\nHost: \x1b[31m\r\nConnection: close\r\n\r\n",
@@ -273,8 +273,8 @@ fn junk(world: &World) {
             &format!("GET {long} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
             &format!("GET / HTTP/1.1\r\nHost: {many}\r\n\r\n"),
         ] {
-            world.junk(listener, words.as_bytes());
+            broker.junk(listener, words.as_bytes());
         }
-        world.junk(listener, b"GET /\xff\xfe HTTP/1.1\r\nHost: \xff\r\nX-\x00: \x80\r\n\r\n");
+        broker.junk(listener, b"GET /\xff\xfe HTTP/1.1\r\nHost: \xff\r\nX-\x00: \x80\r\n\r\n");
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         posts, replays,
     },
     support::{
-        broker::{Manner, TestBroker},
+        broker::{RunOptions, TestBroker},
         database::{TestDatabase, apply, on_both_engines},
         wait::until,
     },

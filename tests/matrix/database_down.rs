@@ -10,7 +10,7 @@ use crate::{
     report::{Row, is_long, short_or_long},
     scene::{Line, Load, Target, UNPACED, consented, generation, lost, posts, replays},
     support::{
-        broker::{Manner, TestBroker},
+        broker::{RunOptions, TestBroker},
         database::TestDatabase,
         server::Server,
         wait::until,

@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     report::{self, Row},
-    support::{broker::Person, database::TestDatabase, http::client},
+    support::{database::TestDatabase, http::client, person::Person},
 };
 
 /// Where the order of two replicas matters.

@@ -18,7 +18,7 @@ mod scene;
 mod shutdown;
 mod state_directory;
 mod stopped_process;
-#[expect(dead_code, reason = "shared with the integration tests, which use it all")]
+#[expect(dead_code, reason = "shared with the integration tests; each uses a part")]
 #[path = "../support/mod.rs"]
 mod support;
 mod takeover;

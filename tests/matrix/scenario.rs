@@ -29,9 +29,9 @@ use tokio::time::{Instant, interval};
 use crate::{
     rotation_class::Class,
     support::{
-        broker::Person,
         database::TestDatabase,
         http::client,
+        person::Person,
         process::Program,
         wait::{PATIENCE, free_address},
     },

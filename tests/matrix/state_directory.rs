@@ -14,7 +14,7 @@ use crate::{
         replays,
     },
     support::{
-        broker::{Manner, TestBroker},
+        broker::{RunOptions, TestBroker},
         database::{TestDatabase, apply, on_both_engines},
         wait::until,
     },

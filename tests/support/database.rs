@@ -75,6 +75,12 @@ impl TestDatabase {
         this
     }
 
+    /// The URL as text.
+    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
+    pub(crate) fn plain_url(&self) -> &str {
+        self.url.expose_secret()
+    }
+
     async fn open(url: String, place: Place) -> Self {
         let clock = Clock::system();
         let url = SecretString::from(url);
@@ -95,9 +101,8 @@ impl TestDatabase {
         self.run(format!("{set} WHERE id = '{id}'")).await;
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     async fn run(&self, sql: String) {
-        let url = self.url.expose_secret();
+        let url = self.plain_url();
         match self.place {
             Place::Folder(_) => {
                 let mut connection = SqliteConnection::connect(url).await.unwrap();
@@ -109,9 +114,8 @@ impl TestDatabase {
     }
 
     /// The number that a query finds.
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     pub(crate) async fn number(&self, sql: &'static str) -> i64 {
-        let url = self.url.expose_secret();
+        let url = self.plain_url();
         match self.place {
             Place::Folder(_) => {
                 let mut connection = SqliteConnection::connect(url).await.unwrap();
@@ -129,9 +133,8 @@ impl TestDatabase {
     }
 
     /// How the engine would run a statement, in its own words.
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     pub(crate) async fn plan(&self, sql: &str) -> String {
-        let url = self.url.expose_secret();
+        let url = self.plain_url();
         match self.place {
             Place::Folder(_) => {
                 let mut connection = SqliteConnection::connect(url).await.unwrap();
@@ -151,9 +154,8 @@ impl TestDatabase {
     }
 
     /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
-        let mut connection = PgConnection::connect(self.url.expose_secret()).await.unwrap();
+        let mut connection = PgConnection::connect(self.plain_url()).await.unwrap();
         sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
         sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
         connection

@@ -1,10 +1,14 @@
-//! What the tests stand on.
+//! What the tests of both binaries share: deployments of the broker, databases, a browser.
 
+pub(crate) mod api;
 pub(crate) mod broker;
 pub(crate) mod browser;
 pub(crate) mod database;
+pub(crate) mod deployment;
 pub(crate) mod http;
+pub(crate) mod person;
 pub(crate) mod pooler;
 pub(crate) mod process;
+pub(crate) mod replica_process;
 pub(crate) mod server;
 pub(crate) mod wait;

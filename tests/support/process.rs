@@ -31,7 +31,7 @@ pub(crate) struct Program {
 
 /// What a program left when it ended.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct ExitedProcess {
     pub(crate) status: ExitStatus,
     /// The lines of standard output that nobody had read before.
     pub(crate) stdout: Vec<String>,
@@ -68,7 +68,7 @@ impl Program {
     }
 
     /// Runs the binary to its end.
-    pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+    pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> ExitedProcess {
         Self::start(arguments, variables).end().await
     }
 
@@ -123,14 +123,14 @@ impl Program {
     }
 
     /// Waits for its end.
-    pub(crate) async fn end(mut self) -> Ended {
+    pub(crate) async fn end(mut self) -> ExitedProcess {
         // Both pipes end when the process does; only then is it collected, which does not block.
         let all = async { (rest(&mut self.stdout).await, rest(&mut self.stderr).await) };
         let Ok((stdout, stderr)) = timeout(PATIENCE, all).await else {
             panic!("it still runs after {PATIENCE:?}");
         };
         let status = self.child.wait().unwrap();
-        Ended { status, stdout, stderr }
+        ExitedProcess { status, stdout, stderr }
     }
 
     /// Waits for its end and lists what it left in its home.

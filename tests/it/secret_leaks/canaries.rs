@@ -31,14 +31,14 @@ pub(super) enum Kind {
 }
 
 /// The secrets, by their parts.
-pub(super) struct Marks {
+pub(super) struct Canaries {
     parts: HashMap<[u8; PART], Kind>,
     /// Which beginnings of a part there are: most places of a file are none.
     begins: Vec<bool>,
     planted: BTreeMap<Kind, usize>,
 }
 
-impl Marks {
+impl Canaries {
     pub(super) fn new() -> Self {
         Self { parts: HashMap::new(), begins: vec![false; 1 << 20], planted: BTreeMap::new() }
     }
@@ -110,8 +110,8 @@ fn beginning(part: &[u8]) -> usize {
 /// The scanner is of no use if it finds nothing.
 #[test]
 fn a_part_of_a_secret_is_found_in_any_encoding() {
-    let mut marks = Marks::new();
-    marks.plant(Kind::Refresh, "def50200-a+b/c=d~tail0123456789");
+    let mut canaries = Canaries::new();
+    canaries.plant(Kind::Refresh, "def50200-a+b/c=d~tail0123456789");
     for found in [
         "def50200-a+b",
         "x ~tail0123456 y",
@@ -121,14 +121,14 @@ fn a_part_of_a_secret_is_found_in_any_encoding() {
         "%64%65%66%35",
         "\\\"tail01234567",
     ] {
-        assert!(marks.find(found.as_bytes(), &[]).is_some(), "{found}");
-        assert!(marks.find(found.as_bytes(), &[Kind::Refresh]).is_none(), "{found}");
+        assert!(canaries.find(found.as_bytes(), &[]).is_some(), "{found}");
+        assert!(canaries.find(found.as_bytes(), &[Kind::Refresh]).is_none(), "{found}");
     }
     for before in ["", "a", "ab", "abc", "{\"refresh_token\":\""] {
         let text = format!("{before}def50200-a+b/c=d~tail0123456789\"}}");
         for encoded in [STANDARD_NO_PAD.encode(&text), URL_SAFE_NO_PAD.encode(&text)] {
-            assert!(marks.find(encoded.as_bytes(), &[]).is_some(), "{before}: {encoded}");
+            assert!(canaries.find(encoded.as_bytes(), &[]).is_some(), "{before}: {encoded}");
         }
     }
-    assert!(marks.find(b"refresh_token: def50200-a and what else there is", &[]).is_none());
+    assert!(canaries.find(b"refresh_token: def50200-a and what else there is", &[]).is_none());
 }

@@ -1,9 +1,10 @@
-//! The real binary at its most talkative, and everything that it says, answers and writes.
+//! The real binary with its log at `trace`, and a record of all that it prints, answers and writes.
 
 use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    ops::Deref,
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
@@ -13,23 +14,18 @@ use std::{
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
-use tempfile::TempDir;
 use token_broker::{
-    clock::Clock,
     secret,
-    simulator::{Fault, Simulated, SimulatorSettings, Simulators},
+    simulator::{Fault, Simulated, SimulatorSettings},
 };
 
 use super::{
-    canaries::{Kind, Marks},
+    canaries::{Canaries, Kind},
     relay::Relay,
 };
 use crate::support::{
-    broker::{Answer, Person},
-    http::client,
-    process::Program,
+    api::Answer, database::TestDatabase, deployment::Deployment, person::Person, process::Program,
     server::Server,
-    wait::free_address,
 };
 
 /// What a provider may send in the hope of a line of its own in the log.
@@ -39,24 +35,28 @@ pub(super) const FORGED: &str =
 /// The longest line that a log may hold.
 const LONGEST_LINE: usize = 16 * 1024;
 
-/// The broker with its providers, and a list of all that came out of it.
-pub(super) struct World {
-    home: TempDir,
+/// A broker as a process, and a list of all that came out of it.
+pub(super) struct RecordedBroker {
+    deployment: Deployment,
     format: &'static str,
-    pub(super) public: String,
-    pub(super) internal: String,
-    pub(super) operator: String,
     /// The API key of an amoCRM account from before 2020.
     pub(super) account_key: String,
-    pub(super) simulators: Simulators,
     relays: Vec<Relay>,
     program: Option<Program>,
     server: Option<Server>,
-    pub(super) marks: Marks,
-    /// What it said on standard output and standard error, line by line.
-    said: Vec<String>,
-    /// What it answered: to what, and which secrets belong there.
+    pub(super) canaries: Canaries,
+    /// The lines of standard output and standard error.
+    output: Vec<String>,
+    /// The answers: to what, which secrets belong there, and the text.
     answers: Mutex<Vec<(String, Vec<Kind>, String)>>,
+}
+
+impl Deref for RecordedBroker {
+    type Target = Deployment;
+
+    fn deref(&self) -> &Deployment {
+        &self.deployment
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a secret of this test's own making")]
@@ -65,9 +65,8 @@ fn random() -> String {
 }
 
 /// Providers whose secrets nobody could guess, with an account that has an evil name.
-fn simulated(public: &str, marks: &mut Marks) -> SimulatorSettings {
+fn simulated(canaries: &mut Canaries) -> SimulatorSettings {
     let mut settings = SimulatorSettings::default();
-    settings.register_callbacks(&format!("http://{public}"));
     for secret in [
         &mut settings.admitad.simulated_client_secret,
         &mut settings.amocrm.simulated_client_secret,
@@ -77,87 +76,70 @@ fn simulated(public: &str, marks: &mut Marks) -> SimulatorSettings {
         &mut settings.divar.simulated_api_key,
     ] {
         *secret = random();
-        marks.plant(Kind::ClientSecret, secret);
+        canaries.plant(Kind::ClientSecret, secret);
     }
     settings.amocrm.accounts[0].simulated_api_key = random();
     settings.avito.accounts[0].name = format!("Demo {FORGED}");
     settings
 }
 
-impl World {
+impl RecordedBroker {
     pub(super) async fn start(format: &'static str, server: Option<Server>) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let (public, internal) = (free_address(), free_address());
-        let mut marks = Marks::new();
-        let simulated = simulated(&public, &mut marks);
+        let mut canaries = Canaries::new();
+        let simulated = simulated(&mut canaries);
         let account_key = simulated.amocrm.accounts[0].simulated_api_key.clone();
-        let simulators = Simulators::start(simulated, Clock::system()).await.unwrap();
-        let mut settings = simulators.configuration();
-        let state_dir = home.path().join("state");
-        for (name, value) in [
-            ("public_url", format!("http://{public}")),
-            ("public_listen", public.clone()),
-            ("internal_url", format!("http://{internal}")),
-            ("internal_listen", internal.clone()),
-            ("state_dir", state_dir.display().to_string()),
-        ] {
-            settings.insert(name.to_owned(), value.into());
-        }
+        let pkce = "[providers.profiles.divar.authorize]\npkce = true\n";
+        let mut deployment = Deployment::new(TestDatabase::sqlite().await, simulated, pkce).await;
+        // The database and the key file are made under the eyes of the test, too.
+        fs::remove_file(deployment.key_file()).unwrap();
+        deployment.settings.remove("database");
         if let Some(server) = &server {
             let url = server.url();
-            settings.insert("database".to_owned(), toml::toml! { url = url }.into());
+            deployment.settings.insert("database".to_owned(), toml::toml! { url = url }.into());
         }
-        let divar = settings["providers"]["profiles"]["divar"].as_table_mut().unwrap();
-        let authorize = divar.entry("authorize").or_insert_with(|| toml::Table::new().into());
-        authorize.as_table_mut().unwrap().insert("pkce".to_owned(), true.into());
-        let mut text = settings.to_string();
+        let mut text = deployment.settings.to_string();
         let mut relays = Vec::new();
         for which in Simulated::ALL {
-            let port = simulators.of(which).port();
+            let port = deployment.simulator(which).port();
             let relay = Relay::start(port).await;
             text = text.replace(&format!(":{port}"), &format!(":{}", relay.port));
             relays.push(relay);
         }
-        fs::write(home.path().join("broker.toml"), text).unwrap();
+        deployment.settings = text.parse().unwrap();
         let mut this = Self {
-            home,
+            deployment,
             format,
-            public: format!("http://{public}"),
-            internal: format!("http://{internal}"),
-            operator: String::new(),
             account_key,
-            simulators,
             relays,
             program: None,
             server,
-            marks,
-            said: Vec::new(),
+            canaries,
+            output: Vec::new(),
             answers: Mutex::default(),
         };
         if this.server.is_some() {
             this.command(&["keys", "generate"]).await;
         }
-        let operator = this.command(&["operators", "create", "alice"]).await;
-        this.operator.clone_from(&operator[0]);
-        this.plant_key(&operator[0]);
+        let operator = this.command(&["operators", "create", "alice"]).await.remove(0);
+        this.plant_key(&operator);
+        this.deployment.api.operator_key = operator;
+        this.deployment.release_addresses();
         this.serve().await;
         this
     }
 
     fn program(&self, command: &[&str]) -> Program {
-        let config = self.home.path().join("broker.toml");
-        let mut arguments = vec!["--config", config.to_str().unwrap()];
-        arguments.extend(command);
+        let config = self.config();
         let log =
             [("TOKEN_BROKER__LOG__FILTER", "trace"), ("TOKEN_BROKER__LOG__FORMAT", self.format)];
-        Program::start(&arguments, &log)
+        Program::start(&[&["--config", config.to_str().unwrap()], command].concat(), &log)
     }
 
     /// Runs a command to its end, and gives what belongs to its caller.
     async fn command(&mut self, command: &[&str]) -> Vec<String> {
         let ended = self.program(command).end().await;
         assert!(ended.status.success(), "{ended:?}");
-        self.said.extend(ended.stderr);
+        self.output.extend(ended.stderr);
         ended.stdout
     }
 
@@ -167,7 +149,7 @@ impl World {
         loop {
             let line = program.complaint().await;
             let serves = line.contains("internal_listen");
-            self.said.push(line);
+            self.output.push(line);
             if serves {
                 break;
             }
@@ -183,25 +165,25 @@ impl World {
         let files = files(&home);
         assert!(files.is_empty(), "{files:?}");
         let ended = program.end().await;
-        self.said.extend(ended.stdout);
-        self.said.extend(ended.stderr);
+        self.output.extend(ended.stdout);
+        self.output.extend(ended.stderr);
     }
 
     /// A key of this API: what follows its public name is secret.
     pub(super) fn plant_key(&mut self, key: &str) {
         let secret = key.splitn(3, '_').nth(2).unwrap();
-        self.marks.plant(Kind::ApiKey, secret);
+        self.canaries.plant(Kind::ApiKey, secret);
     }
 
     /// The secret parameter of a URL.
     pub(super) fn plant_from(&mut self, url: &str, parameter: &str, kind: Kind) {
         let url: url::Url = url.parse().unwrap();
         let found = url.query_pairs().find(|(name, _)| name == parameter);
-        self.marks.plant(kind, &found.unwrap_or_else(|| panic!("{parameter} in {url}")).1);
+        self.canaries.plant(kind, &found.unwrap_or_else(|| panic!("{parameter} in {url}")).1);
     }
 
     /// Keeps an answer, to be looked at when all secrets are known.
-    pub(super) fn note(&self, to: &str, answer: &Answer, belongs: &[Kind]) {
+    pub(super) fn keep_answer(&self, to: &str, answer: &Answer, belongs: &[Kind]) {
         let all = format!("{:?}\n{}", answer.headers, answer.text);
         self.answers.lock().unwrap().push((to.to_owned(), belongs.to_vec(), all));
     }
@@ -215,10 +197,7 @@ impl World {
         body: Option<Value>,
         belongs: &[Kind],
     ) -> Answer {
-        let bearer = format!("Bearer {key}");
-        let mut request = client()
-            .request(method, format!("{}{path}", self.internal))
-            .header("authorization", bearer);
+        let mut request = self.request(method, path, key);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -231,33 +210,31 @@ impl World {
         request: reqwest::RequestBuilder,
         belongs: &[Kind],
     ) -> Answer {
-        let response = request.send().await.unwrap();
-        let (status, headers) = (response.status(), response.headers().clone());
-        let answer = Answer { status, headers, text: response.text().await.unwrap() };
-        self.note(to, &answer, belongs);
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        self.keep_answer(to, &answer, belongs);
         answer
     }
 
     pub(super) async fn operate(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        self.ask(&self.operator, method, path, body, &[]).await
+        self.ask(&self.operator_key, method, path, body, &[]).await
     }
 
     /// Makes a link of this body, which a person opens to decide; gives the page at the end.
     pub(super) async fn consent(&mut self, body: Value, decision: &str) -> Answer {
         let belongs = [Kind::Link];
-        let operator = self.operator.clone();
+        let operator = self.operator_key.clone();
         let made =
             self.ask(&operator, Method::POST, "/v1/consent-links", Some(body), &belongs).await;
         assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
         let link = made.json()["url"].as_str().unwrap().to_owned();
-        self.marks.plant(Kind::Link, link.rsplit_once('/').unwrap().1);
+        self.canaries.plant(Kind::Link, link.rsplit_once('/').unwrap().1);
         let mut person = Person::alone();
         let page = person.get(&link).await;
-        self.note("the link's page", &page, &[]);
+        self.keep_answer("the link's page", &page, &[]);
         let pressed = person.press(&link).await;
-        self.note("the press", &pressed, &[Kind::State, Kind::Browser]);
+        self.keep_answer("the press", &pressed, &[Kind::State, Kind::Browser]);
         let cookie = pressed.header("set-cookie").split(['=', ';']).nth(1).unwrap().to_owned();
-        self.marks.plant(Kind::Browser, &cookie);
+        self.canaries.plant(Kind::Browser, &cookie);
         let authorize = pressed.header("location").to_owned();
         self.plant_from(&authorize, "state", Kind::State);
         let callback = person.decide(&authorize, decision).await;
@@ -272,9 +249,9 @@ impl World {
         let callback = String::from(callback);
         let back = person.get(&callback).await;
         assert_eq!(back.status, StatusCode::SEE_OTHER, "{back:?}");
-        self.note("the callback", &back, &[Kind::Link]);
+        self.keep_answer("the callback", &back, &[Kind::Link]);
         let page = person.get(back.header("location")).await;
-        self.note("the last page", &page, &[]);
+        self.keep_answer("the last page", &page, &[]);
         page
     }
 
@@ -286,7 +263,7 @@ impl World {
         fault: Option<Fault>,
     ) -> Answer {
         if let Some(fault) = fault {
-            self.simulators.of(which).fault(&fault, 1);
+            self.simulator(which).fault(&fault, 1);
         }
         self.operate(Method::POST, &format!("/v1/connections/{name}/refresh"), None).await
     }
@@ -302,34 +279,30 @@ impl World {
         self.answers.lock().unwrap().push(("junk".to_owned(), Vec::new(), answer));
     }
 
-    pub(super) fn state(&self, name: &str) -> PathBuf {
-        self.home.path().join("state").join(name)
-    }
-
     /// Hears which secrets there are.
     fn learn(&mut self) {
         for relay in &self.relays {
             for (kind, secret) in relay.secrets() {
-                self.marks.plant(kind, &secret);
+                self.canaries.plant(kind, &secret);
             }
         }
         let keys = fs::read_to_string(self.state("sealing.keys")).unwrap();
         let key = keys.lines().find(|line| !line.starts_with('#')).unwrap();
-        self.marks.plant(Kind::SealingKey, key.split_once(' ').unwrap().1);
-        assert_eq!(self.marks.planted().len(), 11, "{:?}", self.marks.planted());
+        self.canaries.plant(Kind::SealingKey, key.split_once(' ').unwrap().1);
+        assert_eq!(self.canaries.planted().len(), 11, "{:?}", self.canaries.planted());
     }
 
     /// Looks at everything, when everything has been said.
-    pub(super) async fn look(&mut self) {
-        self.look_at_files().await;
-        self.look_at_the_log();
-        self.look_at_the_answers();
+    pub(super) async fn scan(&mut self) {
+        self.scan_files().await;
+        self.scan_log();
+        self.scan_answers();
     }
 
     /// Looks at all that lies on a disk at this moment.
-    pub(super) async fn look_at_files(&mut self) {
+    pub(super) async fn scan_files(&mut self) {
         self.learn();
-        let mut files = files(&self.home.path().join("state"));
+        let mut files = files(&self.state(""));
         files.retain(|(path, _)| path.file_name().unwrap() != "sealing.keys");
         assert!(files.iter().any(|(path, _)| path.parent().unwrap().ends_with("stored")));
         if let Some(server) = &self.server {
@@ -345,23 +318,23 @@ impl World {
             files.iter().filter(|(_, bytes)| bytes.windows(3).any(|three| three == b"v1."));
         assert!(sealed.count() > 2, "what is sealed is among what is looked at");
         for (path, bytes) in &files {
-            self.marks.nowhere_in(&path.display().to_string(), bytes, &[]);
+            self.canaries.nowhere_in(&path.display().to_string(), bytes, &[]);
         }
     }
 
-    fn look_at_the_answers(&self) {
+    fn scan_answers(&self) {
         let mut carried = 0;
         for (to, belongs, text) in self.answers.lock().unwrap().iter() {
-            self.marks.nowhere_in(&format!("the answer to {to}"), text.as_bytes(), belongs);
-            carried += usize::from(self.marks.find(text.as_bytes(), &[]).is_some());
+            self.canaries.nowhere_in(&format!("the answer to {to}"), text.as_bytes(), belongs);
+            carried += usize::from(self.canaries.find(text.as_bytes(), &[]).is_some());
         }
         assert!(carried > 10, "the scan finds what is meant to be there");
     }
 
-    fn look_at_the_log(&self) {
-        assert!(self.said.len() > 500, "{} lines are not the most talkative", self.said.len());
-        for line in &self.said {
-            self.marks.nowhere_in("the log", line.as_bytes(), &[]);
+    fn scan_log(&self) {
+        assert!(self.output.len() > 500, "{} lines are not the most talkative", self.output.len());
+        for line in &self.output {
+            self.canaries.nowhere_in("the log", line.as_bytes(), &[]);
             assert!(line.len() <= LONGEST_LINE, "{} bytes: {}", line.len(), &line[..200]);
             assert!(!line.contains(|c: char| c.is_control()), "{}", line.escape_debug());
             if self.format == "json" {

@@ -16,7 +16,7 @@ use token_broker::{
 
 use super::{Target, open};
 use crate::support::{
-    broker::Person, database::TestDatabase, http::client, process::Program, wait::free_address,
+    database::TestDatabase, http::client, person::Person, process::Program, wait::free_address,
 };
 
 /// The database, the providers, and the replicas that are to run between them.
