@@ -10,11 +10,11 @@ use token_broker::{
 use tokio::time::Instant;
 
 use crate::{
+    checks::{ALL_DUE, UNPACED, all_served, consented, generation, lost, posts, replays},
+    cuttable_connection::{Line, Then},
+    database_outage::Outage,
+    held_points::Holds,
     report::{Row, short_or_long},
-    scene::{
-        ALL_DUE, Holds, Line, Outage, Then, UNPACED, all_served, consented, generation, lost,
-        posts, replays,
-    },
     support::{
         broker::{RunOptions, TestBroker},
         database::{TestDatabase, apply, on_both_engines},

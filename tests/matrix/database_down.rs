@@ -7,8 +7,10 @@ use token_broker::simulator::{Simulated, SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    checks::{UNPACED, consented, generation, lost, posts, replays},
+    cuttable_connection::Line,
+    reader_load::{Load, Target},
     report::{Row, is_long, short_or_long},
-    scene::{Line, Load, Target, UNPACED, consented, generation, lost, posts, replays},
     support::{
         broker::{RunOptions, TestBroker},
         database::TestDatabase,
@@ -109,7 +111,7 @@ async fn a_refresh_under_way_when_the_database_is_killed_is_stored() {
     let slow = token_broker::simulator::Fault::Slow { milliseconds: 1_000 };
     broker.simulator(Simulated::Avito).fault(&slow, 10);
     let before = posts(&broker);
-    broker.execute(crate::scene::ALL_DUE).await;
+    broker.execute(crate::checks::ALL_DUE).await;
     until("all are sent", async || posts(&broker) - before == 10).await;
     server.kill();
     for name in &names {

@@ -3,18 +3,23 @@
 
 #![cfg(test)]
 
+mod checks;
 mod cut_commits;
+mod cuttable_connection;
 mod database_down;
+mod database_outage;
 mod expired_lease;
+mod fleet;
+mod held_points;
 mod interleavings;
 mod killed_process;
 mod many_due;
 mod outage_and_mass_refusal;
 mod random_kills;
+mod reader_load;
 mod report;
 mod rotation_class;
 mod scenario;
-mod scene;
 mod shutdown;
 mod state_directory;
 mod stopped_process;

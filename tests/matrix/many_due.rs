@@ -7,8 +7,8 @@ use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
+    checks::{ALL_DUE, UNPACED, consented, generation, lost, posts, replays},
     report::{Row, is_long, short_or_long},
-    scene::{ALL_DUE, UNPACED, consented, generation, lost, posts, replays},
     support::{
         broker::TestBroker,
         database::{TestDatabase, apply, on_both_engines},

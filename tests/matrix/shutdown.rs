@@ -4,8 +4,11 @@ use token_broker::simulator::{Fault, Kind};
 use tokio::time::Instant;
 
 use crate::{
+    checks::{ALL_DUE, UNPACED},
+    database_outage::Outage,
+    fleet::Fleet,
+    reader_load::Load,
     report::{Row, short_or_long},
-    scene::{ALL_DUE, Fleet, Load, Outage, UNPACED},
     support::{
         database::{TestDatabase, apply, on_both_engines},
         wait::until,

@@ -8,11 +8,11 @@ use token_broker::{failpoint::Point, simulator::SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    checks::{ALL_DUE, UNPACED, all_served, consented, generation, lost, posts, replays},
+    database_outage::Outage,
+    fleet::Fleet,
+    held_points::Holds,
     report::{Row, short_or_long},
-    scene::{
-        ALL_DUE, Fleet, Holds, Outage, UNPACED, all_served, consented, generation, lost, posts,
-        replays,
-    },
     support::{
         broker::{RunOptions, TestBroker},
         database::{TestDatabase, apply, on_both_engines},

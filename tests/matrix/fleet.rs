@@ -14,10 +14,10 @@ use token_broker::{
     simulator::{Endpoint, Simulated, Simulator, SimulatorSettings, Simulators},
 };
 
-use super::{Target, open};
 use crate::support::{
     database::TestDatabase, http::client, person::Person, process::Program, wait::free_address,
 };
+use crate::{checks::open, reader_load::Target};
 
 /// The database, the providers, and the replicas that are to run between them.
 pub(crate) struct Fleet {

@@ -2,8 +2,8 @@
 
 use sqlx::{Connection as _, SqliteConnection};
 
-use super::{Line, open};
 use crate::support::database::TestDatabase;
+use crate::{checks::open, cuttable_connection::Line};
 
 /// The way to keep the broker from its database.
 pub(crate) enum Outage {

@@ -1,11 +1,5 @@
 //! What the faults of databases, replicas and state directories are tried on.
 
-mod cuttable_connection;
-mod database_outage;
-mod fleet;
-mod held_points;
-mod reader_load;
-
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use token_broker::{
@@ -13,13 +7,6 @@ use token_broker::{
     simulator::{Endpoint, Kind, Simulated},
 };
 
-pub(crate) use self::{
-    cuttable_connection::{Line, Then},
-    database_outage::Outage,
-    fleet::Fleet,
-    held_points::Holds,
-    reader_load::{Load, Target},
-};
 use crate::support::broker::TestBroker;
 
 /// Makes all connections due.

@@ -11,7 +11,7 @@ use tokio::{
 };
 use url::Url;
 
-use super::open;
+use crate::checks::open;
 
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
