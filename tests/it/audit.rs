@@ -11,15 +11,13 @@ use token_broker::{
     simulator::{Fault, Simulated, SimulatorSettings},
 };
 
-use crate::{
-    crashes,
-    support::{
-        api::Answer,
-        broker::TestBroker,
-        database::{TestDatabase, apply, on_both_engines},
-        http::client,
-        person::Person,
-    },
+use crate::support::{
+    api::Answer,
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    deployment::Deployment,
+    http::client,
+    person::Person,
 };
 
 const TOKEN: &str = "/v1/connections/avito-own/token";
@@ -504,7 +502,8 @@ async fn a_replica_that_commits_late_is_not_skipped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_token_that_left_lacks_its_record_after_a_kill() {
-    let (_deployment, mut broker) = crashes::start().await;
+    let (_deployment, mut broker) =
+        Deployment::start_process(TestDatabase::sqlite().await, "").await;
     broker.create("avito-own", "avito").await;
     let mut received = 0;
     for round in 0_u64..3 {

@@ -5,18 +5,10 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use sqlx::{Connection as _, SqliteConnection};
-use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
+use token_broker::simulator::{Fault, Kind, Simulated};
 use tokio::{join, time::timeout};
 
-use crate::support::{
-    database::TestDatabase, deployment::Deployment, replica_process::ReplicaProcess, wait::until,
-};
-
-/// A broker with an SQLite database, as a process.
-pub(crate) async fn start() -> (Deployment, ReplicaProcess) {
-    let database = TestDatabase::sqlite().await;
-    Deployment::new(database, SimulatorSettings::default(), "").await.process().await
-}
+use crate::support::{database::TestDatabase, deployment::Deployment, wait::until};
 
 /// Waits until a refresh token was presented.
 async fn presented(deployment: &Deployment, which: Simulated) {
@@ -26,7 +18,8 @@ async fn presented(deployment: &Deployment, which: Simulated) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_that_was_received_survives_the_death_of_the_process() {
-    let (deployment, mut broker) = start().await;
+    let (deployment, mut broker) =
+        Deployment::start_process(TestDatabase::sqlite().await, "").await;
     broker.connect_any("amocrm-shop", "amocrm").await;
     let amocrm = deployment.simulator(Simulated::Amocrm);
     // The answer waits until the database has been taken away.
@@ -63,7 +56,8 @@ async fn a_grant_that_was_received_survives_the_death_of_the_process() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_died_with_the_process_is_asked_for_again_at_once() {
-    let (deployment, mut broker) = start().await;
+    let (deployment, mut broker) =
+        Deployment::start_process(TestDatabase::sqlite().await, "").await;
     for (name, which) in [("divar-shop", Simulated::Divar), ("amocrm-shop", Simulated::Amocrm)] {
         broker.connect_any(name, which.as_str()).await;
         deployment.simulator(which).fault(&Fault::Late, 1);

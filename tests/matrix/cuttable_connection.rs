@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -11,7 +10,7 @@ use tokio::{
 };
 use url::Url;
 
-use crate::checks::open;
+use crate::support::database::TestDatabase;
 
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -34,18 +33,16 @@ pub(crate) enum Then {
 }
 
 /// A running line. Dropping it cuts it for good.
-pub(crate) struct Line {
-    /// The URL of the database over this line.
-    pub(crate) url: SecretString,
+pub(crate) struct CuttableConnection {
     way: watch::Sender<Way>,
     swallows: watch::Sender<Option<Then>>,
     _carrying: JoinSet<()>,
 }
 
-impl Line {
-    /// A line to the server of this URL.
-    pub(crate) async fn to(database: &SecretString) -> Self {
-        let mut url: Url = open(database).parse().unwrap();
+impl CuttableConnection {
+    /// Puts itself between the database and whoever opens it from now on.
+    pub(crate) async fn before(database: &mut TestDatabase) -> Self {
+        let mut url: Url = database.plain_url().parse().unwrap();
         let server = url.socket_addrs(|| Some(5432)).unwrap()[0];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
@@ -53,7 +50,8 @@ impl Line {
         let swallows = watch::Sender::new(None);
         let mut carrying = JoinSet::new();
         carrying.spawn(accept(listener, server, way.subscribe(), swallows.clone()));
-        Self { url: url.to_string().into(), way, swallows, _carrying: carrying }
+        database.url = url.to_string().into();
+        Self { way, swallows, _carrying: carrying }
     }
 
     /// Closes every connection, and every new one.

@@ -2,27 +2,24 @@
 
 use sqlx::{Connection as _, SqliteConnection};
 
-use crate::support::database::TestDatabase;
-use crate::{checks::open, cuttable_connection::Line};
+use crate::{cuttable_connection::CuttableConnection, support::database::TestDatabase};
 
 /// The way to keep the broker from its database.
-pub(crate) enum Outage {
+pub(crate) enum DatabaseOutage {
     /// Somebody else holds the write lock of an SQLite file, and does not let go.
     Locked { url: String, holder: Option<SqliteConnection> },
     /// The line to PostgreSQL is cut.
-    Cut(Line),
+    Cut(CuttableConnection),
 }
 
-impl Outage {
+impl DatabaseOutage {
     /// Puts itself between the database and whoever opens it from now on.
     pub(crate) async fn before(database: &mut TestDatabase) -> Self {
-        let url = open(&database.url).to_owned();
+        let url = database.plain_url().to_owned();
         if url.starts_with("sqlite:") {
             return Self::Locked { url, holder: None };
         }
-        let line = Line::to(&database.url).await;
-        database.url = line.url.clone();
-        Self::Cut(line)
+        Self::Cut(CuttableConnection::before(database).await)
     }
 
     pub(crate) async fn begin(&mut self) {

@@ -1,24 +1,18 @@
 //! The holder of a lease stands still until the lease is over and another replica has gone on; then
 //! it wakes up.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use token_broker::failpoint::{Failpoints, Hold, Point};
+use token_broker::failpoint::Point;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
+    held_points::HeldPoints,
     killed_process::presentations,
     report::{Row, short_or_long},
     rotation_class::Class,
-    scenario::World,
-    support::{database::TestDatabase, wait::until},
+    scenario::Scenario,
+    support::{broker::RunOptions, database::TestDatabase},
 };
 
 /// How long a token request may take: longer than it is held here.
@@ -31,65 +25,41 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longer than any lease of these tests and shorter than the grace.
 const PAUSE: Duration = Duration::from_secs(55);
 
-/// Holds refreshes at a point until it is opened.
-#[derive(Clone)]
-struct Gate {
-    point: Point,
-    arrived: Arc<AtomicUsize>,
-    opened: CancellationToken,
-}
-
-impl Gate {
-    fn at(point: Point) -> Self {
-        Self { point, arrived: Arc::default(), opened: CancellationToken::new() }
-    }
-
-    fn failpoints(&self) -> Failpoints {
-        let gate = self.clone();
-        let hold: Hold = Arc::new(move |point| {
-            let gate = gate.clone();
-            Box::pin(async move {
-                if point == gate.point {
-                    gate.arrived.fetch_add(1, Ordering::SeqCst);
-                    gate.opened.cancelled().await;
-                }
-            })
-        });
-        Failpoints::new(hold)
-    }
-}
-
 /// Pauses the refresh of every connection of the class at a point; the row has what came of it.
 async fn pause_at(point: Point, class: Class, timeout: Duration) -> Row {
     let count = short_or_long(5, 100);
     let database = TestDatabase::postgres().await;
-    let (world, mut replica) = World::start(database, class, count, timeout).await;
+    let (scenario, mut replica) = Scenario::start(database, class, count, timeout).await;
     replica.stop().await;
-    let before = world.oracle();
-    world.make_due().await;
-    let gate = Gate::at(point);
-    let holder = world.in_process(gate.failpoints()).await;
-    let heir = world.in_process(Failpoints::default()).await;
+    let before = scenario.oracle();
+    scenario.make_due().await;
+    let holds = HeldPoints::default();
+    holds.hold(point);
+    let held = RunOptions { failpoints: holds.failpoints(), ..RunOptions::default() };
+    let holder = scenario.replica_with(&scenario.key_file(), held).await;
+    let heir = scenario.replica().await;
     let limit = u32::try_from(count).unwrap();
-    assert_eq!(holder.broker.start_due(limit).await.unwrap(), count);
-    until("all refreshes are held", async || gate.arrived.load(Ordering::SeqCst) == count).await;
+    assert_eq!(holder.broker().start_due(limit).await.unwrap(), count);
+    holds.until(count).await;
 
-    world.clock().advance(PAUSE);
-    heir.broker.refresh_due(limit).await.unwrap();
-    gate.opened.cancel();
+    scenario.clock.advance(PAUSE);
+    heir.broker().refresh_due(limit).await.unwrap();
+    holds.let_go();
     let woken = Instant::now();
-    holder.end().await;
-    heir.end().await;
+    holder.idle().await;
+    heir.idle().await;
     let took = woken.elapsed();
-    let presentations = presentations(&before, &world.oracle());
+    holder.stop().await;
+    heir.stop().await;
+    let presentations = presentations(&before, &scenario.oracle());
 
     // What is stored is the refresh token that works: it is used once more.
-    replica.start(None).await;
-    let views = world.views(&replica).await;
+    replica.start_again().await;
+    let views = scenario.views(&replica).await;
     let lost = views.iter().filter(|(_, view)| view.is_lost()).count();
     assert_eq!(lost, 0, "{views:#?}");
-    world.make_due().await;
-    let settled = world.settled(&replica, &views, Instant::now()).await;
+    scenario.make_due().await;
+    let settled = scenario.settled(&replica, &views, Instant::now()).await;
     assert!(settled.values().all(|(view, _)| !view.is_lost()), "{settled:#?}");
     replica.stop().await;
     Row {

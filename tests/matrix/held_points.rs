@@ -12,12 +12,12 @@ use crate::support::wait::until;
 
 /// Where refreshes are held, and how many are.
 #[derive(Clone, Default)]
-pub(crate) struct Holds {
+pub(crate) struct HeldPoints {
     at: watch::Sender<Option<Point>>,
     held: Arc<AtomicUsize>,
 }
 
-impl Holds {
+impl HeldPoints {
     /// What a broker is to be started with.
     pub(crate) fn failpoints(&self) -> Failpoints {
         let holds = self.clone();

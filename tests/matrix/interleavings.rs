@@ -4,7 +4,7 @@
 //! knows what lives.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -17,13 +17,12 @@ use token_broker::{
     broker::{Broker, LastSeen, Parts},
     client::Client,
     clock::Clock,
-    config::Config,
     connection::{Account, Connection, ConnectionId, GrantType, HeldGrant, Record, State, Vars},
     failpoint::{Failpoints, Point},
     provider::Outbound,
     seal::{Keyring, Place},
     secret::Digest,
-    simulator::{Fault, Kind, Simulated, SimulatorSettings, Simulators, settings::RotationClass},
+    simulator::{Fault, Kind, Simulated, SimulatorSettings, settings::RotationClass},
     slug::Slug,
     spool::Spool,
     state_dir::WatermarkFile,
@@ -37,7 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     report::{self, Row},
-    support::{database::TestDatabase, http::client, person::Person},
+    support::{database::TestDatabase, deployment::Deployment, http::client, person::Person},
 };
 
 /// Where the order of two replicas matters.
@@ -69,51 +68,33 @@ enum Act {
 }
 
 /// All that the walks of one rotation class share.
-struct World {
-    database: TestDatabase,
-    simulators: Simulators,
-    keyring_file: TempDir,
+struct Shared {
+    deployment: Deployment,
+    keyring: Keyring,
     outbound: Outbound,
     clients: BTreeMap<Slug, Arc<Client>>,
     tasks: TaskTracker,
 }
 
-impl World {
+impl Shared {
     async fn new(class: RotationClass) -> Self {
-        let database = TestDatabase::sqlite().await;
         let mut simulated = SimulatorSettings::default();
         simulated.avito.rotation = Some(class);
         simulated.avito.rotation_grace = 10 * 86_400;
-        simulated.register_callbacks("http://127.0.0.1:9");
-        let simulators = Simulators::start(simulated, database.clock.clone()).await.unwrap();
-        let keyring_file = tempfile::tempdir().unwrap();
-        Keyring::generate().write_new(&keyring_file.path().join("key")).unwrap();
-        let mut settings = simulators.configuration();
-        let avito = settings["providers"]["profiles"]["avito"].as_table_mut().unwrap();
-        avito.insert("tokens".to_owned(), tokens(class).into());
-        let pace = toml::toml! { per_second = 1_000_000 burst = 1_000 in_flight = 8 };
-        avito.insert("pace".to_owned(), pace.into());
-        let state_dir = keyring_file.path().to_str().unwrap();
-        settings.insert("state_dir".to_owned(), state_dir.into());
-        let config = Config::load_over(None, HashMap::new(), &settings).unwrap();
-        let outbound = Outbound::new(database.clock.clone(), Failpoints::default()).unwrap();
+        let database = TestDatabase::sqlite().await;
+        let deployment = Deployment::new(database, simulated, &settings(class)).await;
         Self {
-            database,
-            simulators,
-            keyring_file,
-            outbound,
-            clients: config.clients,
+            keyring: Keyring::read(&deployment.key_file()).unwrap(),
+            outbound: Outbound::new(deployment.clock.clone(), Failpoints::default()).unwrap(),
+            clients: deployment.load().clients,
+            deployment,
             tasks: TaskTracker::new(),
         }
     }
 
-    fn keyring(&self) -> Keyring {
-        Keyring::read(&self.keyring_file.path().join("key")).unwrap()
-    }
-
     /// Every refresh token of the newest authorisation, in order of issue, and whether it lives.
     fn refresh_tokens(&self) -> Vec<(String, bool)> {
-        let known = self.simulators.of(Simulated::Avito).oracle().known;
+        let known = self.deployment.simulator(Simulated::Avito).oracle().known;
         let chain = known.iter().map(|known| known.chain).max().unwrap_or_default();
         let ours = known.iter().filter(|one| one.chain == chain && one.kind == Kind::Refresh);
         ours.map(|one| (one.fingerprint.clone(), one.alive)).collect()
@@ -121,7 +102,7 @@ impl World {
 
     /// A connection that holds a first grant of the provider's and is due.
     async fn connection(&self) -> ConnectionId {
-        let now = self.database.clock.now();
+        let now = self.deployment.clock.now();
         let connection = Connection {
             id: ConnectionId::new(),
             name: "avito-shop".parse().unwrap(),
@@ -138,13 +119,13 @@ impl World {
             failures: 0,
             last_error: None,
         };
-        let store = &self.database.store;
+        let store = &self.deployment.database.store;
         store.create(&connection).await.unwrap();
         let answer = self.consent().await;
         let id = connection.id.to_string();
         let seal = |field: &'static str, name: &str| {
             let secret = SecretString::from(answer[name].as_str().unwrap());
-            let sealed = self.keyring().seal(Place { record: &id, field, generation: 1 }, &secret);
+            let sealed = self.keyring.seal(Place { record: &id, field, generation: 1 }, &secret);
             (sealed, Digest::of(&secret))
         };
         let (access, _) = seal("access", "access_token");
@@ -165,8 +146,8 @@ impl World {
 
     /// A person consents at the provider, and the code is exchanged.
     async fn consent(&self) -> Value {
-        let application = &self.simulators.applications()["avito"];
-        let port = self.simulators.of(Simulated::Avito).port();
+        let application = &self.deployment.simulators.applications()["avito"];
+        let port = self.deployment.simulator(Simulated::Avito).port();
         let id = &application.client_id;
         let page = format!(
             "http://localhost:{port}/oauth?response_type=code&client_id={id}&scope=user:read&state=s"
@@ -185,7 +166,7 @@ impl World {
     }
 
     async fn record(&self, id: ConnectionId) -> Record {
-        self.database.store.record_by_id(id).await.unwrap().unwrap()
+        self.deployment.database.store.record_by_id(id).await.unwrap().unwrap()
     }
 
     /// The digest of the refresh token that the connection holds, as the oracle names it.
@@ -193,25 +174,24 @@ impl World {
         let grant = record.grant.as_ref().unwrap();
         let id = record.connection.id.to_string();
         let place = Place { record: &id, field: "refresh", generation: grant.generation };
-        let refresh = self.keyring().open(place, grant.refresh.as_ref().unwrap()).unwrap();
+        let refresh = self.keyring.open(place, grant.refresh.as_ref().unwrap()).unwrap();
         Digest::of(&refresh).fingerprint()
     }
 }
 
-/// What a profile says of a class.
-fn tokens(class: RotationClass) -> toml::Table {
-    let rotation = match class {
-        RotationClass::None => "none",
-        RotationClass::SingleUse => "single_use",
-        RotationClass::SingleUseFamily => "single_use_family",
-        _ => "grace",
+/// The settings for a class.
+fn settings(class: RotationClass) -> String {
+    let tokens = match class {
+        RotationClass::None => "rotation = 'none'",
+        RotationClass::SingleUse => "rotation = 'single_use'",
+        RotationClass::SingleUseFamily => "rotation = 'single_use_family'",
+        _ => "rotation = 'grace', grace = '10d'",
     };
-    let mut tokens = toml::Table::new();
-    tokens.insert("rotation".to_owned(), rotation.into());
-    if rotation == "grace" {
-        tokens.insert("grace".to_owned(), "10d".into());
-    }
-    tokens
+    format!(
+        "[providers.profiles.avito]
+        tokens = {{ {tokens} }}
+        pace = {{ per_second = 1_000_000, burst = 1_000, in_flight = 8 }}"
+    )
 }
 
 /// A replica that is walked step by step.
@@ -229,8 +209,8 @@ struct Replica {
 type Reached = (usize, Point, oneshot::Sender<()>);
 
 /// One order, as it is walked.
-struct Walk<'w> {
-    world: &'w World,
+struct Walk<'s> {
+    shared: &'s Shared,
     id: ConnectionId,
     replicas: [Replica; 2],
     reached: mpsc::UnboundedReceiver<Reached>,
@@ -245,23 +225,23 @@ struct Walk<'w> {
 }
 
 async fn start(
-    world: &World,
+    shared: &Shared,
     number: usize,
     spool: &TempDir,
     failpoints: Failpoints,
 ) -> Arc<Broker> {
-    let clock = world.database.clock.clone();
+    let clock = shared.deployment.clock.clone();
     Broker::start(Parts {
-        store: world.database.store.clone(),
-        keyring: world.keyring(),
-        outbound: world.outbound.clone(),
+        store: shared.deployment.database.store.clone(),
+        keyring: Keyring::read(&shared.deployment.key_file()).unwrap(),
+        outbound: shared.outbound.clone(),
         spool: Spool::open(spool.path()).unwrap(),
         watermark: LastSeen::read(WatermarkFile::of(spool.path())).unwrap(),
         replica: format!("replica-{number}"),
         trail: Trail::open(spool.path()).unwrap(),
         keep_events: Duration::from_hours(24),
         clock,
-        clients: world.clients.clone(),
+        clients: shared.clients.clone(),
         public_url: "http://127.0.0.1:9".parse().unwrap(),
         return_to: BTreeMap::new(),
         failpoints,
@@ -287,14 +267,14 @@ fn holds(number: usize, reached: mpsc::UnboundedSender<Reached>) -> Failpoints {
     }))
 }
 
-impl<'w> Walk<'w> {
-    async fn begin(world: &'w World, left: Mishaps) -> Self {
-        let id = world.connection().await;
+impl<'s> Walk<'s> {
+    async fn begin(shared: &'s Shared, left: Mishaps) -> Self {
+        let id = shared.connection().await;
         let (sender, reached) = mpsc::unbounded_channel();
         let mut replicas = Vec::new();
         for number in 0..2 {
             let spool = tempfile::tempdir().unwrap();
-            let broker = start(world, number, &spool, holds(number, sender.clone())).await;
+            let broker = start(shared, number, &spool, holds(number, sender.clone())).await;
             replicas.push(Replica {
                 broker,
                 spool,
@@ -305,16 +285,16 @@ impl<'w> Walk<'w> {
                 heard: None,
             });
         }
-        let (first, _) = world.refresh_tokens().pop().unwrap();
+        let (first, _) = shared.refresh_tokens().pop().unwrap();
         let known = BTreeSet::new();
         let Ok(replicas) = replicas.try_into() else { unreachable!("there are two") };
-        Self { world, id, replicas, reached, left, lease_ended: false, holder: None, first, known }
+        Self { shared, id, replicas, reached, left, lease_ended: false, holder: None, first, known }
     }
 
     /// What can happen next, in a fixed order.
     async fn acts(&self) -> Vec<Act> {
         let mut acts = Vec::new();
-        let record = self.world.record(self.id).await;
+        let record = self.shared.record(self.id).await;
         let wanting = record.connection.state.refreshes() && record.generation() == 1;
         for (number, replica) in self.replicas.iter().enumerate() {
             match &replica.stands {
@@ -343,12 +323,12 @@ impl<'w> Walk<'w> {
     }
 
     async fn perform(&mut self, act: Act) {
-        let avito = self.world.simulators.of(Simulated::Avito);
+        let avito = self.shared.deployment.simulator(Simulated::Avito);
         match act {
             Act::LeaseEnds => {
                 let holder = self.holder.take().unwrap();
                 self.lease_ended |= !self.replicas[holder].dead;
-                self.world.database.clock.advance(LEASE_AND_MORE);
+                self.shared.deployment.clock.advance(LEASE_AND_MORE);
             }
             Act::Crash(number) => {
                 self.left.crashes -= 1;
@@ -375,7 +355,7 @@ impl<'w> Walk<'w> {
             replica.claims -= 1;
             let broker = Arc::clone(&replica.broker);
             let run = async move { broker.refresh_due(1).await.unwrap() };
-            replica.run = Some(self.world.tasks.spawn(run));
+            replica.run = Some(self.shared.tasks.spawn(run));
         }
         let run = self.replicas[number].run.as_mut().unwrap();
         tokio::select! {
@@ -401,7 +381,7 @@ impl<'w> Walk<'w> {
         match point {
             Point::Claimed => self.holder = Some(number),
             Point::Received => {
-                replica.heard = self.world.refresh_tokens().pop().map(|(token, _)| token);
+                replica.heard = self.shared.refresh_tokens().pop().map(|(token, _)| token);
             }
             // It was a grant, and it is on the disk: from here on one of us knows it.
             _ => self.known.extend(replica.heard.take()),
@@ -409,11 +389,11 @@ impl<'w> Walk<'w> {
     }
 
     fn clock(&self) -> &Clock {
-        &self.world.database.clock
+        &self.shared.deployment.clock
     }
 
     async fn wait_until_due(&self) {
-        let due = self.world.record(self.id).await.connection.refresh_at;
+        let due = self.shared.record(self.id).await.connection.refresh_at;
         let now = self.clock().now();
         if let Some(left) = due.and_then(|due| Duration::try_from(due.duration_since(now)).ok()) {
             // The clocks of two engines agree to the millisecond at best.
@@ -433,7 +413,7 @@ impl<'w> Walk<'w> {
         for (number, replica) in self.replicas.iter().enumerate() {
             if replica.dead {
                 let failpoints = Failpoints::default();
-                let again = start(self.world, number, &replica.spool, failpoints).await;
+                let again = start(self.shared, number, &replica.spool, failpoints).await;
                 again.recover().await.unwrap();
                 brokers.push(again);
             } else {
@@ -447,7 +427,7 @@ impl<'w> Walk<'w> {
         brokers[0].sync().await.unwrap();
         let _ = brokers[0].refresh_now(&By::broker(), "avito-shop").await;
         self.settle(&brokers).await;
-        let record = self.world.record(self.id).await;
+        let record = self.shared.record(self.id).await;
         let (state, reason) = (record.connection.state, record.connection.reason.as_deref());
         let about = || format!("{class:?}: {order:?}: {state}, {reason:?}");
         let lost = state == State::NeedsConsent;
@@ -462,17 +442,17 @@ impl<'w> Walk<'w> {
             assert!(told, "{}", about());
         } else {
             assert_eq!(state, State::Active, "{}", about());
-            let stored = self.world.stored(&record);
+            let stored = self.shared.stored(&record);
             assert!(self.living().contains(&stored), "dead and not noticed: {}", about());
         }
-        self.world.database.store.delete(self.id).await.unwrap();
+        self.shared.deployment.database.store.delete(self.id).await.unwrap();
         lost
     }
 
     /// Lets time pass until nothing is open any more.
     async fn settle(&self, brokers: &[Arc<Broker>]) {
         for round in 0..8 {
-            let record = self.world.record(self.id).await;
+            let record = self.shared.record(self.id).await;
             let open = record.claimed_at.is_some() || record.open_attempts > 0;
             let soon = self.clock().now() + LEASE_AND_MORE;
             let due = record.connection.refresh_at.is_some_and(|at| at < soon);
@@ -491,14 +471,14 @@ impl<'w> Walk<'w> {
     /// The refresh tokens that live and that one of us knows: the first one until it is spent, and
     /// all that reached a disk.
     async fn could_save(&self) -> BTreeSet<String> {
-        let unspent = self.world.record(self.id).await.generation() == 1;
+        let unspent = self.shared.record(self.id).await.generation() == 1;
         let known = self.known.iter().chain(unspent.then_some(&self.first));
         let known: BTreeSet<_> = known.cloned().collect();
         self.living().intersection(&known).cloned().collect()
     }
 
     fn living(&self) -> BTreeSet<String> {
-        let tokens = self.world.refresh_tokens().into_iter();
+        let tokens = self.shared.refresh_tokens().into_iter();
         tokens.filter(|(_, lives)| *lives).map(|(token, _)| token).collect()
     }
 }
@@ -506,11 +486,11 @@ impl<'w> Walk<'w> {
 /// Walks every order, each from the beginning: the first choices are those of the walk before but
 /// for the last one that had an alternative.
 async fn walk_all(class: RotationClass, mishaps: Mishaps) -> (usize, usize) {
-    let world = World::new(class).await;
+    let shared = Shared::new(class).await;
     let mut choices: Vec<(usize, usize)> = Vec::new();
     let (mut walks, mut lost) = (0, 0);
     loop {
-        let mut walk = Walk::begin(&world, mishaps).await;
+        let mut walk = Walk::begin(&shared, mishaps).await;
         let mut order = Vec::new();
         loop {
             let acts = walk.acts().await;
@@ -536,7 +516,7 @@ async fn walk_all(class: RotationClass, mishaps: Mishaps) -> (usize, usize) {
             None => break,
         }
     }
-    world.simulators.shutdown().await;
+    shared.deployment.simulators.shutdown().await;
     (walks, lost)
 }
 

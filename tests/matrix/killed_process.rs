@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use crate::{
     report::{Row, is_long, short_or_long},
     rotation_class::Class,
-    scenario::{Replica, Settled, World},
-    support::{database::TestDatabase, wait::until},
+    scenario::{Scenario, Settled},
+    support::{database::TestDatabase, replica_process::ReplicaProcess, wait::until},
 };
 
 /// So many refusals that the broker would doubt them, if its own death did not explain them.
@@ -82,13 +82,13 @@ impl Stop {
     }
 
     /// Brings every connection's refresh there; the replica is not running.
-    pub(crate) async fn reach(self, world: &World, replica: &mut Replica) {
-        let before = world.oracle();
-        let count = world.chains.len();
+    pub(crate) async fn reach(self, scenario: &Scenario, replica: &mut ReplicaProcess) {
+        let before = scenario.oracle();
+        let count = scenario.chains.len();
         if let Some(fault) = self.fault() {
-            world.provider().fault(&fault, count);
+            scenario.provider().fault(&fault, count);
         }
-        world.make_due().await;
+        scenario.make_due().await;
         replica.start_held(self.hold());
         if let Some(point) = self.hold() {
             for _ in 0..count {
@@ -96,10 +96,10 @@ impl Stop {
             }
         }
         if self.is_processed() {
-            let issued = || accesses(&world.oracle()) == accesses(&before) + count;
+            let issued = || accesses(&scenario.oracle()) == accesses(&before) + count;
             until("the provider has processed all requests", async || issued()).await;
         } else if self.hold().is_none() {
-            let arrived = || presentations(&before, &world.oracle()).len() == count;
+            let arrived = || presentations(&before, &scenario.oracle()).len() == count;
             until("all requests have arrived", async || arrived()).await;
         }
     }
@@ -145,7 +145,7 @@ pub(crate) fn accesses(oracle: &Oracle) -> usize {
 
 /// Compares what is lost with what nobody could have saved, and makes the row of the table.
 pub(crate) fn judge(
-    world: &World,
+    scenario: &Scenario,
     settled: &Settled,
     unrecoverable: &BTreeSet<usize>,
     presentations: &BTreeMap<usize, u64>,
@@ -155,7 +155,7 @@ pub(crate) fn judge(
         assert_eq!(view.reason.as_deref(), Some("lost_in_rotation"), "{name}");
     }
     let lost: BTreeSet<_> = lost.map(|(name, _)| name.clone()).collect();
-    let beyond = world.chains.iter().filter(|(_, chain)| unrecoverable.contains(chain));
+    let beyond = scenario.chains.iter().filter(|(_, chain)| unrecoverable.contains(chain));
     let beyond: BTreeSet<_> = beyond.map(|(name, _)| name.clone()).collect();
     assert_eq!(lost, beyond, "lost on the left, beyond saving on the right");
     let most = presentations.values().max();
@@ -171,33 +171,33 @@ pub(crate) fn judge(
 }
 
 /// One cell of the matrix. The replica runs before and after.
-async fn kill_at(world: &mut World, replica: &mut Replica, stop: Stop) -> Row {
-    let views = world.views(replica).await;
+async fn kill_at(scenario: &mut Scenario, replica: &mut ReplicaProcess, stop: Stop) -> Row {
+    let views = scenario.views(replica).await;
     replica.stop().await;
-    let before = world.oracle();
-    stop.reach(world, replica).await;
+    let before = scenario.oracle();
+    stop.reach(scenario, replica).await;
     replica.kill().await;
-    let unrecoverable = unrecoverable(&before, &world.oracle(), stop);
-    world.provider().clear_faults();
+    let unrecoverable = unrecoverable(&before, &scenario.oracle(), stop);
+    scenario.provider().clear_faults();
 
     let began = Instant::now();
-    replica.start(None).await;
-    world.assert_served(replica, &before).await;
-    let settled = world.settled(replica, &views, began).await;
-    let presentations = presentations(&before, &world.oracle());
-    let (lost, row) = judge(world, &settled, &unrecoverable, &presentations);
-    world.assert_usable(replica, &lost).await;
-    world.assert_served(replica, &before).await;
-    world.reconnect(replica, &lost).await;
+    replica.start_again().await;
+    scenario.assert_served(replica, &before).await;
+    let settled = scenario.settled(replica, &views, began).await;
+    let presentations = presentations(&before, &scenario.oracle());
+    let (lost, row) = judge(scenario, &settled, &unrecoverable, &presentations);
+    scenario.assert_usable(replica, &lost).await;
+    scenario.assert_served(replica, &before).await;
+    scenario.reconnect(replica, &lost).await;
     row
 }
 
 async fn kill_at_every_point(database: TestDatabase, engine: &str, class: Class) {
     let count = short_or_long(MANY, 100);
-    let (mut world, mut replica) =
-        World::start(database, class, count, Duration::from_secs(40)).await;
+    let (mut scenario, mut replica) =
+        Scenario::start(database, class, count, Duration::from_secs(40)).await;
     for stop in Stop::ALL {
-        let row = kill_at(&mut world, &mut replica, stop).await;
+        let row = kill_at(&mut scenario, &mut replica, stop).await;
         row.report(&format!("SIGKILL, {stop}, {}, {engine}", class.name));
     }
     replica.stop().await;

@@ -9,7 +9,6 @@ mod cuttable_connection;
 mod database_down;
 mod database_outage;
 mod expired_lease;
-mod fleet;
 mod held_points;
 mod interleavings;
 mod killed_process;

@@ -7,7 +7,7 @@ use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    checks::{ALL_DUE, UNPACED, consented, generation, lost, posts, replays},
+    checks::{ALL_DUE, UNPACED, generation, lost, posts, replays},
     report::{Row, is_long, short_or_long},
     support::{
         broker::TestBroker,
@@ -20,7 +20,7 @@ async fn two_replicas_refresh_each_of_many_once() {
     let count = short_or_long(100, 1_000);
     let database = TestDatabase::postgres().await;
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
-    let names = consented(&broker, count).await;
+    let names = broker.consented(count).await;
     let replica = broker.replica().await;
     let before = posts(&broker);
     broker.execute(ALL_DUE).await;
@@ -120,7 +120,7 @@ async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
     );
     let count = short_or_long(60, 200);
     let mut broker = TestBroker::start_with(database, SimulatorSettings::default(), &pace).await;
-    let names = consented(&broker, count).await;
+    let names = broker.consented(count).await;
     broker.execute(ALL_DUE).await;
     broker.execute(ENDS_BY_RANK).await;
     broker.restart(|_| {}).await;

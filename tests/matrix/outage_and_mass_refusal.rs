@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use reqwest::StatusCode;
 use serde_json::json;
 use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::{
+    checks::ALL_DUE,
     report::{Row, short_or_long},
     support::{broker::TestBroker, database::TestDatabase},
 };
@@ -24,11 +24,8 @@ impl Storm {
     async fn over(count: usize) -> Self {
         let database = TestDatabase::sqlite().await;
         let broker = TestBroker::start_with(database, SimulatorSettings::default(), PACE).await;
-        let names: Vec<_> = (0..count).map(|number| format!("avito-{number}")).collect();
-        for name in &names {
-            broker.connect(name, Simulated::Avito).await;
-        }
-        broker.execute("UPDATE connections SET refresh_at = created_at").await;
+        let names = broker.consented(count).await;
+        broker.execute(ALL_DUE).await;
         Self { broker, names }
     }
 
@@ -39,9 +36,7 @@ impl Storm {
                 self.broker.advance(Duration::from_secs(20)).await;
                 self.broker.broker().refresh_due(1_000).await.unwrap();
             }
-            for name in &self.names {
-                assert_eq!(self.broker.token(name).await.status, StatusCode::OK, "{name}");
-            }
+            self.broker.all_served(&self.names).await;
         }
     }
 

@@ -8,28 +8,25 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, StatusCode};
+use reqwest::{Method, StatusCode};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::support::http::client;
+use crate::support::api::Api;
 
 /// A replica that is read from.
 #[derive(Clone)]
 pub(crate) struct Target {
-    internal_url: String,
-    key: String,
-    http: Client,
+    api: Api,
     ending: Arc<AtomicBool>,
 }
 
 impl Target {
-    pub(crate) fn new(internal_url: &str, key: &str) -> Self {
-        let (internal_url, key) = (internal_url.to_owned(), key.to_owned());
-        Self { internal_url, key, http: client(), ending: Arc::default() }
+    pub(crate) fn new(api: &Api) -> Self {
+        Self { api: api.clone(), ending: Arc::default() }
     }
 
     /// From now on it may refuse connections, but not answer with an error; or no longer.
@@ -40,8 +37,8 @@ impl Target {
     /// Reads a token; an error where there is none.
     pub(crate) async fn read(&self, name: &str) -> Result<(), String> {
         let was_ending = self.ending.load(Ordering::SeqCst);
-        let url = format!("{}/v1/connections/{name}/token", self.internal_url);
-        match self.http.get(url).bearer_auth(&self.key).send().await {
+        let path = format!("/v1/connections/{name}/token");
+        match self.api.request(Method::GET, &path, &self.api.service_key).send().await {
             Ok(answer) if answer.status() == StatusCode::OK => Ok(()),
             Ok(answer) => Err(format!("{name}: {} {:?}", answer.status(), answer.text().await)),
             Err(_) if was_ending || self.ending.load(Ordering::SeqCst) => Ok(()),

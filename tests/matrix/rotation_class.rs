@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use token_broker::simulator::settings::{AvitoSettings, RotationClass};
-use toml::Table;
 
 /// How a provider rotates: as it is, and as the broker is told.
 #[derive(Clone, Copy, Debug)]
@@ -80,19 +79,19 @@ impl Class {
         settings.access_life = self.access_life;
     }
 
-    /// Tells the broker; no pace keeps it from refreshing all connections at once.
-    pub(crate) fn describe(self, settings: &mut Table, token_timeout: Duration) {
-        let profile = &mut settings["providers"]["profiles"]["avito"];
-        let profile = profile.as_table_mut().unwrap();
-        let mut tokens = Table::new();
-        tokens.insert("rotation".to_owned(), self.profile.into());
-        if self.profile == "grace" {
-            tokens.insert("grace".to_owned(), format!("{GRACE}s").into());
-        }
-        profile.insert("tokens".to_owned(), tokens.into());
-        let pace = toml::toml! { per_second = 1000 burst = 1000 in_flight = 1000 };
-        profile.insert("pace".to_owned(), pace.into());
-        let timeout = format!("{}s", token_timeout.as_secs());
-        profile["token"].as_table_mut().unwrap().insert("timeout".to_owned(), timeout.into());
+    /// The settings of the broker; no pace keeps it from refreshing all connections at once.
+    pub(crate) fn settings(self, token_timeout: Duration) -> String {
+        let grace =
+            if self.profile == "grace" { format!("grace = '{GRACE}s'") } else { String::new() };
+        format!(
+            "[providers.profiles.avito]
+            pace = {{ per_second = 1000, burst = 1000, in_flight = 1000 }}
+            token = {{ timeout = '{}s' }}
+            [providers.profiles.avito.tokens]
+            rotation = '{}'
+            {grace}",
+            token_timeout.as_secs(),
+            self.profile,
+        )
     }
 }

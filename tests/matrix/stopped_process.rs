@@ -10,7 +10,7 @@ use crate::{
     killed_process::{accesses, presentations},
     report::{Row, short_or_long},
     rotation_class::Class,
-    scenario::{View, World},
+    scenario::{Scenario, View},
     support::{database::TestDatabase, wait::until},
 };
 
@@ -24,27 +24,28 @@ const SLOW: Fault = Fault::Slow { milliseconds: 2_000 };
 async fn stop_and_wake(class: Class) -> Row {
     let count = short_or_long(5, 100);
     let database = TestDatabase::postgres().await;
-    let (world, mut stopped) = World::start(database, class, count, TOKEN_TIMEOUT).await;
-    let views = world.views(&stopped).await;
+    let (scenario, mut stopped) = Scenario::start(database, class, count, TOKEN_TIMEOUT).await;
+    let views = scenario.views(&stopped).await;
     stopped.stop().await;
-    let before = world.oracle();
-    world.provider().fault(&SLOW, count);
-    world.make_due().await;
+    let before = scenario.oracle();
+    scenario.provider().fault(&SLOW, count);
+    scenario.make_due().await;
     stopped.start_held(None);
-    let issued = || accesses(&world.oracle()) == accesses(&before) + count;
+    let issued = || accesses(&scenario.oracle()) == accesses(&before) + count;
     until("the provider has processed all requests", async || issued()).await;
     stopped.program.signal("STOP");
     let began = Instant::now();
 
-    let mut heir = world.replica().await;
-    let settled = world.settled(&heir, &views, began).await;
+    let mut heir = scenario.replica_process().await;
+    let settled = scenario.settled(&heir, &views, began).await;
     stopped.program.signal("CONT");
     // It finishes what is under way before it ends.
     stopped.stop().await;
-    let presentations = presentations(&before, &world.oracle());
+    let presentations = presentations(&before, &scenario.oracle());
     // The heir hears of what was committed late, at its next look at the latest.
-    until("nobody is lost", async || !world.views(&heir).await.values().any(View::is_lost)).await;
-    let after = world.views(&heir).await;
+    until("nobody is lost", async || !scenario.views(&heir).await.values().any(View::is_lost))
+        .await;
+    let after = scenario.views(&heir).await;
     let lost: Vec<_> = after.values().filter(|view| view.is_lost()).collect();
     for view in &lost {
         assert_eq!(view.reason.as_deref(), Some("lost_in_rotation"), "{view:?}");

@@ -102,6 +102,15 @@ impl Deployment {
         (self, process)
     }
 
+    /// A deployment with the simulators' defaults and further settings, whose first replica is a
+    /// process.
+    pub(crate) async fn start_process(
+        database: TestDatabase,
+        settings: &str,
+    ) -> (Self, ReplicaProcess) {
+        Self::new(database, SimulatorSettings::default(), settings).await.process().await
+    }
+
     /// Leaves the addresses of the first replica to the process that listens there next.
     pub(crate) fn release_addresses(&mut self) {
         self.reserved = None;
@@ -159,13 +168,18 @@ impl Deployment {
         write_config(&self.settings)
     }
 
+    /// The settings of the first replica, read.
+    pub(crate) fn load(&self) -> Config {
+        load(&self.settings)
+    }
+
     /// A file in the state directory of the first replica.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
-        load(&self.settings).state_dir.join(name)
+        self.load().state_dir.join(name)
     }
 
     pub(crate) fn key_file(&self) -> PathBuf {
-        load(&self.settings).key_file
+        self.load().key_file
     }
 
     /// How many files are in the spool of the first replica.
