@@ -404,7 +404,7 @@ async fn no_route_is_on_both_listeners_but_liveness(database: TestDatabase) {
 async fn health_tells_how_things_are(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["status"], "ok", "{health}");
     assert_eq!(health["database"]["reachable"], true);
     assert_eq!(health["clients"]["amocrm"]["states"]["active"], 1);
@@ -412,7 +412,7 @@ async fn health_tells_how_things_are(database: TestDatabase) {
     assert!(health["clients"]["amocrm"]["next_expiry"].is_string());
     // Overdue, then dead.
     broker.advance(std::time::Duration::from_hours(24 * 100)).await;
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(
         (&health["status"], &health["refresher"]["overdue"]),
         (&json!("degraded"), &json!(1))

@@ -78,7 +78,7 @@ async fn every_token_handed_out_has_one_record(database: TestDatabase) {
     for token in join_all((0..50).map(|_| broker.token("avito-own"))).await {
         count("service reader", "avito-own", &token);
     }
-    let refreshed = broker.operator(Method::POST, "/v1/connections/avito-own/refresh", None).await;
+    let refreshed = broker.refresh("avito-own").await;
     assert_eq!(refreshed.status, StatusCode::OK);
     for _ in 0..3 {
         count("service reader", "avito-own", &broker.token("avito-own").await);
@@ -119,10 +119,9 @@ async fn every_token_handed_out_has_one_record(database: TestDatabase) {
 async fn what_is_done_is_on_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    let path = "/v1/connections/amocrm-shop/refresh";
-    assert_eq!(broker.operator(Method::POST, path, None).await.status, StatusCode::OK);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     broker.simulator(Simulated::Amocrm).fault(&Fault::ServerError { processed: false }, 1);
-    assert_ne!(broker.operator(Method::POST, path, None).await.status, StatusCode::OK);
+    assert_ne!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     // An account that nobody expected is confirmed.
     let link = broker.link("avito-shop", "avito", json!({})).await;
     Person::new(&broker).consent(&link, "allow").await;
@@ -134,7 +133,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
     let id = made["keys"][1]["id"].as_str().unwrap().to_owned();
     broker.operator(Method::DELETE, &format!("/v1/services/billing/keys/{id}"), None).await;
     broker.operator(Method::DELETE, "/v1/services/billing", None).await;
-    broker.operator(Method::DELETE, "/v1/connections/avito-shop", None).await;
+    broker.delete("avito-shop").await;
 
     let events = events(&broker).await;
     let told: Vec<_> = events
@@ -260,7 +259,7 @@ async fn nothing_secret_is_on_record(database: TestDatabase) {
     let callback = person.decide(&provider, "allow").await;
     person.get(&callback).await;
     let first = broker.token("divar-shop").await.json();
-    broker.operator(Method::POST, "/v1/connections/divar-shop/refresh", None).await;
+    broker.refresh("divar-shop").await;
     let second = broker.token("divar-shop").await.json();
     // What a provider says in an error, and what a stranger sends, is no line of its own either.
     let forged = "%0a{\"kind\":\"forged\"}";
@@ -314,16 +313,16 @@ async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) 
         assert_eq!(answer.json()["error"], "temporarily_unavailable");
         assert_eq!(answer.header("retry-after"), "1");
     }
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!((&health["status"], &health["audit"]["file"]), (&json!("down"), &json!("failing")));
     // Refreshes go on: what a provider gives is kept, and its record is in the log.
-    let refreshed = broker.operator(Method::POST, "/v1/connections/avito-own/refresh", None).await;
+    let refreshed = broker.refresh("avito-own").await;
     assert_eq!(refreshed.json()["generation"], 2, "{refreshed:?}");
 
     fs::remove_file(&folder).unwrap();
     let token = broker.token("avito-own").await;
     assert_eq!((token.status, &token.json()["generation"]), (StatusCode::OK, &json!(2)));
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(
         (&health["status"], &health["audit"]["file"]),
         (&json!("ok"), &json!("ok")),
@@ -353,7 +352,7 @@ async fn what_was_shipped_before_a_crash_is_kept_once(database: TestDatabase) {
     let added = &after[before.len()..];
     let kinds: Vec<_> = added.iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["token_issued", "configuration"]);
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"]["unshipped"], 0, "{health}");
     // One file is left: the one that may still be written to.
     let files = fs::read_dir(broker.state("audit")).unwrap().map(|file| file.unwrap().file_name());
@@ -372,12 +371,12 @@ async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatab
         assert_eq!(broker.token("avito-own").await.status, StatusCode::OK);
     }
     assert!(broker.broker().ship_events().await.is_err());
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"], json!({ "file": "ok", "unshipped": 1_100 }));
     // They outlast the process, too.
     broker.restart(|_| {}).await;
     assert!(broker.broker().ship_events().await.is_err());
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"]["unshipped"], 1_101, "and the start");
     broker.execute("ALTER TABLE events_elsewhere RENAME TO events").await;
     assert_eq!(broker.broker().ship_events().await.unwrap(), 1_101);
@@ -388,7 +387,7 @@ async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatab
     let all = page_through(&broker).await;
     assert_eq!(all.len(), before + 1_101);
     assert_eq!(of_kind(&all, "token_issued").len(), 1_100);
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"]["unshipped"], 0);
     broker.stop().await;
 }

@@ -137,15 +137,14 @@ async fn health_tells_of_our_own_misconfiguration(database: TestDatabase) {
             settings["clients"]["avito"].as_table_mut().unwrap().insert(key.into(), "wrong".into());
     };
     broker.restart(wrong).await;
-    let path = "/v1/connections/avito-shop/refresh";
-    broker.operator(Method::POST, path, None).await;
+    broker.refresh("avito-shop").await;
     let refused = health(&broker).await;
     assert_eq!(refused["status"], "degraded", "{refused}");
     let notes = refused["notes"].to_string();
     assert!(notes.contains("1 connections fail because the provider refuses our"), "{notes}");
     assert!(!notes.contains("no live token"), "{notes}");
     broker.restart(|settings| settings["clients"]["avito"][key] = right.unwrap()).await;
-    let refreshed = broker.operator(Method::POST, path, None).await;
+    let refreshed = broker.refresh("avito-shop").await;
     assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
     assert_eq!(health(&broker).await["status"], "ok");
     broker.stop().await;

@@ -208,9 +208,8 @@ async fn a_refresh_that_is_held_up_sends_nothing(database: TestDatabase) {
             stream.read_buf(&mut arrived).await.unwrap();
         }
     };
-    let path = format!("/v1/connections/{NAME}/refresh");
     let answer = tokio::select! {
-        answer = broker.operator(Method::POST, &path, None) => answer,
+        answer = broker.refresh(NAME) => answer,
         () = hold_up => unreachable!(),
     };
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");

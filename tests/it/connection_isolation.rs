@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::json;
 use token_broker::{
     consent::{KEY_EXCHANGE_LIFE, KeyExchange},
@@ -89,7 +89,7 @@ async fn a_stored_token_that_does_not_open_is_not_served(database: TestDatabase)
     assert_eq!(refused.json()["code"], "integrity_error");
     assert_eq!(broker.token("divar-shop").await.status, StatusCode::OK);
     assert_eq!(broker.view("avito-shop").await["state"], "integrity_error");
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["status"], "degraded", "{health}");
     // It is marked once, not at every look.
     let store = broker.broker().store().clone();
@@ -110,24 +110,20 @@ async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     broker.connect("avito-shop", Simulated::Avito).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
     broker.simulator(Simulated::Avito).fault(&Fault::Late, 1);
-    let path = "/v1/connections/avito-shop/refresh";
     let consent = async {
-        let refreshing = || broker.presented(Simulated::Avito, Kind::Refresh).0 == 1;
-        while !refreshing() {
-            tokio::task::yield_now().await;
-        }
+        broker.until_presented(Simulated::Avito).await;
         let page = Person::new(&broker).consent(&link, "allow").await;
         broker.simulator(Simulated::Avito).clear_faults();
         page
     };
-    let (refreshed, page) = tokio::join!(broker.operator(Method::POST, path, None), consent);
+    let (refreshed, page) = tokio::join!(broker.refresh("avito-shop"), consent);
     assert!(page.text.contains("Connected"), "{}", page.text);
     assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
     // The grant of the consent stands; the other one is kept aside, not thrown away.
     let token = broker.token("avito-shop").await.json();
     assert_eq!(token["generation"], 2);
     assert!(broker.has_escrow("avito-shop").await);
-    let mended = broker.operator(Method::POST, path, None).await;
+    let mended = broker.refresh("avito-shop").await;
     assert_eq!(mended.status, StatusCode::OK, "{mended:?}");
     broker.stop().await;
 }
@@ -147,15 +143,12 @@ async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
     consent("at-1").await;
     assert!(broker.view("avito-shop").await["account"].is_null());
     avito.fault(&Fault::Late, 1);
-    let path = "/v1/connections/avito-shop/refresh";
     let meanwhile = async {
-        while broker.presented(Simulated::Avito, Kind::Refresh).0 == 0 {
-            tokio::task::yield_now().await;
-        }
+        broker.until_presented(Simulated::Avito).await;
         consent("at-2").await;
         avito.clear_faults();
     };
-    let (refreshed, ()) = tokio::join!(broker.operator(Method::POST, path, None), meanwhile);
+    let (refreshed, ()) = tokio::join!(broker.refresh("avito-shop"), meanwhile);
     assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
     broker.idle().await;
     let token = broker.token("avito-shop").await.json();
@@ -174,7 +167,6 @@ async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_fo
     let broker = TestBroker::start(database).await;
     broker.create("admitad-own", "admitad").await;
     let admitad = broker.simulator(Simulated::Admitad);
-    let path = "/v1/connections/admitad-own/refresh";
     // The answer to the first is lost, so the second is refused; asking anew fails as well.
     for fault in [
         Fault::Drop { processed: true },
@@ -184,11 +176,11 @@ async fn a_refused_refresh_token_is_not_presented_again_by_a_client_that_asks_fo
         admitad.fault(&fault, 1);
     }
     for _ in 0..2 {
-        let failed = broker.operator(Method::POST, path, None).await;
+        let failed = broker.refresh("admitad-own").await;
         assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE, "{failed:?}");
     }
     assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (2, 2));
-    let mended = broker.operator(Method::POST, path, None).await;
+    let mended = broker.refresh("admitad-own").await;
     assert_eq!(mended.status, StatusCode::OK, "{mended:?}");
     assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (2, 2));
     broker.stop().await;
@@ -209,14 +201,13 @@ async fn what_cannot_be_asked_anew_leaves_no_claim_behind(database: TestDatabase
         })
         .await;
     broker.simulator(Simulated::Admitad).fault(&Fault::Refused, 1);
-    let path = "/v1/connections/admitad-own/refresh";
-    let refused = broker.operator(Method::POST, path, None).await;
+    let refused = broker.refresh("admitad-own").await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
     let claims = "SELECT COUNT(*) FROM grants WHERE lease_until IS NOT NULL OR attempts > 0";
     assert_eq!(broker.number(claims).await, 0);
     assert_eq!(broker.view("admitad-own").await["last_error"]["code"], "invalid_grant");
     // What was refused is not presented again, and what is left cannot be asked for.
-    let misconfigured = broker.operator(Method::POST, path, None).await;
+    let misconfigured = broker.refresh("admitad-own").await;
     assert_eq!(misconfigured.status, StatusCode::BAD_GATEWAY, "{misconfigured:?}");
     assert_eq!(broker.number(claims).await, 0);
     assert_eq!(broker.presented(Simulated::Admitad, Kind::Refresh), (1, 1));

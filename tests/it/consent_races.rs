@@ -46,8 +46,7 @@ async fn asked(broker: &TestBroker, which: Simulated, before: u64) {
 }
 
 async fn confirm(broker: &TestBroker, name: &str, account: &str) {
-    let path = format!("/v1/connections/{name}/confirm");
-    let confirmed = broker.operator(Method::POST, &path, Some(json!({ "account": account }))).await;
+    let confirmed = broker.confirm(name, account).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
 }
 
@@ -147,8 +146,7 @@ async fn an_attempt_that_fails_last_says_nothing_of_a_link_that_is_spent(databas
 }
 
 async fn delete(broker: &TestBroker, name: &str) -> String {
-    let deleted = broker.operator(Method::DELETE, &format!("/v1/connections/{name}"), None).await;
-    deleted.json()["revocation"].as_str().unwrap_or_default().to_owned()
+    broker.delete(name).await.json()["revocation"].as_str().unwrap_or_default().to_owned()
 }
 
 #[apply(on_both_engines!)]
@@ -161,9 +159,7 @@ async fn what_a_consent_under_way_brings_to_a_deleted_connection_is_revoked(
     // What comes would go live, would wait, or meets a grant that is to be revoked as well.
     for (own_browser, held) in [(true, false), (false, false), (true, true)] {
         if held {
-            let link = broker.link("acme-one", "divar", json!({ "self": true })).await;
-            let page = Person::new(&broker).consent(&link, "allow").await;
-            assert!(page.text.contains("Connected"), "{page:?}");
+            broker.connect_any("acme-one", "divar").await;
         }
         let link = broker.link("acme-one", "divar", json!({ "self": own_browser })).await;
         let mut person = Person::new(&broker);

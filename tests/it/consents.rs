@@ -264,8 +264,7 @@ async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
         let mut person = Person::new(&broker);
         let page = person.consent(&link, "allow").await;
         assert_eq!(title(&page), "Waiting for confirmation");
-        let path = "/v1/connections/divar-shop/confirm";
-        broker.operator(Method::POST, path, Some(json!({ "account": said }))).await;
+        broker.confirm("divar-shop", &said).await;
         let page = person.get(&link).await;
         assert_eq!((page.status, title(&page)), (status, shown));
     }
@@ -330,8 +329,7 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
     );
     // Whoever looks at it may take it as it is.
     let account = broker.account(Simulated::Avito);
-    let path = "/v1/connections/fewer/confirm";
-    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    let confirmed = broker.confirm("fewer", &account).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
     assert_eq!(broker.token("fewer").await.json()["scope"], json!(["user:read"]));
     broker.stop().await;

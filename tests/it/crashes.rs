@@ -10,12 +10,6 @@ use tokio::{join, time::timeout};
 
 use crate::support::{database::TestDatabase, deployment::Deployment, wait::until};
 
-/// Waits until a refresh token was presented.
-async fn presented(deployment: &Deployment, which: Simulated) {
-    let presented = || deployment.presented(which, Kind::Refresh).0 > 0;
-    until("the refresh token is presented", async || presented()).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_that_was_received_survives_the_death_of_the_process() {
     let (deployment, mut broker) =
@@ -27,7 +21,7 @@ async fn a_grant_that_was_received_survives_the_death_of_the_process() {
     let path = "/v1/connections/amocrm-shop/refresh";
     let request = broker.request(Method::POST, path, &broker.operator_key).send();
     let death = async {
-        presented(&deployment, Simulated::Amocrm).await;
+        deployment.until_presented(Simulated::Amocrm).await;
         let mut holder = SqliteConnection::connect(deployment.database.plain_url()).await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
         amocrm.clear_faults();
@@ -64,7 +58,7 @@ async fn an_answer_that_died_with_the_process_is_asked_for_again_at_once() {
         let path = format!("/v1/connections/{name}/refresh");
         let request = broker.request(Method::POST, &path, &broker.operator_key).send();
         let death = async {
-            presented(&deployment, which).await;
+            deployment.until_presented(which).await;
             broker.kill().await;
         };
         let (answer, ()) = join!(request, death);

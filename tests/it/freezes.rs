@@ -105,7 +105,7 @@ async fn what_is_frozen_is_not_served_until_it_is_unfrozen(database: TestDatabas
         assert_eq!(unfreeze(&broker, kind, name).await.status, StatusCode::NOT_FOUND);
     }
     assert!(is_served(&broker, "avito-own").await);
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!((&health["freezes"], &health["status"]), (&json!(0), &json!("ok")));
     broker.stop().await;
 }
@@ -268,7 +268,7 @@ async fn a_freeze_outlives_a_restart_and_a_deletion(database: TestDatabase) {
     freeze(&broker, "connection", "avito-own").await;
     broker.restart(|_| {}).await;
     assert!(!is_served(&broker, "avito-own").await);
-    broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    broker.delete("avito-own").await;
     assert_eq!(broker.token("avito-own").await.status, StatusCode::GONE);
     assert_eq!(broker.create("avito-own", "avito").await["frozen"], true);
     assert!(!is_served(&broker, "avito-own").await);

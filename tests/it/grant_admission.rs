@@ -122,7 +122,7 @@ async fn no_way_into_what_is_frozen_is_open(database: TestDatabase) {
     broker.create("amocrm-new", "avito").await;
     let body = json!({ "kind": "connection", "name": "amocrm-new", "reason": "a leaked key" });
     broker.operator(Method::POST, "/v1/freezes", Some(body)).await;
-    broker.operator(Method::DELETE, "/v1/connections/amocrm-new", None).await;
+    broker.delete("amocrm-new").await;
     let exchange = json!({ "account_host": HOST, "login": "demo@example.com", "api_key": "simulated-api-key" });
     let body = json!({ "name": "amocrm-new", "client": "amocrm", "api_key_exchange": exchange });
     let refused = broker.operator(Method::POST, "/v1/connections", Some(body)).await;

@@ -263,7 +263,7 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (20, 1));
     let view = broker.view("amocrm-shop").await;
     assert_eq!((&view["state"], &view["reason"]), (&json!("suspect"), &json!("rejected")));
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["status"], "degraded", "{health}");
     // Its next refresh is due as ever, and ends the doubt.
     minutes(5).await;
@@ -278,7 +278,7 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
 async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
-    let deleted = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    let deleted = broker.delete("avito-own").await;
     assert_eq!(deleted.status, StatusCode::OK, "{deleted:?}");
     assert_eq!(deleted.json()["revocation"], "none");
     let gone = broker.token("avito-own").await;
@@ -287,7 +287,7 @@ async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     let other = broker.service("other", json!(["divar-*"]), json!(["token"])).await;
     let path = "/v1/connections/avito-own/token";
     assert_eq!(broker.ask(&other, Method::GET, path, None).await.status, StatusCode::NOT_FOUND);
-    let again = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    let again = broker.delete("avito-own").await;
     assert_eq!(again.status, StatusCode::NOT_FOUND);
     // The name is free again, for a connection of its own.
     let made = broker.create("avito-own", "avito").await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::json;
 use token_broker::simulator::{Fault, Kind, Simulated};
 
@@ -15,8 +15,7 @@ use crate::support::{
 /// Asks for a refresh whose answer is lost on its way; the provider has acted or not.
 async fn lose(broker: &TestBroker, which: Simulated, name: &str, processed: bool) {
     broker.simulator(which).fault(&Fault::Drop { processed }, 1);
-    let path = format!("/v1/connections/{name}/refresh");
-    let lost = broker.operator(Method::POST, &path, None).await;
+    let lost = broker.refresh(name).await;
     assert_eq!(lost.status, StatusCode::SERVICE_UNAVAILABLE, "{lost:?}");
     assert_eq!(broker.view(name).await["state"], "uncertain");
     assert_eq!(broker.token(name).await.status, StatusCode::OK, "the old token lives");

@@ -165,7 +165,7 @@ async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(datab
     broker.create("avito-own", "avito").await;
     broker.restart(moved).await;
     let before = broker.posts(Simulated::Divar);
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     assert_eq!(broker.refresh_due().await, 2);
     let token = broker.token("divar-shop").await;
     assert_eq!(token.status, StatusCode::OK, "{token:?}");
@@ -178,11 +178,10 @@ async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(datab
     assert_eq!(view["reason"], "token_url_changed", "{view}");
     assert_eq!(broker.view("avito-own").await["generation"], 2, "others go on");
     // An operator accepts it by asking for the refresh.
-    let path = "/v1/connections/divar-shop/refresh";
-    let accepted = broker.operator(Method::POST, path, None).await;
+    let accepted = broker.refresh("divar-shop").await;
     assert_eq!(accepted.status, StatusCode::OK, "{accepted:?}");
     assert_eq!(accepted.json()["state"], "active");
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     broker.refresh_due().await;
     assert_eq!(broker.view("divar-shop").await["generation"], 3);
     broker.stop().await;
@@ -196,11 +195,10 @@ async fn a_grant_that_waits_stays_with_the_endpoint_that_issued_it(database: Tes
     assert_eq!(broker.view("divar-shop").await["state"], "pending_confirm");
     broker.restart(moved).await;
     let account = broker.account(Simulated::Divar);
-    let path = "/v1/connections/divar-shop/confirm";
-    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    let confirmed = broker.confirm("divar-shop", &account).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
     let before = broker.posts(Simulated::Divar);
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     broker.refresh_due().await;
     assert_eq!(broker.posts(Simulated::Divar), before);
     assert_eq!(broker.view("divar-shop").await["state"], "blocked_config");

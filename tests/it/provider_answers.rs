@@ -1,7 +1,7 @@
 //! Providers that answer badly: whatever comes, no stored token is lost or replaced by rubbish, a
 //! live token is served, and the next good answer mends the connection.
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use token_broker::simulator::{Fault, Kind, Simulated};
 
@@ -31,8 +31,7 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
         for fault in unprocessed() {
             let before = broker.token(&name).await.json();
             broker.simulator(which).fault(&fault, 1);
-            let path = format!("/v1/connections/{name}/refresh");
-            let failed = broker.operator(Method::POST, &path, None).await;
+            let failed = broker.refresh(&name).await;
             assert!(failed.status.is_server_error(), "{which} {fault:?}: {failed:?}");
             assert_eq!(failed.header("content-type"), "application/problem+json");
             // What lives is served as it was.
@@ -43,7 +42,7 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
             let view = broker.view(&name).await;
             assert!(view["last_error"]["code"].is_string(), "{view}");
             // The refresh token that was not spent still works.
-            let mended = broker.operator(Method::POST, &path, None).await;
+            let mended = broker.refresh(&name).await;
             assert_eq!(mended.status, StatusCode::OK, "{which} {fault:?}: {mended:?}");
             assert_eq!(mended.json()["state"], "active");
             assert!(mended.json()["last_error"].is_null());
@@ -52,12 +51,11 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
         // refresh token in it is kept, or the grace of the old one used.
         let before = broker.token(&name).await.json();
         broker.simulator(which).fault(&Fault::NoAccessToken, 1);
-        let path = format!("/v1/connections/{name}/refresh");
-        let failed = broker.operator(Method::POST, &path, None).await;
+        let failed = broker.refresh(&name).await;
         assert!(failed.status.is_server_error(), "{which}: {failed:?}");
         let after = broker.token(&name).await.json();
         assert_eq!(after["access_token"], before["access_token"], "{which}");
-        let mended = broker.operator(Method::POST, &path, None).await;
+        let mended = broker.refresh(&name).await;
         assert_eq!(mended.status, StatusCode::OK, "{which}: {mended:?}");
     }
     broker.stop().await;
@@ -97,8 +95,7 @@ async fn a_refresh_token_that_is_all_a_code_brought_brings_the_rest(database: Te
         let page = Person::new(&broker).consent(&link, "allow").await;
         assert!(page.text.contains("Connected"), "{which}: {}", page.text);
         assert_eq!(broker.presented(which, Kind::Code), (1, 1), "{which}");
-        let path = format!("/v1/connections/{name}/refresh");
-        let refreshed = broker.operator(Method::POST, &path, None).await;
+        let refreshed = broker.refresh(&name).await;
         assert_eq!(refreshed.status, StatusCode::OK, "{which}: {refreshed:?}");
     }
     // One that works for nothing leaves all as it was.
@@ -127,8 +124,7 @@ async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestData
     ] {
         let fault = Fault::ExpiresIn { value: value.clone() };
         broker.simulator(Simulated::Avito).fault(&fault, 1);
-        let path = "/v1/connections/avito-shop/refresh";
-        let refreshed = broker.operator(Method::POST, path, None).await;
+        let refreshed = broker.refresh("avito-shop").await;
         assert_eq!(refreshed.status, StatusCode::OK, "{value}: {refreshed:?}");
         let left = broker.token("avito-shop").await.json()["expires_in"].as_i64().unwrap();
         assert!((about - 60..=about).contains(&left), "{value}: {left} s, not {about}");
@@ -152,8 +148,7 @@ async fn a_wrong_client_secret_touches_no_connection(database: TestDatabase) {
     for which in Simulated::ALL {
         let name = format!("{which}-shop");
         let before: Value = broker.view(&name).await;
-        let path = format!("/v1/connections/{name}/refresh");
-        let refused = broker.operator(Method::POST, &path, None).await;
+        let refused = broker.refresh(&name).await;
         assert_eq!(refused.status, StatusCode::BAD_GATEWAY, "{which}: {refused:?}");
         assert_eq!(refused.json()["code"], "provider_misconfigured");
         let after = broker.view(&name).await;

@@ -18,7 +18,7 @@ async fn due_at_once(broker: &TestBroker, which: Simulated, count: usize) -> Vec
     for name in &names {
         broker.create(name, which.as_str()).await;
     }
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     names
 }
 
@@ -83,11 +83,10 @@ async fn a_provider_that_asks_for_time_gets_it(database: TestDatabase) {
         broker.create(&other, "avito").await;
         let busy = Fault::Busy { retry_after: wait.to_owned() };
         broker.simulator(Simulated::Avito).fault(&busy, 1);
-        let refused =
-            broker.operator(Method::POST, &format!("/v1/connections/{name}/refresh"), None).await;
+        let refused = broker.refresh(&name).await;
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{wait}: {refused:?}");
         let before = broker.posts(Simulated::Avito);
-        broker.execute("UPDATE connections SET refresh_at = created_at").await;
+        broker.make_due().await;
         if least > 1 {
             broker.advance(Duration::from_secs(least - 1)).await;
             broker.refresh_due().await;
@@ -145,7 +144,7 @@ async fn a_refused_registration_touches_no_connection(database: TestDatabase) {
 /// Connections of accounts that consented, all due at once while their tokens live.
 async fn consented(broker: &TestBroker, count: usize) -> Vec<String> {
     let names = broker.consented(count).await;
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     names
 }
 
@@ -220,7 +219,7 @@ async fn the_pace_of_a_profile_is_kept(database: TestDatabase) {
     while broker.posts(Simulated::Avito) - before < 2 {
         tokio::task::yield_now().await;
     }
-    let refreshed = broker.operator(Method::POST, "/v1/connections/admitad-own/refresh", None);
+    let refreshed = broker.refresh("admitad-own");
     assert_eq!(refreshed.await.status, StatusCode::OK);
     assert_eq!(broker.posts(Simulated::Avito) - before, 2, "no more than two under way");
     avito.clear_faults();
@@ -235,7 +234,7 @@ async fn a_connection_that_kills_is_left_alone(database: TestDatabase) {
     broker.create("avito-own", "avito").await;
     broker.create("admitad-own", "admitad").await;
     let store = broker.broker().store().clone();
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     let before = broker.posts(Simulated::Avito);
     // Three processes claim it and are never heard of again.
     for attempt in ["one", "two", "three"] {
@@ -280,7 +279,7 @@ async fn a_refresh_token_does_not_die_of_disuse(database: TestDatabase) {
         assert!((400 / days..=60).contains(&refreshes), "{name}: {refreshes} in 400 days");
         let token = broker.token(&name).await;
         assert_eq!(token.status, StatusCode::OK, "{name}: {token:?}");
-        broker.operator(Method::DELETE, &format!("/v1/connections/{name}"), None).await;
+        broker.delete(&name).await;
     }
     broker.stop().await;
 }
@@ -293,8 +292,7 @@ async fn a_capped_token_is_used_to_its_end(database: TestDatabase) {
     broker.create("admitad-own", "admitad").await;
     let first = broker.token("admitad-own").await.json();
     // Due while its token lives, and the provider gives no second one (its error code 6).
-    let path = "/v1/connections/admitad-own/refresh";
-    let capped = broker.operator(Method::POST, path, None).await;
+    let capped = broker.refresh("admitad-own").await;
     assert_eq!(capped.status, StatusCode::SERVICE_UNAVAILABLE, "{capped:?}");
     for _ in 0..6 {
         broker.advance(Duration::from_hours(24)).await;
@@ -358,16 +356,11 @@ async fn an_operator_who_joins_a_waiting_refresh_is_let_through(database: TestDa
     avito.fault(&Fault::ServerError { processed: false }, 100);
     one_after_the_other(&broker).await;
     // The second waits for the place of the first while the provider falls silent to everybody.
-    let refresh = |name: &str| {
-        let path = format!("/v1/connections/{name}/refresh");
-        let broker = &broker;
-        async move { broker.operator(Method::POST, &path, None).await }
-    };
     while !notes(&broker).await.contains("Avito does not answer") {
-        assert_eq!(refresh("avito-2").await.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(broker.refresh("avito-2").await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
     let silent = broker.posts(Simulated::Avito);
-    let asked = refresh("avito-1").await;
+    let asked = broker.refresh("avito-1").await;
     assert_eq!(asked.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(broker.posts(Simulated::Avito), silent + 1, "{asked:?}");
     avito.clear_faults();
@@ -380,7 +373,7 @@ async fn a_provider_with_many_due_takes_nothing_from_the_others(database: TestDa
     let broker = TestBroker::start(database).await;
     due_at_once(&broker, Simulated::Avito, 4).await;
     broker.create("admitad-own", "admitad").await;
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     // Avito's tokens end first, and there are more of them than one look takes.
     assert_eq!(broker.broker().refresh_due(2).await.unwrap(), 3);
     assert_eq!(broker.view("admitad-own").await["generation"], 2);

@@ -311,8 +311,7 @@ async fn visitors_who_wait_leave_connections_to_a_refresh_on_postgres() {
             AND relation = 'consents'::regclass";
         while broker.number(waiting).await < 4 {}
         for _ in 0..3 {
-            let path = "/v1/connections/avito-shop/refresh";
-            let refreshed = broker.operator(Method::POST, path, None).await;
+            let refreshed = broker.refresh("avito-shop").await;
             assert_eq!(refreshed.status, StatusCode::OK, "{refreshed:?}");
         }
         assert!(broker.number(waiting).await <= 4, "four at once, and no more");

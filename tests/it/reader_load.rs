@@ -111,8 +111,7 @@ async fn no_provider_speaks_our_words(database: TestDatabase) {
     let text = r#"{"error":"provider_misconfigured"}"#.to_owned();
     broker.simulator(Simulated::Avito).fault(&Fault::Body { text }, 3);
     for _ in 0..3 {
-        let path = "/v1/connections/avito-shop/refresh";
-        let failed = broker.operator(Method::POST, path, None).await;
+        let failed = broker.refresh("avito-shop").await;
         assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE, "{failed:?}");
     }
     // It is ours to mend only where we have found that out ourselves.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
@@ -24,8 +24,6 @@ use crate::support::{
 
 /// Long enough for no tick to come twice in a test.
 const NO_TICK: Duration = Duration::from_hours(1);
-
-const REFRESH: &str = "/v1/connections/amocrm-shop/refresh";
 
 /// A connection of the test's own, in words that a pooler understands.
 #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
@@ -55,7 +53,7 @@ async fn a_whole_journey_goes_through_a_pooler() {
         assert_eq!((token.status, &token.json()["generation"]), (StatusCode::OK, &json!(2)));
     }
     broker.broker().purge().await.unwrap();
-    let gone = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    let gone = broker.delete("avito-own").await;
     assert_eq!(gone.status, StatusCode::OK, "{gone:?}");
     assert_eq!(broker.token("avito-own").await.status, StatusCode::GONE);
     broker.stop().await;
@@ -166,10 +164,8 @@ async fn without_hints_polling_finds_every_change() {
 
 async fn refresh(broker: &TestBroker) {
     // On a busy machine the few connections behind a pooler may be taken for longer than a step waits.
-    until("it is refreshed", async || {
-        broker.operator(Method::POST, REFRESH, None).await.status == StatusCode::OK
-    })
-    .await;
+    until("it is refreshed", async || broker.refresh("amocrm-shop").await.status == StatusCode::OK)
+        .await;
 }
 
 async fn sees(replica: &Replica, generation: i64) {
@@ -225,7 +221,7 @@ async fn a_commit_gets_through_when_all_other_connections_are_busy() {
         drop(rogue);
     };
     // What comes after the commit waits for its turn like everything else, and may not get it in time.
-    tokio::join!(broker.operator(Method::POST, REFRESH, None), rogue);
+    tokio::join!(broker.refresh("amocrm-shop"), rogue);
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (1, 1));
     broker.stop().await;
 }
@@ -279,7 +275,7 @@ async fn nothing_is_sent_while_the_server_takes_no_writes() {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
     turn(&mut admin, "on").await;
-    let refused = broker.operator(Method::POST, REFRESH, None).await;
+    let refused = broker.refresh("amocrm-shop").await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
     assert_eq!(broker.token("amocrm-shop").await.json()["generation"], 1);
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (0, 0));

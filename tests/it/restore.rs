@@ -234,7 +234,7 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
         assert_eq!(posts(&broker), before);
     }
     release(&broker, &["--all"]).await;
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     broker.broker().sync().await.unwrap();
     assert_eq!(broker.refresh_due().await, 3);
     for name in names {
@@ -332,7 +332,7 @@ async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: 
     // The same rows, opened by staging, whose state directory knows nothing of them.
     fs::remove_file(broker.state("watermark")).unwrap();
     let before = posts(&broker);
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     named("staging")(&mut broker.settings);
     for arguments in [["serve"].as_slice(), &["release", "--all"]] {
         let refused = broker.command(arguments).await;
@@ -400,10 +400,7 @@ async fn nobody_consents_or_confirms_in_quarantine(database: TestDatabase) {
     let pressed = Person::new(&broker).press(&open).await;
     assert_eq!(pressed.status, StatusCode::CONFLICT, "{pressed:?}");
     assert!(pressed.text.contains("on hold"), "{pressed:?}");
-    let confirm = async || {
-        let path = "/v1/connections/divar-new/confirm";
-        broker.operator(Method::POST, path, Some(json!({ "account": account }))).await
-    };
+    let confirm = async || broker.confirm("divar-new", &account).await;
     assert_eq!(confirm().await.status, StatusCode::CONFLICT);
     assert_eq!(posts(&broker), before);
     // What held nothing is not in quarantine.

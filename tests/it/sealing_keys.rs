@@ -98,8 +98,7 @@ async fn swapped_values_open_nowhere(database: TestDatabase) {
         )
         .await;
     let account = broker.view("waiting").await["pending_account"]["id"].clone();
-    let path = "/v1/connections/waiting/confirm";
-    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    let confirmed = broker.confirm("waiting", &account).await;
     assert_eq!(confirmed.json()["code"], "integrity_error", "{confirmed:?}");
     broker.stop().await;
 }
@@ -183,9 +182,7 @@ async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDataba
     };
     broker.simulator(Simulated::Amocrm).fault(&Fault::Slow { milliseconds: 1_000 }, 1);
     let other = async {
-        while broker.presented(Simulated::Amocrm, Kind::Refresh).0 == 0 {
-            tokio::task::yield_now().await;
-        }
+        broker.until_presented(Simulated::Amocrm).await;
         let commit = Commit::refreshed(held.connection.id, &sibling, None, None);
         assert!(store.commit_grant(&commit).await.unwrap());
     };

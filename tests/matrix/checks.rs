@@ -7,9 +7,6 @@ use token_broker::{
 
 use crate::support::{broker::TestBroker, database::TestDatabase, deployment::Deployment};
 
-/// Makes all connections due.
-pub(crate) const ALL_DUE: &str = "UPDATE connections SET refresh_at = created_at";
-
 /// A pace that holds up nobody.
 pub(crate) const UNPACED: &str = "[providers.profiles.avito.pace]
 per_second = 100000

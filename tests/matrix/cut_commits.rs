@@ -10,7 +10,7 @@ use token_broker::{
 use tokio::time::Instant;
 
 use crate::{
-    checks::{ALL_DUE, UNPACED, generation, lost, posts, replays},
+    checks::{UNPACED, generation, lost, posts, replays},
     cuttable_connection::{CuttableConnection, Then},
     database_outage::DatabaseOutage,
     held_points::HeldPoints,
@@ -77,7 +77,7 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
 /// All are due, and their grants are on the disk.
 async fn in_the_spool(broker: &TestBroker, holds: &HeldPoints) {
     holds.hold(Point::Spooled);
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     assert_eq!(broker.broker().start_due(100).await.unwrap(), AT_ONCE);
     holds.until(AT_ONCE).await;
 }
@@ -85,7 +85,7 @@ async fn in_the_spool(broker: &TestBroker, holds: &HeldPoints) {
 /// All are due, the provider has acted, and its answers come a moment later.
 async fn before_the_answer(broker: &TestBroker) {
     broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 700 }, AT_ONCE);
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     let before = posts(broker);
     assert_eq!(broker.broker().start_due(100).await.unwrap(), AT_ONCE);
     until("all are sent", async || posts(broker) - before == AT_ONCE as u64).await;
@@ -120,7 +120,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
         // The next COMMIT shall be nobody else's.
         broker.idle().await;
         holds.hold(Point::Spooled);
-        broker.execute(ALL_DUE).await;
+        broker.make_due().await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;
         line.swallow_commit(then);
@@ -154,7 +154,7 @@ async fn a_claim_whose_answer_is_lost_is_given_back() {
         // The next COMMIT shall be nobody else's.
         broker.idle().await;
         holds.hold(Point::Unclaimed);
-        broker.execute(ALL_DUE).await;
+        broker.make_due().await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;
         line.swallow_commit(Then::Close);

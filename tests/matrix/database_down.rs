@@ -110,7 +110,7 @@ async fn a_refresh_under_way_when_the_database_is_killed_is_stored() {
     let slow = token_broker::simulator::Fault::Slow { milliseconds: 1_000 };
     broker.simulator(Simulated::Avito).fault(&slow, 10);
     let before = posts(&broker);
-    broker.execute(crate::checks::ALL_DUE).await;
+    broker.make_due().await;
     until("all are sent", async || posts(&broker) - before == 10).await;
     server.kill();
     for name in &names {

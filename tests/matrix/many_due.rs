@@ -7,7 +7,7 @@ use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    checks::{ALL_DUE, UNPACED, generation, lost, posts, replays},
+    checks::{UNPACED, generation, lost, posts, replays},
     report::{Row, is_long, short_or_long},
     support::{
         broker::TestBroker,
@@ -23,7 +23,7 @@ async fn two_replicas_refresh_each_of_many_once() {
     let names = broker.consented(count).await;
     let replica = broker.replica().await;
     let before = posts(&broker);
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     let watch = Instant::now();
     // A claim that took too long on a busy machine is given up before anything is sent, and comes
     // again some seconds later.
@@ -121,7 +121,7 @@ async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
     let count = short_or_long(60, 200);
     let mut broker = TestBroker::start_with(database, SimulatorSettings::default(), &pace).await;
     let names = broker.consented(count).await;
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     broker.execute(ENDS_BY_RANK).await;
     broker.restart(|_| {}).await;
     let watch = Instant::now();

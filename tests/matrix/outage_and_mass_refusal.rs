@@ -7,7 +7,6 @@ use serde_json::json;
 use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::{
-    checks::ALL_DUE,
     report::{Row, short_or_long},
     support::{broker::TestBroker, database::TestDatabase},
 };
@@ -25,7 +24,7 @@ impl Storm {
         let database = TestDatabase::sqlite().await;
         let broker = TestBroker::start_with(database, SimulatorSettings::default(), PACE).await;
         let names = broker.consented(count).await;
-        broker.execute(ALL_DUE).await;
+        broker.make_due().await;
         Self { broker, names }
     }
 

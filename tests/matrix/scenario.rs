@@ -120,11 +120,6 @@ impl Scenario {
         self.oracle().of(token["access_token"].as_str()?).cloned()
     }
 
-    /// Makes every connection due.
-    pub(crate) async fn make_due(&self) {
-        self.execute("UPDATE connections SET refresh_at = 0").await;
-    }
-
     /// Every connection as it stands.
     pub(crate) async fn views(&self, replica: &ReplicaProcess) -> BTreeMap<String, View> {
         let listed = replica.operator(Method::GET, "/v1/connections", None).await.json();

@@ -4,7 +4,7 @@ use token_broker::simulator::{Fault, Simulated};
 use tokio::time::Instant;
 
 use crate::{
-    checks::{ALL_DUE, UNPACED, posts, replays, settled_at},
+    checks::{UNPACED, posts, replays, settled_at},
     database_outage::DatabaseOutage,
     reader_load::{Load, Target},
     report::{Row, short_or_long},
@@ -29,7 +29,7 @@ in_flight = 30
 async fn under_way(deployment: &Deployment, count: usize, milliseconds: u64) {
     deployment.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds }, count);
     let before = posts(deployment);
-    deployment.execute(ALL_DUE).await;
+    deployment.make_due().await;
     until("they are sent", async || posts(deployment) - before == count as u64).await;
 }
 
@@ -102,7 +102,7 @@ async fn a_rolling_restart_is_not_noticed_by_readers() {
     let load = Load::start(targets.clone(), names.clone(), 100);
     let mut recovery = Vec::new();
     for (target, replica) in targets.iter().zip(&mut replicas) {
-        deployment.execute(ALL_DUE).await;
+        deployment.make_due().await;
         let down = Instant::now();
         target.ends(true);
         replica.stop().await;

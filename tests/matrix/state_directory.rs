@@ -8,7 +8,7 @@ use token_broker::{failpoint::Point, simulator::SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    checks::{ALL_DUE, UNPACED, generation, lost, posts, replays, settled_at},
+    checks::{UNPACED, generation, lost, posts, replays, settled_at},
     database_outage::DatabaseOutage,
     held_points::HeldPoints,
     report::{Row, short_or_long},
@@ -53,7 +53,7 @@ async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
             "read-only" => forbid(&spool),
             _ => replace(&spool),
         }
-        broker.execute(ALL_DUE).await;
+        broker.make_due().await;
         let before = posts(&broker);
         for _ in 0..3 {
             assert_eq!(broker.refresh_due().await, names.len(), "{way}");
@@ -91,7 +91,7 @@ async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatab
     let broker = TestBroker::start_with_options(database, UNPACED, options).await;
     let names = broker.consented(10).await;
     holds.hold(Point::Received);
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     broker.broker().start_due(100).await.unwrap();
     holds.until(10).await;
     lose(&broker.state("spool"));
@@ -136,7 +136,7 @@ async fn nothing_is_asked_for_while_the_disk_is_full() {
     let pid = broker.program.pid();
     limit_files(&pid, "32768");
     let before = posts(&deployment);
-    deployment.execute(ALL_DUE).await;
+    deployment.make_due().await;
     for _ in 0..=names.len() {
         // Every one of them, and one of them again.
         broker.program.hear("the state directory cannot be written").await;

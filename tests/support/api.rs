@@ -6,6 +6,7 @@ use reqwest::{
     Client, Method, RequestBuilder, StatusCode,
     header::{HOST, HeaderMap},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{http::client, person::Person};
@@ -145,12 +146,10 @@ impl Api {
         assert!(page.text.contains("Connected"), "{page:?}");
     }
 
-    /// Confirms the account that waits.
-    pub(crate) async fn confirm(&self, name: &str, account: &str) {
+    /// Confirms an account.
+    pub(crate) async fn confirm(&self, name: &str, account: impl Serialize) -> Answer {
         let path = format!("/v1/connections/{name}/confirm");
-        let confirmed =
-            self.operator(Method::POST, &path, Some(json!({ "account": account }))).await;
-        assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
+        self.operator(Method::POST, &path, Some(json!({ "account": account }))).await
     }
 
     /// Refreshes a connection at an operator's word.

@@ -31,6 +31,7 @@ use super::{
     person::Person,
     process::{ExitedProcess, Program},
     replica_process::ReplicaProcess,
+    wait::until,
 };
 
 /// What the replicas share. Requests go to the first of them.
@@ -223,6 +224,12 @@ impl Deployment {
         times.fold((0, 0), |(all, most), times| (all + times, most.max(times)))
     }
 
+    /// Waits until a refresh token was presented to a simulator.
+    pub(crate) async fn until_presented(&self, which: Simulated) {
+        let presented = async || self.presented(which, Kind::Refresh).0 > 0;
+        until("a refresh token is presented", presented).await;
+    }
+
     /// How many requests of each kind have reached each provider, whatever they held.
     pub(crate) fn requests(&self) -> BTreeMap<Simulated, BTreeMap<Endpoint, u64>> {
         Simulated::ALL.map(|which| (which, self.simulator(which).oracle().requests)).into()
@@ -232,6 +239,11 @@ impl Deployment {
     pub(crate) fn posts(&self, which: Simulated) -> u64 {
         let requests = self.simulator(which).oracle().requests;
         requests.get(&Endpoint::Token).copied().unwrap_or_default()
+    }
+
+    /// Makes every connection due.
+    pub(crate) async fn make_due(&self) {
+        self.execute("UPDATE connections SET refresh_at = created_at").await;
     }
 
     /// Runs a statement behind the broker's back.
