@@ -53,9 +53,7 @@ async fn oauth2(broker: &TestBroker) -> Answer {
     let form = [("grant_type", "client_credentials"), ("scope", "avito-own")];
     let url = format!("{}/oauth2/token", broker.internal_url);
     let answer = broker.http.post(url).basic_auth("reader", Some(&broker.service_key)).form(&form);
-    let answer = answer.send().await.unwrap();
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    Answer { status, headers, text: answer.text().await.unwrap() }
+    Answer::read(answer.send().await.unwrap()).await
 }
 
 async fn rejected(broker: &TestBroker) -> Answer {
@@ -123,8 +121,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
     broker.simulator(Simulated::Amocrm).fault(&Fault::ServerError { processed: false }, 1);
     assert_ne!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     // An account that nobody expected is confirmed.
-    let link = broker.link("avito-shop", "avito", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("avito-shop", "avito", json!({})).await;
     let account = json!({ "account": broker.account(Simulated::Avito) });
     let path = "/v1/connections/avito-shop/confirm";
     assert_eq!(broker.operator(Method::POST, path, Some(account)).await.status, StatusCode::OK);

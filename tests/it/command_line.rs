@@ -9,16 +9,14 @@ mod remote;
 mod start;
 mod usage;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
     database::{TestDatabase, apply},
+    files::contents,
     process::{ExitedProcess, Program},
 };
 
@@ -145,21 +143,6 @@ fn assert_no_canary(text: &str) {
         let part = CANARY[start..start + 6].to_lowercase();
         assert!(!lower.contains(&part), "a secret in: {text}");
     }
-}
-
-/// Every file under a folder with its contents.
-fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            all.extend(contents(&path));
-        } else {
-            all.push((path.clone(), fs::read(&path).unwrap()));
-        }
-    }
-    all.sort();
-    all
 }
 
 /// Makes two tests of a function that takes a machine: `name::embedded` and `name::postgres`.

@@ -97,8 +97,7 @@ async fn a_stored_token_that_does_not_open_is_not_served(database: TestDatabase)
     broker.broker().sync().await.unwrap();
     assert_eq!(store.record("avito-shop").await.unwrap().unwrap().changed_at, marked);
     // A new consent heals it.
-    let link = broker.link("avito-shop", "avito", json!({})).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-shop", "avito", json!({})).await;
     assert!(page.text.contains("Connected"), "{}", page.text);
     assert_eq!(broker.token("avito-shop").await.status, StatusCode::OK);
     broker.stop().await;
@@ -135,10 +134,8 @@ async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
     // Nobody can ask whose these tokens are: they are none of the provider's.
     let consent = async |access: &str| {
         let text = format!(r#"{{"access_token":"{access}","refresh_token":"{{refresh_token}}"}}"#);
-        let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
         avito.fault(&Fault::Body { text }, 1);
-        let page = Person::new(&broker).consent(&link, "allow").await;
-        assert!(page.text.contains("Connected"), "{}", page.text);
+        broker.connect_any("avito-shop", "avito").await;
     };
     consent("at-1").await;
     assert!(broker.view("avito-shop").await["account"].is_null());

@@ -247,8 +247,7 @@ async fn waited_for(held: &mut PgConnection) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_was_looked_at_is_discarded_on_postgres() {
     let broker = TestBroker::start(TestDatabase::postgres().await).await;
-    let link = broker.link("avito-shop", "avito", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("avito-shop", "avito", json!({})).await;
     let mut held = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
     let body = Some(json!({ "account": SECOND }));
     let path = "/v1/connections/avito-shop/confirm";

@@ -195,8 +195,7 @@ async fn a_callback_that_is_not_ours_is_refused_before_any_call(database: TestDa
 async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
-    let link = broker.link("divar-shop", "divar", json!({})).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("divar-shop", "divar", json!({})).await;
     assert!(page.text.contains(&account), "{}", page.text);
     let view = broker.view("divar-shop").await;
     assert_eq!(view["state"], "pending_confirm");
@@ -234,8 +233,7 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     assert_eq!(broker.view("divar-shop").await["state"], "pending_consent");
     assert_eq!(confirm(operator, json!(account)).await.status, StatusCode::CONFLICT);
 
-    let link = broker.link("divar-shop", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-shop", "divar", json!({})).await;
     let confirmer = broker.service("confirmer", json!(["divar-*"]), json!(["confirm"])).await;
     let confirmed = confirm(confirmer, json!(account)).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
@@ -243,8 +241,7 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     assert_eq!(broker.token("divar-shop").await.status, StatusCode::OK);
 
     // What nobody confirms is forgotten after an hour.
-    let link = broker.link("divar-other", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-other", "divar", json!({})).await;
     broker.advance(Duration::from_secs(3_601)).await;
     broker.broker().purge().await.unwrap();
     broker.broker().sync().await.unwrap();
@@ -274,8 +271,7 @@ async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
 #[apply(on_both_engines!)]
 async fn the_wrong_account_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let link = broker.link("avito-shop", "avito", json!({ "expected_account": "1" })).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-shop", "avito", json!({ "expected_account": "1" })).await;
     assert!(
         page.text.contains("another account") || page.text.contains("Another account"),
         "{}",
@@ -290,9 +286,7 @@ async fn the_wrong_account_changes_nothing(database: TestDatabase) {
 #[apply(on_both_engines!)]
 async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
-    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.connect_any("avito-shop", "avito").await;
     // It lives for ten minutes only, and no service can make one.
     let link = broker.link("avito-late", "avito", json!({ "self": true })).await;
     broker.advance(Duration::from_secs(601)).await;
@@ -313,9 +307,8 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
         ("fewer", json!("user:read"), "pending_confirm"),
     ] {
         let scopes = json!(["messenger:read", "user:read"]);
-        let link = broker.link(name, "avito", json!({ "self": true, "scopes": scopes })).await;
         broker.simulator(Simulated::Avito).fault(&Fault::Scope { value: granted }, 1);
-        Person::new(&broker).consent(&link, "allow").await;
+        broker.consent(name, "avito", json!({ "self": true, "scopes": scopes })).await;
         let view = broker.view(name).await;
         assert_eq!(view["state"], state, "{name}: {view}");
     }
@@ -338,8 +331,7 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
 #[apply(on_both_engines!)]
 async fn another_account_never_replaces_the_one_that_is_live(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("avito-shop", "avito", json!({ "self": true })).await;
     let before = broker.token("avito-shop").await.json();
     let second = "10000002";
     // Not for an operator's own browser, nor when it is expected by name.
@@ -420,8 +412,7 @@ async fn the_way_back_is_chosen_by_name(database: TestDatabase) {
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{bad}: {refused:?}");
     }
     let more = json!({ "return_to": "shop", "self": true });
-    let link = broker.link("avito-shop", "avito", more).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-shop", "avito", more).await;
     assert!(page.text.contains("href=\"https://shop.example/done\""), "{}", page.text);
     broker.stop().await;
 }

@@ -214,8 +214,7 @@ async fn a_refused_refresh_asks_for_a_new_consent(database: TestDatabase) {
     broker.token("amocrm-shop").await;
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (1, 1));
     // Consent in place: the same account needs no confirmation.
-    let link = broker.link("amocrm-shop", "amocrm", json!({})).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("amocrm-shop", "amocrm", json!({})).await;
     assert!(page.text.contains("Connected"), "{}", page.text);
     works(&broker, "amocrm-shop", Simulated::Amocrm).await;
     broker.stop().await;

@@ -190,8 +190,7 @@ async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(datab
 #[apply(on_both_engines!)]
 async fn a_grant_that_waits_stays_with_the_endpoint_that_issued_it(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
-    let link = broker.link("divar-shop", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-shop", "divar", json!({})).await;
     assert_eq!(broker.view("divar-shop").await["state"], "pending_confirm");
     broker.restart(moved).await;
     let account = broker.account(Simulated::Divar);

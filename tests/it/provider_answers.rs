@@ -8,7 +8,6 @@ use token_broker::simulator::{Fault, Kind, Simulated};
 use crate::support::{
     broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
-    person::Person,
 };
 
 /// Every answer that brings no grant and lets the provider forget the request.
@@ -70,9 +69,8 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     faults.push(Fault::Drop { processed: true });
     for fault in faults {
         let before = broker.token("avito-shop").await.json();
-        let link = broker.link("avito-shop", "avito", json!({})).await;
         broker.simulator(Simulated::Avito).fault(&fault, 1);
-        let page = Person::new(&broker).consent(&link, "allow").await;
+        let page = broker.consent("avito-shop", "avito", json!({})).await;
         assert_eq!(page.status, StatusCode::OK);
         assert!(page.text.contains("did not succeed"), "{fault:?}: {}", page.text);
         let after = broker.token("avito-shop").await.json();
@@ -90,19 +88,16 @@ async fn a_refresh_token_that_is_all_a_code_brought_brings_the_rest(database: Te
     // Divar takes a refresh token only together with its access token.
     for which in Simulated::ALL.into_iter().filter(|which| *which != Simulated::Divar) {
         let name = format!("{which}-shop");
-        let link = broker.link(&name, which.as_str(), json!({ "self": true })).await;
         broker.simulator(which).fault(&Fault::NoAccessToken, 1);
-        let page = Person::new(&broker).consent(&link, "allow").await;
-        assert!(page.text.contains("Connected"), "{which}: {}", page.text);
+        broker.connect_any(&name, which.as_str()).await;
         assert_eq!(broker.presented(which, Kind::Code), (1, 1), "{which}");
         let refreshed = broker.refresh(&name).await;
         assert_eq!(refreshed.status, StatusCode::OK, "{which}: {refreshed:?}");
     }
     // One that works for nothing leaves all as it was.
-    let link = broker.link("avito-other", "avito", json!({ "self": true })).await;
     broker.simulator(Simulated::Avito).fault(&Fault::NoAccessToken, 1);
     broker.simulator(Simulated::Avito).fault(&Fault::ServerError { processed: true }, 1);
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-other", "avito", json!({ "self": true })).await;
     assert!(page.text.contains("did not succeed"), "{}", page.text);
     assert_eq!(broker.view("avito-other").await["state"], "pending_consent");
     broker.stop().await;

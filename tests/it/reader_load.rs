@@ -10,7 +10,6 @@ use crate::support::{
     api::Answer,
     broker::TestBroker,
     database::{TestDatabase, apply, on_both_engines},
-    person::Person,
 };
 
 /// What was recorded of refreshes that brought nothing.
@@ -27,9 +26,7 @@ async fn reads_that_no_refresh_can_help_write_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let without = Fault::Body { text: r#"{"access_token":"at-1"}"#.to_owned() };
     broker.simulator(Simulated::Avito).fault(&without, 1);
-    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
-    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.connect_any("avito-shop", "avito").await;
     broker.advance(Duration::from_hours(20)).await;
     let posts = || broker.requests()[&Simulated::Avito][&Endpoint::Token];
     let before = posts();
@@ -81,9 +78,8 @@ async fn rejected(broker: &TestBroker, name: &str, fingerprint: &Value, wait: u8
     let url = format!("{}/v1/connections/{name}/token/rejected", broker.internal_url);
     let report = broker.http.post(url).bearer_auth(&broker.service_key);
     let report = report.header("prefer", format!("wait={wait}"));
-    let answer = report.json(&json!({ "fingerprint": fingerprint })).send().await.unwrap();
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    Answer { status, headers, text: answer.text().await.unwrap() }
+    let report = report.json(&json!({ "fingerprint": fingerprint }));
+    Answer::read(report.send().await.unwrap()).await
 }
 
 #[apply(on_both_engines!)]

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::StatusCode;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use token_broker::{
     background::keep_in_step,
     clock::Clock,
@@ -24,13 +24,6 @@ use crate::support::{
 
 /// Long enough for no tick to come twice in a test.
 const NO_TICK: Duration = Duration::from_hours(1);
-
-/// A connection of the test's own, in words that a pooler understands.
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
-async fn session(url: &SecretString) -> PgConnection {
-    let options: PgConnectOptions = url.expose_secret().parse().unwrap();
-    PgConnection::connect_with(&options.extra_float_digits(None)).await.unwrap()
-}
 
 /// The one number that a statement gives, without preparing it.
 async fn number(session: &mut PgConnection, sql: &'static str) -> i64 {
@@ -105,7 +98,7 @@ async fn replicas_that_start_together_migrate_in_turn() {
 async fn leaves_nothing_behind(database: &TestDatabase) {
     let mut sessions = Vec::new();
     for _ in 0..3 {
-        let mut session = session(&database.url).await;
+        let mut session = database.session().await;
         sqlx::raw_sql("BEGIN").execute(&mut session).await.unwrap();
         let named = "SELECT count(*) FROM pg_prepared_statements";
         assert_eq!(number(&mut session, named).await, 0);
@@ -258,14 +251,14 @@ async fn sent(broker: &TestBroker, times: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_sent_while_the_server_takes_no_writes() {
     let mut database = TestDatabase::postgres().await;
-    let mut admin = session(&database.url).await;
+    let mut admin = database.session().await;
     let role = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
     let role = format!("test_{role}");
     let run = async |admin: &mut PgConnection, sql: String| {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(admin).await.unwrap();
     };
     run(&mut admin, format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{role}'")).await;
-    database.url = as_role(&database.url, &role);
+    database.url = as_role(&database, &role);
     // As in a failover: the old sessions end, the new ones are told.
     let turn = async |admin: &mut PgConnection, how: &str| {
         run(admin, format!("ALTER ROLE {role} SET default_transaction_read_only = {how}")).await;
@@ -286,9 +279,8 @@ async fn nothing_is_sent_while_the_server_takes_no_writes() {
     run(&mut admin, format!("DROP ROLE {role}")).await;
 }
 
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
-fn as_role(url: &SecretString, role: &str) -> SecretString {
-    let mut url: url::Url = url.expose_secret().parse().unwrap();
+fn as_role(database: &TestDatabase, role: &str) -> SecretString {
+    let mut url: url::Url = database.plain_url().parse().unwrap();
     url.set_username(role).unwrap();
     url.set_password(Some(role)).unwrap();
     url.to_string().into()

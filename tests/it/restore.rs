@@ -381,8 +381,7 @@ async fn nobody_consents_or_confirms_in_quarantine(database: TestDatabase) {
     let account = broker.account(Simulated::Divar);
     broker.connect("divar-shop", Simulated::Divar).await;
     let open = broker.link("divar-shop", "divar", json!({})).await;
-    let link = broker.link("divar-new", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-new", "divar", json!({})).await;
     assert_eq!(broker.view("divar-new").await["state"], "pending_confirm");
     let never = broker.link("divar-never", "divar", json!({})).await;
     broker.halt().await;

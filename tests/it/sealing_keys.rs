@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{
     broker::{Replica, TestBroker},
     database::{TestDatabase, apply, on_both_engines},
-    person::Person,
     process::Program,
 };
 
@@ -68,8 +67,7 @@ async fn swapped_values_open_nowhere(database: TestDatabase) {
         .await;
     assert_eq!(broker.refresh("other-generation").await.status, StatusCode::OK);
     // A grant that waits for its account to be confirmed.
-    let link = broker.link("waiting", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("waiting", "divar", json!({})).await;
     assert_eq!(broker.view("waiting").await["state"], "pending_confirm");
     let presented = broker.presented(Simulated::Divar, Kind::Refresh);
     for (name, swap) in SWAPS {

@@ -139,11 +139,16 @@ impl Api {
         answer.json()["url"].as_str().unwrap().to_owned()
     }
 
+    /// Makes a consent link and allows what it asks; returns the page at the end.
+    pub(crate) async fn consent(&self, name: &str, client: &str, more: Value) -> Answer {
+        let link = self.link(name, client, more).await;
+        Person::new(self).consent(&link, "allow").await
+    }
+
     /// Makes a connection whose account consents in the operator's own browser, whoever it is.
     pub(crate) async fn connect_any(&self, name: &str, client: &str) {
-        let link = self.link(name, client, json!({ "self": true })).await;
-        let page = Person::new(self).consent(&link, "allow").await;
-        assert!(page.text.contains("Connected"), "{page:?}");
+        let page = self.consent(name, client, json!({ "self": true })).await;
+        assert!(page.text.contains("Connected"), "{name}: {page:?}");
     }
 
     /// Confirms an account.

@@ -124,7 +124,7 @@ impl TestDatabase {
                 number
             }
             Place::Schema { .. } => {
-                let mut connection = PgConnection::connect(url).await.unwrap();
+                let mut connection = self.session().await;
                 let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
                 number
@@ -144,7 +144,7 @@ impl TestDatabase {
                 rows.iter().map(|row| row.get::<String, _>("detail") + "\n").collect()
             }
             Place::Schema { .. } => {
-                let mut connection = PgConnection::connect(url).await.unwrap();
+                let mut connection = self.session().await;
                 let sql = AssertSqlSafe(format!("EXPLAIN {sql}"));
                 let rows = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
@@ -153,9 +153,14 @@ impl TestDatabase {
         }
     }
 
+    /// A connection of the test's own to PostgreSQL.
+    pub(crate) async fn session(&self) -> PgConnection {
+        connect_to_postgres(self.plain_url()).await
+    }
+
     /// Runs a statement on PostgreSQL and holds its locks until the connection is dropped.
     pub(crate) async fn hold(&self, sql: &'static str) -> PgConnection {
-        let mut connection = PgConnection::connect(self.plain_url()).await.unwrap();
+        let mut connection = self.session().await;
         sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
         sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
         connection
@@ -170,7 +175,7 @@ impl TestDatabase {
                 String::from_utf8_lossy(&bytes).into_owned()
             }
             Place::Schema { admin_url, name } => {
-                let mut connection = PgConnection::connect(admin_url).await.unwrap();
+                let mut connection = connect_to_postgres(admin_url).await;
                 let sql = "SELECT query_to_xml(format('SELECT * FROM %I.%I', $1, relname), \
                      false, false, '')::text FROM pg_class \
                      WHERE relnamespace = $1::regnamespace AND relkind = 'r' ORDER BY relname";
@@ -199,11 +204,14 @@ impl Drop for TestDatabase {
     }
 }
 
-async fn execute_on_postgres(url: &str, sql: String) {
+async fn connect_to_postgres(url: &str) -> PgConnection {
     let options: PgConnectOptions = url.parse().unwrap();
     // A pooler refuses it.
-    let options = options.extra_float_digits(None);
-    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    PgConnection::connect_with(&options.extra_float_digits(None)).await.unwrap()
+}
+
+async fn execute_on_postgres(url: &str, sql: String) {
+    let mut connection = connect_to_postgres(url).await;
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
 }

@@ -28,7 +28,6 @@ use super::{
     api::Api,
     broker::{Replica, RunOptions, Running, TestBroker},
     database::TestDatabase,
-    person::Person,
     process::{ExitedProcess, Program},
     replica_process::ReplicaProcess,
     wait::until,
@@ -200,8 +199,7 @@ impl Deployment {
     /// Makes a connection whose simulated account consents and is expected.
     pub(crate) async fn connect(&self, name: &str, which: Simulated) {
         let expected = json!({ "expected_account": self.account(which) });
-        let link = self.link(name, which.as_str(), expected).await;
-        let page = Person::new(self).consent(&link, "allow").await;
+        let page = self.consent(name, which.as_str(), expected).await;
         assert_eq!(page.status, StatusCode::OK, "{page:?}");
         assert_eq!(self.view(name).await["state"], "active");
     }

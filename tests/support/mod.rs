@@ -5,6 +5,7 @@ pub(crate) mod broker;
 pub(crate) mod browser;
 pub(crate) mod database;
 pub(crate) mod deployment;
+pub(crate) mod files;
 pub(crate) mod http;
 pub(crate) mod person;
 pub(crate) mod pooler;

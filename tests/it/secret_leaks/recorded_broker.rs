@@ -24,8 +24,8 @@ use super::{
     relay::Relay,
 };
 use crate::support::{
-    api::Answer, database::TestDatabase, deployment::Deployment, person::Person, process::Program,
-    server::Server,
+    api::Answer, database::TestDatabase, deployment::Deployment, files::contents, person::Person,
+    process::Program, server::Server,
 };
 
 /// What a provider may send in the hope of a line of its own in the log.
@@ -162,7 +162,7 @@ impl RecordedBroker {
         let program = self.program.take().unwrap();
         program.signal(signal);
         let home = program.home().to_owned();
-        let files = files(&home);
+        let files = contents(&home);
         assert!(files.is_empty(), "{files:?}");
         let ended = program.end().await;
         self.output.extend(ended.stdout);
@@ -302,14 +302,14 @@ impl RecordedBroker {
     /// Looks at all that lies on a disk at this moment.
     pub(super) async fn scan_files(&mut self) {
         self.learn();
-        let mut files = files(&self.state(""));
+        let mut files = contents(&self.state(""));
         files.retain(|(path, _)| path.file_name().unwrap() != "sealing.keys");
         assert!(files.iter().any(|(path, _)| path.parent().unwrap().ends_with("stored")));
         if let Some(server) = &self.server {
             let mut connection = PgConnection::connect(&server.url()).await.unwrap();
             sqlx::raw_sql("CHECKPOINT").execute(&mut connection).await.unwrap();
             connection.close().await.unwrap();
-            files.extend(self::files(&server.data()));
+            files.extend(contents(&server.data()));
             files.push((PathBuf::from("pg_dump"), dump(&server.url())));
         } else if self.program.is_some() {
             assert!(files.iter().any(|(path, _)| path.ends_with("token-broker.sqlite-wal")));
@@ -347,21 +347,6 @@ impl RecordedBroker {
             }
         }
     }
-}
-
-/// Every file under a folder, with what is in it.
-fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            all.extend(files(&path));
-        } else {
-            // The server removes files of its own as it goes.
-            all.extend(fs::read(&path).map(|bytes| (path, bytes)));
-        }
-    }
-    all
 }
 
 /// What a backup would hold.
