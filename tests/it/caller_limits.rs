@@ -1,4 +1,4 @@
-//! What no caller may go beyond, what is refused before it does harm, and what health tells of it.
+//! Limits of callers, requests that are refused before they do harm, and their trace in `/health`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What goes wrong with one connection is no trouble of the others.
+//! Isolation: a connection that fails does not disturb the others.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where the public listener sends browsers: nothing that a stranger writes has a say in it.
+//! Redirects of the public listener: no input of a stranger chooses their target.
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;

@@ -14,19 +14,19 @@ burst = 100000
 in_flight = 64
 ";
 
-/// How many token requests have arrived at Avito.
+/// The number of token requests that have reached Avito.
 pub(crate) fn posts(deployment: &Deployment) -> u64 {
     deployment.posts(Simulated::Avito)
 }
 
-/// How many presentations of a refresh token followed a first one.
+/// The number of presentations of refresh tokens after their first.
 pub(crate) fn replays(deployment: &Deployment) -> u64 {
     let known = deployment.simulator(Simulated::Avito).oracle().known;
     let refresh = known.iter().filter(|known| known.kind == Kind::Refresh);
     refresh.map(|known| known.presented.values().sum::<u64>().saturating_sub(1)).sum()
 }
 
-/// How many of the connections hold no refresh token that works: each is refreshed once more.
+/// The number of connections without a refresh token that works. Each is refreshed once more.
 pub(crate) async fn lost(broker: &TestBroker, names: &[String]) -> usize {
     let mut lost = 0;
     broker.broker().sync().await.unwrap();
@@ -38,12 +38,12 @@ pub(crate) async fn lost(broker: &TestBroker, names: &[String]) -> usize {
     lost
 }
 
-/// How many grants the connection has held, as the database knows.
+/// The generation of a connection in the database.
 pub(crate) async fn generation(broker: &Broker, name: &str) -> i64 {
     broker.store().record(name).await.unwrap().unwrap().generation()
 }
 
-/// How many connections hold this generation with no attempt open.
+/// The number of connections that hold this generation and have no attempt open.
 pub(crate) async fn settled_at(
     database: &TestDatabase,
     names: &[String],

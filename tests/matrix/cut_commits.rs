@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// How many refreshes each cut hits.
+/// The number of refreshes that each cut hits.
 const AT_ONCE: usize = 10;
 
 async fn start(database: TestDatabase, holds: &HeldPoints) -> TestBroker {

@@ -1,4 +1,4 @@
-//! A line between a test and its `PostgreSQL` that can be cut.
+//! A connection between a test and its `PostgreSQL` that can be cut.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::support::database::TestDatabase;
 
-/// What becomes of the bytes.
+/// The treatment of bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Way {
     /// They arrive.
@@ -23,7 +23,7 @@ enum Way {
     Silent,
 }
 
-/// What becomes of a connection whose answer was swallowed.
+/// The treatment of a connection whose answer was swallowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Then {
     /// It is closed.
@@ -32,7 +32,7 @@ pub(crate) enum Then {
     FallSilent,
 }
 
-/// A running line. Dropping it cuts it for good.
+/// A running relay. Dropping it closes all connections for good.
 pub(crate) struct CuttableConnection {
     way: watch::Sender<Way>,
     swallows: watch::Sender<Option<Then>>,
@@ -75,7 +75,7 @@ impl CuttableConnection {
         self.swallows.send_replace(Some(then));
     }
 
-    /// Whether that has happened.
+    /// True once that has happened.
     pub(crate) fn has_swallowed(&self) -> bool {
         self.swallows.borrow().is_none()
     }

@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// How soon after its return refreshes must be made again.
+/// The time after its return within which refreshes must be made again.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// The same where nothing says that it was away: what was asked by then must be given up first.

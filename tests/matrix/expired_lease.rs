@@ -1,5 +1,5 @@
-//! The holder of a lease stands still until the lease is over and another replica has gone on; then
-//! it wakes up.
+//! The holder of a lease is held until the lease has expired and another replica has gone on; then
+//! it goes on, too.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     support::{broker::RunOptions, database::TestDatabase},
 };
 
-/// How long a token request may take: longer than it is held here.
+/// The time limit of a token request: longer than it is held here.
 const LONG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same where the lease has to end within the grace: it is 20 s longer than the timeout, and 50 s

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::support::wait::until;
 
-/// Where refreshes are held, and how many are.
+/// The point at which refreshes are held, and the number of those held.
 #[derive(Clone, Default)]
 pub(crate) struct HeldPoints {
     at: watch::Sender<Option<Point>>,
@@ -18,7 +18,7 @@ pub(crate) struct HeldPoints {
 }
 
 impl HeldPoints {
-    /// What a broker is to be started with.
+    /// The failpoints to start a broker with.
     pub(crate) fn failpoints(&self) -> Failpoints {
         let holds = self.clone();
         Failpoints::new(Arc::new(move |point| {

@@ -39,13 +39,13 @@ use crate::{
     support::{database::TestDatabase, deployment::Deployment, http::client, person::Person},
 };
 
-/// Where the order of two replicas matters.
+/// The points at which the order of two replicas matters.
 const STEPS: [Point; 3] = [Point::Claimed, Point::Received, Point::Spooled];
 
 /// Longer than any lease.
 const LEASE_AND_MORE: Duration = Duration::from_secs(100);
 
-/// What may go wrong in one walk.
+/// The number of faults in one walk.
 #[derive(Clone, Copy, Debug)]
 struct Mishaps {
     crashes: u32,
@@ -216,7 +216,7 @@ struct Walk<'s> {
     reached: mpsc::UnboundedReceiver<Reached>,
     left: Mishaps,
     lease_ended: bool,
-    /// Who holds the claim, as far as time has not ended it.
+    /// The replica that holds the claim, unless its lease has ended.
     holder: Option<usize>,
     /// The refresh token that it begins with.
     first: String,
@@ -291,7 +291,7 @@ impl<'s> Walk<'s> {
         Self { shared, id, replicas, reached, left, lease_ended: false, holder: None, first, known }
     }
 
-    /// What can happen next, in a fixed order.
+    /// The acts that are possible next, in a fixed order.
     async fn acts(&self) -> Vec<Act> {
         let mut acts = Vec::new();
         let record = self.shared.record(self.id).await;

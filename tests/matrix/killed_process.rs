@@ -19,10 +19,10 @@ use crate::{
     support::{database::TestDatabase, replica_process::ReplicaProcess, wait::until},
 };
 
-/// So many refusals that the broker would doubt them, if its own death did not explain them.
+/// Enough refusals for the broker to doubt them, if its own death did not explain them.
 const MANY: usize = 5;
 
-/// Where the process dies.
+/// The point of a refresh at which the process dies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stop {
     /// At a point of ours.
@@ -58,7 +58,7 @@ impl Stop {
         }
     }
 
-    /// What makes the provider hold the broker.
+    /// The fault by which the provider holds the broker.
     fn fault(self) -> Option<Fault> {
         match self {
             Self::At(_) => None,
@@ -67,7 +67,7 @@ impl Stop {
         }
     }
 
-    /// Whether the provider has acted by then.
+    /// True if the provider has acted by then.
     fn is_processed(self) -> bool {
         match self {
             Self::At(point) => point >= Point::Written,
@@ -76,7 +76,7 @@ impl Stop {
         }
     }
 
-    /// Whether what the provider gave is on our disk by then.
+    /// True if the provider's answer is on our disk by then.
     fn is_kept(self) -> bool {
         matches!(self, Self::At(point) if point >= Point::Spooled)
     }
@@ -128,7 +128,7 @@ pub(crate) fn unrecoverable(before: &Oracle, at_death: &Oracle, stop: Stop) -> B
     beyond.map(|(chain, _)| chain).collect()
 }
 
-/// How often each refresh token that arrived since `before` did.
+/// The number of presentations since `before` of each refresh token that was presented.
 pub(crate) fn presentations(before: &Oracle, now: &Oracle) -> BTreeMap<usize, u64> {
     let times = |oracle: &Oracle, id: usize| -> u64 {
         oracle.known.get(id - 1).map_or(0, |known| known.presented.values().sum())
@@ -138,7 +138,7 @@ pub(crate) fn presentations(before: &Oracle, now: &Oracle) -> BTreeMap<usize, u6
     times.filter(|(_, times)| *times > 0).collect()
 }
 
-/// How many access tokens were ever issued.
+/// The number of access tokens ever issued.
 pub(crate) fn accesses(oracle: &Oracle) -> usize {
     oracle.known.iter().filter(|known| known.kind == Kind::Access).count()
 }

@@ -99,8 +99,8 @@ async fn many_readers_of_an_expired_token_cost_one_request() {
     broker.stop().await;
 }
 
-/// Where the token of a connection stands among those that end: any order but the natural one, and
-/// no two at once.
+/// The rank of a connection by the end of its token: no two are alike, and the order is not that of
+/// the names.
 fn rank(number: usize) -> usize {
     number * 37 % 1_009
 }

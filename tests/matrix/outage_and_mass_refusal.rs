@@ -13,14 +13,14 @@ use crate::{
 
 const PACE: &str = "[providers.profiles.avito.pace]\nper_second = 100000\nburst = 100000\n";
 
-struct Storm {
+struct Outage {
     broker: TestBroker,
     names: Vec<String>,
 }
 
-impl Storm {
+impl Outage {
     /// Connections that are due while their tokens live.
-    async fn over(count: usize) -> Self {
+    async fn start(count: usize) -> Self {
         let database = TestDatabase::sqlite().await;
         let broker = TestBroker::start_with(database, SimulatorSettings::default(), PACE).await;
         let names = broker.consented(count).await;
@@ -29,7 +29,7 @@ impl Storm {
     }
 
     /// Lets the background work for some minutes; every token is read in each of them.
-    async fn last(&self, minutes: u32) {
+    async fn pass(&self, minutes: u32) {
         for _ in 0..minutes {
             for _ in 0..3 {
                 self.broker.advance(Duration::from_secs(20)).await;
@@ -49,7 +49,7 @@ impl Storm {
     /// The provider is itself again: everybody is refreshed.
     async fn end(self, fault: &str) {
         self.broker.simulator(Simulated::Avito).clear_faults();
-        self.last(20).await;
+        self.pass(20).await;
         let replays = self.broker.simulator(Simulated::Avito).oracle().most_presentations() - 1;
         for name in &self.names {
             let view = self.broker.view(name).await;
@@ -64,38 +64,38 @@ impl Storm {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_and_then_refusals_of_everybody() {
-    let storm = Storm::over(short_or_long(20, 500)).await;
-    let avito = storm.broker.simulator(Simulated::Avito);
+    let outage = Outage::start(short_or_long(20, 500)).await;
+    let avito = outage.broker.simulator(Simulated::Avito);
     avito.fault(&Fault::ServerError { processed: false }, 100_000);
-    storm.last(10).await;
+    outage.pass(10).await;
     avito.clear_faults();
     avito.fault(&Fault::Refused, 100_000);
-    storm.last(15).await;
-    storm.nobody_is_condemned().await;
-    storm
+    outage.pass(15).await;
+    outage.nobody_is_condemned().await;
+    outage
         .end("5xx for 10 min, then false invalid_grant for 15 min (replays: the most of one token)")
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_our_own_credentials() {
-    let mut storm = Storm::over(short_or_long(20, 500)).await;
+    let mut outage = Outage::start(short_or_long(20, 500)).await;
     let mut right = None;
-    storm
+    outage
         .broker
         .restart(|settings| {
             let client = settings["clients"]["avito"].as_table_mut().unwrap();
             right = client.insert("client_secret".into(), "wrong".into());
         })
         .await;
-    storm.last(5).await;
-    for name in &storm.names {
-        let view = storm.broker.view(name).await;
+    outage.pass(5).await;
+    for name in &outage.names {
+        let view = outage.broker.view(name).await;
         assert_eq!((&view["state"], &view["generation"]), (&json!("active"), &json!(1)), "{view}");
     }
-    storm
+    outage
         .broker
         .restart(|settings| settings["clients"]["avito"]["client_secret"] = right.unwrap())
         .await;
-    storm.end("invalid_client on our own credentials for 5 min").await;
+    outage.end("invalid_client on our own credentials for 5 min").await;
 }

@@ -21,7 +21,7 @@ use crate::{
     support::{database::TestDatabase, replica_process::ReplicaProcess},
 };
 
-/// How many connections are refreshed side by side.
+/// The number of connections that are refreshed side by side.
 const CONNECTIONS: usize = 8;
 
 /// The longest that a process lives once it serves.

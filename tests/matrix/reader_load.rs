@@ -62,7 +62,7 @@ impl Load {
         Self { stop, running }
     }
 
-    /// How many reads there were, and what went wrong with them.
+    /// The number of reads, and the errors of those that failed.
     pub(crate) async fn end(mut self) -> (usize, Vec<String>) {
         self.stop.cancel();
         self.running.join_next().await.unwrap().unwrap()

@@ -14,18 +14,18 @@ const TABLE: &str = "FAULTS_TABLE";
 /// Set for the long version.
 const LONG: &str = "FAULTS_LONG";
 
-/// What came of one fault.
+/// The outcome of one fault.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
-    /// How many refreshes it hit.
+    /// The number of refreshes that it hit.
     pub(crate) runs: usize,
-    /// How many connections are not usable without a person any more.
+    /// The number of connections that need a person again.
     pub(crate) lost: usize,
-    /// How many of them no client could have saved, as the provider's oracle knows.
+    /// The number of those that no client could have saved, by the provider's oracle.
     pub(crate) unrecoverable: usize,
-    /// How many further presentations of a refresh token followed a first one.
+    /// The number of presentations of refresh tokens after their first.
     pub(crate) replays: u64,
-    /// How long each connection took to be settled again.
+    /// The time that each connection took to settle.
     pub(crate) recovery: Vec<Duration>,
 }
 
@@ -69,7 +69,7 @@ impl Row {
     }
 }
 
-/// Whether the long version runs.
+/// True in the long version.
 pub(crate) fn is_long() -> bool {
     env::var_os(LONG).is_some()
 }

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use token_broker::simulator::settings::{AvitoSettings, RotationClass};
 
-/// How a provider rotates: as it is, and as the broker is told.
+/// A rotation of refresh tokens: as the provider does it, and as the profile describes it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Class {
     pub(crate) name: &'static str,
     rotation: RotationClass,
     profile: &'static str,
-    /// How long an access token lives, in seconds. Where a second presentation is dangerous the
+    /// The life of an access token, in seconds. Where a second presentation is dangerous the
     /// broker waits for its end, and so do the tests.
     access_life: u32,
 }
 
 const DAY: u32 = 86_400;
 
-/// How long a used refresh token still works in the classes with a grace.
+/// The time that a used refresh token still works in the classes with a grace, in seconds.
 const GRACE: u32 = 60;
 
 impl Class {

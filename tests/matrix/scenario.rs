@@ -54,13 +54,13 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Whether a person must consent again.
+    /// True if a person must consent again.
     pub(crate) fn is_lost(&self) -> bool {
         self.state == "needs_consent"
     }
 }
 
-/// What a dead process left of a connection.
+/// The state of a connection that a dead process left behind.
 pub(crate) struct Held {
     /// Every refresh token in the database and in the spool.
     pub(crate) refresh_tokens: Vec<String>,
@@ -72,7 +72,7 @@ pub(crate) struct Held {
 pub(crate) type Settled = BTreeMap<String, (View, Duration)>;
 
 impl Scenario {
-    /// So many connections at a provider of this class, and the first replica.
+    /// Starts a replica with so many connections at a provider of this class.
     pub(crate) async fn start(
         database: TestDatabase,
         class: Class,
@@ -152,7 +152,7 @@ impl Scenario {
         settled
     }
 
-    /// What a replica that is dead left of every connection.
+    /// The state of every connection that a dead replica left behind.
     pub(crate) async fn held(&self, replica: &ReplicaProcess) -> BTreeMap<String, Held> {
         let spooled = spooled(replica);
         let mut all = BTreeMap::new();
@@ -183,7 +183,7 @@ impl Scenario {
         Some(self.keyring.open(place, sealed).unwrap().expose_secret().to_owned())
     }
 
-    /// That every connection serves a token that lives, and holds the refresh token that came with
+    /// Asserts that every connection serves a token that lives, and holds the refresh token that came with
     /// it, or with a later one, and lives, too, unless it is lost.
     pub(crate) async fn assert_usable(&self, replica: &ReplicaProcess, lost: &BTreeSet<String>) {
         for name in self.chains.keys().filter(|name| !lost.contains(*name)) {
@@ -196,7 +196,7 @@ impl Scenario {
         }
     }
 
-    /// That every connection serves a token where one that it had `before` lives for a while yet. One
+    /// Asserts that every connection serves a token where one that it had `before` lives for a while yet. One
     /// that was issued since may never have arrived.
     pub(crate) async fn assert_served(&self, replica: &ReplicaProcess, before: &Oracle) {
         for (name, chain) in &self.chains {

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// How many refreshes are under way at the signal, and how many wait for their turn.
+/// The number of refreshes under way at the signal, and of those that wait for their turn.
 const UNDER_WAY: usize = 30;
 const WAITING: usize = 10;
 

@@ -121,7 +121,7 @@ async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatab
     broker.stop().await;
 }
 
-/// How large a file of that process may become, as the disk of a full machine would say.
+/// Limits the size of files of a process, as a full disk does.
 fn limit_files(pid: &str, bytes: &str) {
     let limit = format!("--fsize={bytes}:");
     let limited = Command::new("prlimit").args(["--pid", pid, &limit]).status().unwrap();

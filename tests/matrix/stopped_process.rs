@@ -14,13 +14,14 @@ use crate::{
     support::{database::TestDatabase, wait::until},
 };
 
-/// How long a token request may take: a lease is 20 s longer.
+/// The time limit of a token request. A lease is 20 s longer.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The answers arrive while the process stands still.
 const SLOW: Fault = Fault::Slow { milliseconds: 2_000 };
 
-/// What came of it. Nothing is beyond saving: every answer lies in a socket of the one that wakes up.
+/// Stops a replica with its requests under way, and wakes it after another has gone on. Nothing is
+/// beyond saving: every answer lies in a socket of the stopped one.
 async fn stop_and_wake(class: Class) -> Row {
     let count = short_or_long(5, 100);
     let database = TestDatabase::postgres().await;

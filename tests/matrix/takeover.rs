@@ -13,7 +13,7 @@ use crate::{
     support::database::TestDatabase,
 };
 
-/// How long a token request may take: a lease is 20 s longer.
+/// The time limit of a token request. A lease is 20 s longer.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn take_over(stop: Stop, class: Class) {

@@ -22,12 +22,12 @@ use super::{
     deployment::{Deployment, bind, load},
 };
 
-/// How a replica is run, besides its settings.
+/// Options of a replica that are no settings.
 #[derive(Clone, Default)]
 pub(crate) struct RunOptions {
-    /// Where its refreshes are held.
+    /// The points at which its refreshes are held.
     pub(crate) failpoints: Failpoints,
-    /// Whether it refreshes by itself.
+    /// True if the background refresher runs; otherwise the test steps it.
     pub(crate) background: bool,
 }
 
@@ -187,7 +187,7 @@ impl TestBroker {
         self.broker().sync().await.unwrap();
     }
 
-    /// Whether a received grant lies in escrow because the connection holds another.
+    /// True if a received grant is kept in escrow because the connection holds another.
     pub(crate) async fn has_escrow(&self, connection: &str) -> bool {
         let store = self.broker().store();
         let id = store.record(connection).await.unwrap().unwrap().connection.id;

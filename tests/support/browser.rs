@@ -20,17 +20,17 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 use url::Url;
 
-/// How long a page is waited for before the test fails.
+/// The time after which a missing page fails the test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How large the page is, in CSS pixels.
+/// The size of the page, in CSS pixels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Screen {
     Desktop,
     Phone,
 }
 
-/// What the person's system prefers (`prefers-color-scheme`).
+/// The preferred colour scheme (`prefers-color-scheme`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Scheme {
     Dark,
@@ -167,7 +167,7 @@ impl Browser {
         self.client.execute(&format!("return {expression}"), Vec::new()).await.unwrap()
     }
 
-    /// What the console holds since the last call: refused loads, violated policies, exceptions.
+    /// The console since the last call: refused loads, violated policies, exceptions.
     pub(crate) async fn console_errors(&self) -> Vec<String> {
         let log = self.issue("se/log", json!({ "type": "browser" })).await;
         log.as_array()
@@ -178,7 +178,7 @@ impl Browser {
             .collect()
     }
 
-    /// What a person sees in one of the page's frames.
+    /// The visible text of one of the page's frames.
     pub(crate) async fn frame_text(&self, frame: u16) -> String {
         self.client.enter_frame(frame).await.unwrap();
         let text = self.text().await;
@@ -291,7 +291,7 @@ impl Drop for Driver {
     }
 }
 
-/// Where a program is, from the environment that `tests/run` prepares.
+/// The path of a program, from the environment that `tests/run` prepares.
 fn from_tests_run(variable: &str) -> String {
     env::var(variable)
         .unwrap_or_else(|_| panic!("{variable} is not set: start the tests with tests/run"))

@@ -15,7 +15,7 @@ use token_broker::{
 
 use super::pooler::Pooler;
 
-/// Where the PostgreSQL tests may make schemas of their own: a URL with a user who may.
+/// The variable with the URL of a PostgreSQL server and a user who may create schemas.
 const TEST_DATABASE_URL: &str = "TEST_DATABASE_URL";
 
 /// A migrated database that is gone with the test, and a clock that the test moves by hand.
@@ -24,7 +24,7 @@ pub(crate) struct TestDatabase {
     pub(crate) store: Store,
     /// The store's clock.
     pub(crate) clock: Clock,
-    /// What to open the same database with.
+    /// The URL of the same database.
     pub(crate) url: SecretString,
     place: Place,
     pooler: Option<Pooler>,
@@ -132,7 +132,7 @@ impl TestDatabase {
         }
     }
 
-    /// How the engine would run a statement, in its own words.
+    /// The query plan of a statement, as the engine prints it.
     pub(crate) async fn plan(&self, sql: &str) -> String {
         let url = self.plain_url();
         match self.place {

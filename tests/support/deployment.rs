@@ -33,7 +33,7 @@ use super::{
     wait::until,
 };
 
-/// What the replicas share. Requests go to the first of them.
+/// The parts that replicas share. Requests go to the first replica.
 pub(crate) struct Deployment {
     pub(crate) database: TestDatabase,
     /// Shared by the simulators, the database and the replicas in the test's process.
@@ -182,7 +182,7 @@ impl Deployment {
         self.load().key_file
     }
 
-    /// How many files are in the spool of the first replica.
+    /// The number of files in the spool of the first replica.
     pub(crate) fn spool_files(&self) -> usize {
         fs::read_dir(self.state("spool")).unwrap().count()
     }
@@ -213,8 +213,8 @@ impl Deployment {
         names
     }
 
-    /// How often codes and tokens of a kind were presented to a simulator, and the most that any
-    /// one of them was.
+    /// The number of times that codes or tokens of a kind were presented to a simulator: of all of
+    /// them, and of the one that was presented most often.
     pub(crate) fn presented(&self, which: Simulated, kind: Kind) -> (u64, u64) {
         let oracle = self.simulator(which).oracle();
         let times = oracle.known.iter().filter(|known| known.kind == kind);
@@ -228,12 +228,12 @@ impl Deployment {
         until("a refresh token is presented", presented).await;
     }
 
-    /// How many requests of each kind have reached each provider, whatever they held.
+    /// The number of requests that have reached each provider, by endpoint.
     pub(crate) fn requests(&self) -> BTreeMap<Simulated, BTreeMap<Endpoint, u64>> {
         Simulated::ALL.map(|which| (which, self.simulator(which).oracle().requests)).into()
     }
 
-    /// How many token requests have reached a provider.
+    /// The number of token requests that have reached a provider.
     pub(crate) fn posts(&self, which: Simulated) -> u64 {
         let requests = self.simulator(which).oracle().requests;
         requests.get(&Endpoint::Token).copied().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What the tests of both binaries share: deployments of the broker, databases, a browser.
+//! Support of both test binaries: deployments of the broker, databases, a browser.
 
 pub(crate) mod api;
 pub(crate) mod broker;

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpStream, time::timeout};
 use url::Url;
 
-/// Where the program is.
+/// The variable with the path of the program.
 const TEST_PGBOUNCER: &str = "TEST_PGBOUNCER";
 
 /// A running `PgBouncer`; it ends with the test.

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a line or the end is waited for before the test fails.
+/// The time after which a missing line, or a missing end, fails the test.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A running `token-broker`; it is killed when dropped.
@@ -29,7 +29,7 @@ pub(crate) struct Program {
     stderr: UnboundedReceiver<String>,
 }
 
-/// What a program left when it ended.
+/// The exit status and the remaining output of a program.
 #[derive(Debug)]
 pub(crate) struct ExitedProcess {
     pub(crate) status: ExitStatus,
@@ -140,7 +140,7 @@ impl Program {
         left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
     }
 
-    /// What it has said on standard error so far.
+    /// The lines of standard error so far.
     fn complaints(&mut self) -> String {
         let mut said = Vec::new();
         while let Ok(line) = self.stderr.try_recv() {

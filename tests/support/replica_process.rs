@@ -72,7 +72,7 @@ impl ReplicaProcess {
         self.state_dir.join(name)
     }
 
-    /// How many grants lie in the spool; a file that is only reserved begins with a zero.
+    /// The number of grants in the spool. A file that is only reserved begins with a zero byte.
     pub(crate) fn spooled(&self) -> usize {
         let files = fs::read_dir(self.state("spool")).into_iter().flatten().flatten();
         let read = files.filter_map(|file| fs::read(file.path()).ok());
@@ -80,8 +80,8 @@ impl ReplicaProcess {
     }
 }
 
-/// The signal is ignored that would kill it when a file grows beyond a limit of the test's: it sees
-/// the error that a full disk gives.
+/// SIGXFSZ is ignored: where a test limits the size of files, the process sees a failed write, as on a
+/// full disk.
 fn serve(config: &Path, hold: Option<Point>) -> Program {
     let arguments = ["--config", config.to_str().unwrap(), "serve"];
     let hold = hold.map(|point| ("TOKEN_BROKER_HOLD", point.as_str()));

@@ -12,17 +12,17 @@ use std::{
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-/// Where the programs are.
+/// The variable with the folder of the programs.
 const TEST_POSTGRES_BIN: &str = "TEST_POSTGRES_BIN";
 
-/// How long a start may take.
+/// The time that a start may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server; it ends with the test.
 pub(crate) struct Server {
     programs: PathBuf,
     folder: TempDir,
-    /// Who runs it where we are root, by user and group.
+    /// The user and group that run it where the test runs as root.
     user: Option<(u32, u32)>,
     port: u16,
     process: Option<Child>,

@@ -1,13 +1,13 @@
-//! What a test waits for, and an address to wait at.
+//! Waiting for a condition.
 
 use std::{net::TcpListener, time::Duration};
 
 use tokio::time::{interval, timeout};
 
-/// How long anything is waited for before the test fails.
+/// The time after which a condition that is waited for fails the test.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
-/// Looks again and again until it has happened.
+/// Polls until the condition holds.
 pub(crate) async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
     let wait = async {
         let mut looks = interval(Duration::from_millis(5));

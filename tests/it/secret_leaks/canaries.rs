@@ -1,5 +1,5 @@
-//! What may not be found: every secret of a story, raw, URL-, base64- and hex-encoded, and each
-//! stretch of twelve characters of any of these.
+//! Canaries: every secret of the test, raw, URL-, base64- and hex-encoded. None of their parts of
+//! twelve characters may be found where it does not belong.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,10 +11,10 @@ use base64::{
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 
-/// How long the shortest part is that gives a secret away.
+/// The length of the shortest part that gives a secret away.
 const PART: usize = 12;
 
-/// What a secret is.
+/// The kinds of secrets.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Kind {
     Access,
@@ -78,7 +78,7 @@ impl Canaries {
         }
     }
 
-    /// How many secrets of each kind there are.
+    /// The number of secrets of each kind.
     pub(super) fn planted(&self) -> &BTreeMap<Kind, usize> {
         &self.planted
     }

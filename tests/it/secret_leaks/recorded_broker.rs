@@ -28,7 +28,7 @@ use crate::support::{
     process::Program, server::Server,
 };
 
-/// What a provider may send in the hope of a line of its own in the log.
+/// Text of a provider that tries to forge a line of the log.
 pub(super) const FORGED: &str =
     "\r\n{\"level\":\"ERROR\",\"forged\":1}\r\n\u{1b}[2J\u{1b}[31mforged\u{7}\u{202e}";
 
@@ -157,7 +157,7 @@ impl RecordedBroker {
         self.program = Some(program);
     }
 
-    /// Ends the broker by a signal; what it said is kept, and its home is looked at.
+    /// Ends the broker by a signal and keeps its output. It has left no file in its home.
     pub(super) async fn end(&mut self, signal: &str) {
         let program = self.program.take().unwrap();
         program.signal(signal);
@@ -279,7 +279,7 @@ impl RecordedBroker {
         self.answers.lock().unwrap().push(("junk".to_owned(), Vec::new(), answer));
     }
 
-    /// Hears which secrets there are.
+    /// Plants the secrets that the relays have heard, and the sealing key.
     fn learn(&mut self) {
         for relay in &self.relays {
             for (kind, secret) in relay.secrets() {
@@ -292,14 +292,14 @@ impl RecordedBroker {
         assert_eq!(self.canaries.planted().len(), 11, "{:?}", self.canaries.planted());
     }
 
-    /// Looks at everything, when everything has been said.
+    /// Scans all files, the log and all answers for secrets.
     pub(super) async fn scan(&mut self) {
         self.scan_files().await;
         self.scan_log();
         self.scan_answers();
     }
 
-    /// Looks at all that lies on a disk at this moment.
+    /// Scans all that lies on a disk at this moment.
     pub(super) async fn scan_files(&mut self) {
         self.learn();
         let mut files = contents(&self.state(""));
@@ -349,7 +349,7 @@ impl RecordedBroker {
     }
 }
 
-/// What a backup would hold.
+/// A backup of the database.
 fn dump(url: &str) -> Vec<u8> {
     let program = Path::new(&std::env::var_os("TEST_POSTGRES_BIN").unwrap()).join("pg_dump");
     let dumped = Command::new(program).args(["--dbname", url, "--inserts"]).output().unwrap();
