@@ -5,26 +5,12 @@ use serde_json::{Value, json};
 use token_broker::simulator::Simulated;
 
 use crate::support::{
-    broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
 
-on_both_engines! {
-    a_service_sees_its_own_connections_and_no_others,
-    keys_are_checked_whole_and_end,
-    a_service_has_two_live_keys_at_most,
-    a_key_that_was_made_is_shown_whatever_fails_then,
-    operators_routes_are_for_operators,
-    a_bad_query_is_refused_and_a_large_one_bounded,
-    bad_input_is_one_sentence_and_a_code,
-    the_token_endpoint_speaks_oauth,
-    a_problem_repeats_no_value,
-    whatever_stands_in_a_path_is_answered_in_kind,
-    no_route_is_on_both_listeners_but_liveness,
-    health_tells_how_things_are,
-    nothing_that_leaves_holds_a_refresh_token_or_client_secret,
-}
-
+#[apply(on_both_engines!)]
 async fn a_service_sees_its_own_connections_and_no_others(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -56,6 +42,7 @@ async fn a_service_sees_its_own_connections_and_no_others(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn keys_are_checked_whole_and_end(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let good = broker.service_key.clone();
@@ -91,6 +78,7 @@ async fn keys_are_checked_whole_and_end(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_service_has_two_live_keys_at_most(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let first = broker.service("billing", json!(["*"]), json!(["token"])).await;
@@ -118,6 +106,7 @@ async fn a_service_has_two_live_keys_at_most(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_was_made_is_shown_whatever_fails_then(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     // The record of it cannot be kept.
@@ -137,6 +126,7 @@ async fn a_key_that_was_made_is_shown_whatever_fails_then(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn operators_routes_are_for_operators(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (method, path) in [
@@ -160,6 +150,7 @@ async fn operators_routes_are_for_operators(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -261,6 +252,7 @@ async fn bad_input_is_one_sentence_and_a_code(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_bad_query_is_refused_and_a_large_one_bounded(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -276,6 +268,7 @@ async fn a_bad_query_is_refused_and_a_large_one_bounded(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn whatever_stands_in_a_path_is_answered_in_kind(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for path in ["/v1/connections/%ff/token", "/v1/connections/%ff", "/v1/connections/%00/token"] {
@@ -299,6 +292,7 @@ async fn whatever_stands_in_a_path_is_answered_in_kind(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_problem_repeats_no_value(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let service = |verbs: Value, connections: Value| json!({ "name": "s", "verbs": verbs, "connections": connections });
@@ -316,6 +310,7 @@ async fn a_problem_repeats_no_value(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_token_endpoint_speaks_oauth(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -378,6 +373,7 @@ async fn the_token_endpoint_speaks_oauth(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_route_is_on_both_listeners_but_liveness(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let document = broker.ask("", Method::GET, "/openapi.json", None).await.json();
@@ -404,10 +400,11 @@ async fn no_route_is_on_both_listeners_but_liveness(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn health_tells_how_things_are(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["status"], "ok", "{health}");
     assert_eq!(health["database"]["reachable"], true);
     assert_eq!(health["clients"]["amocrm"]["states"]["active"], 1);
@@ -415,7 +412,7 @@ async fn health_tells_how_things_are(database: TestDatabase) {
     assert!(health["clients"]["amocrm"]["next_expiry"].is_string());
     // Overdue, then dead.
     broker.advance(std::time::Duration::from_hours(24 * 100)).await;
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(
         (&health["status"], &health["refresher"]["overdue"]),
         (&json!("degraded"), &json!(1))
@@ -431,6 +428,7 @@ async fn health_tells_how_things_are(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nothing_that_leaves_holds_a_refresh_token_or_client_secret(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {

@@ -11,28 +11,14 @@ use token_broker::{
     simulator::{Fault, Simulated, SimulatorSettings},
 };
 
-use crate::{
-    crashes::Mortal,
-    support::{
-        broker::{Answer, Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
-        http::client,
-    },
+use crate::support::{
+    api::Answer,
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    deployment::Deployment,
+    http::client,
+    person::Person,
 };
-
-on_both_engines! {
-    every_token_handed_out_has_one_record,
-    what_is_done_is_on_record,
-    a_refused_consent_is_on_record_with_its_reason,
-    nothing_secret_is_on_record,
-    a_file_that_cannot_be_written_withholds_tokens,
-    what_was_shipped_before_a_crash_is_kept_once,
-    records_wait_for_a_database_that_does_not_take_them,
-    a_changed_configuration_is_told,
-    a_key_that_expires_is_on_record_once,
-    the_trail_is_for_operators_and_paged,
-    old_events_are_purged_as_the_settings_say,
-}
 
 const TOKEN: &str = "/v1/connections/avito-own/token";
 
@@ -67,9 +53,7 @@ async fn oauth2(broker: &TestBroker) -> Answer {
     let form = [("grant_type", "client_credentials"), ("scope", "avito-own")];
     let url = format!("{}/oauth2/token", broker.internal_url);
     let answer = broker.http.post(url).basic_auth("reader", Some(&broker.service_key)).form(&form);
-    let answer = answer.send().await.unwrap();
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    Answer { status, headers, text: answer.text().await.unwrap() }
+    Answer::read(answer.send().await.unwrap()).await
 }
 
 async fn rejected(broker: &TestBroker) -> Answer {
@@ -77,6 +61,7 @@ async fn rejected(broker: &TestBroker) -> Answer {
     broker.ask(&broker.service_key, Method::POST, &format!("{TOKEN}/rejected"), Some(body)).await
 }
 
+#[apply(on_both_engines!)]
 async fn every_token_handed_out_has_one_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -91,7 +76,7 @@ async fn every_token_handed_out_has_one_record(database: TestDatabase) {
     for token in join_all((0..50).map(|_| broker.token("avito-own"))).await {
         count("service reader", "avito-own", &token);
     }
-    let refreshed = broker.operator(Method::POST, "/v1/connections/avito-own/refresh", None).await;
+    let refreshed = broker.refresh("avito-own").await;
     assert_eq!(refreshed.status, StatusCode::OK);
     for _ in 0..3 {
         count("service reader", "avito-own", &broker.token("avito-own").await);
@@ -128,16 +113,15 @@ async fn every_token_handed_out_has_one_record(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_done_is_on_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    let path = "/v1/connections/amocrm-shop/refresh";
-    assert_eq!(broker.operator(Method::POST, path, None).await.status, StatusCode::OK);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     broker.simulator(Simulated::Amocrm).fault(&Fault::ServerError { processed: false }, 1);
-    assert_ne!(broker.operator(Method::POST, path, None).await.status, StatusCode::OK);
+    assert_ne!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     // An account that nobody expected is confirmed.
-    let link = broker.link("avito-shop", "avito", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("avito-shop", "avito", json!({})).await;
     let account = json!({ "account": broker.account(Simulated::Avito) });
     let path = "/v1/connections/avito-shop/confirm";
     assert_eq!(broker.operator(Method::POST, path, Some(account)).await.status, StatusCode::OK);
@@ -146,7 +130,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
     let id = made["keys"][1]["id"].as_str().unwrap().to_owned();
     broker.operator(Method::DELETE, &format!("/v1/services/billing/keys/{id}"), None).await;
     broker.operator(Method::DELETE, "/v1/services/billing", None).await;
-    broker.operator(Method::DELETE, "/v1/connections/avito-shop", None).await;
+    broker.delete("avito-shop").await;
 
     let events = events(&broker).await;
     let told: Vec<_> = events
@@ -193,6 +177,7 @@ async fn what_is_done_is_on_record(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_consent_is_on_record_with_its_reason(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let expected = json!({ "expected_account": "somebody-else" });
@@ -261,6 +246,7 @@ async fn a_refused_consent_is_on_record_with_its_reason(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nothing_secret_is_on_record(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let expected = json!({ "expected_account": broker.account(Simulated::Divar) });
@@ -270,7 +256,7 @@ async fn nothing_secret_is_on_record(database: TestDatabase) {
     let callback = person.decide(&provider, "allow").await;
     person.get(&callback).await;
     let first = broker.token("divar-shop").await.json();
-    broker.operator(Method::POST, "/v1/connections/divar-shop/refresh", None).await;
+    broker.refresh("divar-shop").await;
     let second = broker.token("divar-shop").await.json();
     // What a provider says in an error, and what a stranger sends, is no line of its own either.
     let forged = "%0a{\"kind\":\"forged\"}";
@@ -304,6 +290,7 @@ async fn nothing_secret_is_on_record(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -323,16 +310,16 @@ async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) 
         assert_eq!(answer.json()["error"], "temporarily_unavailable");
         assert_eq!(answer.header("retry-after"), "1");
     }
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!((&health["status"], &health["audit"]["file"]), (&json!("down"), &json!("failing")));
     // Refreshes go on: what a provider gives is kept, and its record is in the log.
-    let refreshed = broker.operator(Method::POST, "/v1/connections/avito-own/refresh", None).await;
+    let refreshed = broker.refresh("avito-own").await;
     assert_eq!(refreshed.json()["generation"], 2, "{refreshed:?}");
 
     fs::remove_file(&folder).unwrap();
     let token = broker.token("avito-own").await;
     assert_eq!((token.status, &token.json()["generation"]), (StatusCode::OK, &json!(2)));
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(
         (&health["status"], &health["audit"]["file"]),
         (&json!("ok"), &json!("ok")),
@@ -343,6 +330,7 @@ async fn a_file_that_cannot_be_written_withholds_tokens(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_shipped_before_a_crash_is_kept_once(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -361,7 +349,7 @@ async fn what_was_shipped_before_a_crash_is_kept_once(database: TestDatabase) {
     let added = &after[before.len()..];
     let kinds: Vec<_> = added.iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["token_issued", "configuration"]);
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"]["unshipped"], 0, "{health}");
     // One file is left: the one that may still be written to.
     let files = fs::read_dir(broker.state("audit")).unwrap().map(|file| file.unwrap().file_name());
@@ -370,6 +358,7 @@ async fn what_was_shipped_before_a_crash_is_kept_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -379,12 +368,12 @@ async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatab
         assert_eq!(broker.token("avito-own").await.status, StatusCode::OK);
     }
     assert!(broker.broker().ship_events().await.is_err());
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"], json!({ "file": "ok", "unshipped": 1_100 }));
     // They outlast the process, too.
     broker.restart(|_| {}).await;
     assert!(broker.broker().ship_events().await.is_err());
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"]["unshipped"], 1_101, "and the start");
     broker.execute("ALTER TABLE events_elsewhere RENAME TO events").await;
     assert_eq!(broker.broker().ship_events().await.unwrap(), 1_101);
@@ -395,11 +384,12 @@ async fn records_wait_for_a_database_that_does_not_take_them(database: TestDatab
     let all = page_through(&broker).await;
     assert_eq!(all.len(), before + 1_101);
     assert_eq!(of_kind(&all, "token_issued").len(), 1_100);
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["audit"]["unshipped"], 0);
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_changed_configuration_is_told(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.restart(|_| {}).await;
@@ -417,6 +407,7 @@ async fn a_changed_configuration_is_told(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_key_that_expires_is_on_record_once(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let end = broker.clock.now() + Duration::from_hours(1);
@@ -432,6 +423,7 @@ async fn a_key_that_expires_is_on_record_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_trail_is_for_operators_and_paged(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let answer = broker.ask(&broker.service_key, Method::GET, "/v1/events", None).await;
@@ -461,6 +453,7 @@ async fn the_trail_is_for_operators_and_paged(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn old_events_are_purged_as_the_settings_say(database: TestDatabase) {
     let settings = "[audit]\nkeep_days = 2";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;
@@ -481,7 +474,7 @@ async fn a_replica_that_commits_late_is_not_skipped() {
     replica.broker().ship_events().await.unwrap();
     let before = events(&broker).await.len();
     // Somebody has been given places and does not commit.
-    let mut late = broker.suspend_refresh("UPDATE events_head SET seq = seq + 1").await;
+    let mut late = broker.hold("UPDATE events_head SET seq = seq + 1").await;
     let record = AuditEvent::new(EventKind::TokenIssued, &Actor::broker(), broker.clock.now());
     assert!(broker.broker().store().insert_events(std::slice::from_ref(&record)).await.is_err());
     assert_eq!(page_through(&broker).await.len(), before, "nothing with a higher place is there");
@@ -505,14 +498,13 @@ async fn a_replica_that_commits_late_is_not_skipped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_token_that_left_lacks_its_record_after_a_kill() {
-    let mut broker = Mortal::start().await;
-    let new = json!({ "name": "avito-own", "client": "avito",
-        "grant_type": "client_credentials" });
-    assert_eq!(broker.post("/v1/connections", new).await.0, StatusCode::CREATED);
+    let (_deployment, mut broker) =
+        Deployment::start_process(TestDatabase::sqlite().await, "").await;
+    broker.create("avito-own", "avito").await;
     let mut received = 0;
     for round in 0_u64..3 {
         let url = format!("{}/v1/connections/avito-own/token", broker.internal_url);
-        let (http, reader) = (client(), broker.reader.clone());
+        let (http, reader) = (client(), broker.service_key.clone());
         let read = || async {
             let mut received = 0;
             loop {
@@ -535,19 +527,16 @@ async fn no_token_that_left_lacks_its_record_after_a_kill() {
         let readers = join_all((0..8).map(|_| read()));
         let (all, ()) = tokio::join!(readers, kill);
         received += all.into_iter().sum::<usize>();
-        broker.start_again();
-        broker.program.hear("serving").await;
+        broker.start_again().await;
     }
     assert!(received > 100, "{received}");
-    broker.program.signal("TERM");
-    broker.program.wait().await;
+    broker.stop().await;
     // The last records are shipped at the end.
-    broker.start_again();
-    broker.program.hear("serving").await;
+    broker.start_again().await;
     let (mut recorded, mut after) = (0, 0);
     loop {
         let path = format!("/v1/events?limit=1000&after={after}");
-        let page = broker.get(&path, &broker.operator).await;
+        let page = broker.operator(Method::GET, &path, None).await.json();
         let events = page["events"].as_array().unwrap();
         if events.is_empty() {
             break;

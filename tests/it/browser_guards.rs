@@ -15,14 +15,9 @@ use crate::{
     support::{
         broker::TestBroker,
         browser::{Browser, Scheme, Screen},
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
 };
-
-on_both_engines! {
-    looks_of_a_browser_do_not_start_a_link,
-    another_account_in_a_real_browser_waits,
-}
 
 /// Texts that would run, load, lead away or break out where they are not taken for text.
 const HOSTILE: [&str; 6] = [
@@ -156,6 +151,7 @@ async fn no_page_of_ours_shows_in_a_frame() {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn looks_of_a_browser_do_not_start_a_link(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -198,6 +194,7 @@ async fn looks_of_a_browser_do_not_start_a_link(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn another_account_in_a_real_browser_waits(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;

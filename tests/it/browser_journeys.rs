@@ -12,16 +12,11 @@ use token_broker::simulator::{Kind, Simulated};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    broker::{Person, TestBroker},
+    broker::TestBroker,
     browser::{Browser, Scheme, Screen},
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-on_both_engines! {
-    a_person_declines_and_then_connects_every_provider,
-    a_link_and_its_callback_belong_to_the_browser_that_pressed,
-    a_page_of_another_site_cannot_press_the_button,
-}
 
 /// What the provider is called on a page.
 fn title(which: Simulated) -> &'static str {
@@ -72,6 +67,7 @@ async fn press_on(browser: &Browser, which: Simulated) {
     assert_eq!(browser.evaluate("document.referrer").await, "");
 }
 
+#[apply(on_both_engines!)]
 async fn a_person_declines_and_then_connects_every_provider(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let browser = Browser::open(Screen::Phone, Scheme::Light).await;
@@ -125,6 +121,7 @@ async fn a_person_declines_and_then_connects_every_provider(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_link_and_its_callback_belong_to_the_browser_that_pressed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let first = Browser::open(Screen::Phone, Scheme::Light).await;
@@ -156,6 +153,7 @@ async fn a_link_and_its_callback_belong_to_the_browser_that_pressed(database: Te
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_page_of_another_site_cannot_press_the_button(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = link(&broker, Simulated::Avito).await;

@@ -10,17 +10,11 @@ use token_broker::simulator::{Endpoint, Simulated};
 use url::Url;
 
 use crate::support::{
-    broker::{Answer, Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    api::Answer,
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-on_both_engines! {
-    an_odd_state_sends_nothing,
-    a_parameter_that_comes_twice_or_in_a_body_sends_nothing,
-    a_callback_of_one_provider_is_none_of_another,
-    of_fifty_identical_callbacks_one_counts,
-    a_refused_consent_leaves_the_live_grant_alone,
-}
 
 /// An attempt that was decided at the provider: the URL that the browser is sent back to.
 pub(crate) async fn decided(
@@ -57,6 +51,7 @@ pub(crate) async fn send(broker: &TestBroker, url: &str, headers: &[(&str, Strin
     Person::new(broker).send(Method::GET, url, &headers, None).await
 }
 
+#[apply(on_both_engines!)]
 async fn an_odd_state_sends_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let mut person = Person::new(&broker);
@@ -117,6 +112,7 @@ async fn an_odd_state_sends_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_parameter_that_comes_twice_or_in_a_body_sends_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let mut person = Person::new(&broker);
@@ -158,6 +154,7 @@ async fn a_parameter_that_comes_twice_or_in_a_body_sends_nothing(database: TestD
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_of_one_provider_is_none_of_another(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let mut person = Person::new(&broker);
@@ -194,6 +191,7 @@ async fn a_callback_of_one_provider_is_none_of_another(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn of_fifty_identical_callbacks_one_counts(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let mut person = Person::new(&broker);
@@ -219,6 +217,7 @@ async fn of_fifty_identical_callbacks_one_counts(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_consent_leaves_the_live_grant_alone(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {

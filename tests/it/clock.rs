@@ -16,19 +16,10 @@ use tokio::{
 };
 
 use crate::support::{
-    broker::{Answer, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    api::Answer,
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_clock_set_back_serves_nothing_that_ended,
-    a_wall_clock_set_forward_ends_tokens_early_and_once,
-    a_restart_with_a_slow_clock_goes_by_the_database,
-    a_restart_with_a_fast_clock_ends_tokens_early_and_once,
-    a_refresh_that_is_held_up_sends_nothing,
-    a_token_of_30_seconds_is_refreshed_once_per_half_life,
-    a_token_of_a_second_never_loops,
-}
 
 const NAME: &str = "avito-own";
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
@@ -58,8 +49,7 @@ fn fail_next(broker: &TestBroker) {
 }
 
 async fn refresh(broker: &TestBroker) {
-    let path = format!("/v1/connections/{NAME}/refresh");
-    let answer = broker.operator(Method::POST, &path, None).await;
+    let answer = broker.refresh(NAME).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
 }
 
@@ -70,10 +60,6 @@ fn given(broker: &TestBroker) -> (usize, Duration) {
     let at: Vec<_> = given.map(|known| known.issued_at).collect();
     let apart = at.windows(2).map(|two| two[1].duration_since(two[0]).unsigned_abs());
     (at.len(), apart.min().unwrap_or(Duration::MAX))
-}
-
-async fn health(broker: &TestBroker) -> Value {
-    broker.ask("", Method::GET, "/health", None).await.json()
 }
 
 /// Sets the database's clock a day back, as a failover to a wrong one does.
@@ -92,6 +78,7 @@ async fn set_database_back(broker: &TestBroker) {
         .await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_clock_set_back_serves_nothing_that_ended(database: TestDatabase) {
     let broker = start(database, 3_600).await;
     for (by, database_too) in [(-HOUR, false), (-HOUR * 24, false), (-HOUR * 24, true)] {
@@ -114,6 +101,7 @@ async fn a_clock_set_back_serves_nothing_that_ended(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_wall_clock_set_forward_ends_tokens_early_and_once(database: TestDatabase) {
     let broker = start(database, 3_600).await;
     lives(&broker).await;
@@ -143,14 +131,15 @@ async fn restart_elsewhere(broker: &mut TestBroker, wrong_by: SignedDuration) {
     broker.restart(|_| {}).await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     broker.advance(Duration::from_mins(30)).await;
-    assert_eq!(health(&broker).await["status"], "ok");
+    assert_eq!(broker.health().await["status"], "ok");
     restart_elsewhere(&mut broker, -HOUR).await;
     let token = lives(&broker).await;
     assert!(token["expires_in"].as_u64().unwrap() <= 1_800, "{token}");
-    let told = health(&broker).await;
+    let told = broker.health().await;
     assert_eq!(told["status"], "degraded", "{told}");
     let notes = told["notes"].to_string();
     assert!(notes.contains("the database's clock is 3600 s ahead of this machine's"), "{notes}");
@@ -167,15 +156,16 @@ async fn a_restart_with_a_slow_clock_goes_by_the_database(database: TestDatabase
     broker.clock.step_wall(HOUR);
     broker.broker().sync().await.unwrap();
     lives(&broker).await;
-    let told = health(&broker).await;
+    let told = broker.health().await;
     assert_eq!(told["status"], "ok", "{told}");
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restart_with_a_fast_clock_ends_tokens_early_and_once(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     restart_elsewhere(&mut broker, HOUR * 2).await;
-    let notes = health(&broker).await["notes"].to_string();
+    let notes = broker.health().await["notes"].to_string();
     assert!(notes.contains("this machine's clock is 7200 s ahead of the database's"), "{notes}");
     for _ in 0..5 {
         assert_eq!(lives(&broker).await["generation"], 2);
@@ -192,6 +182,7 @@ async fn a_restart_with_a_fast_clock_ends_tokens_early_and_once(database: TestDa
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_that_is_held_up_sends_nothing(database: TestDatabase) {
     let mut broker = start(database, 3_600).await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -217,9 +208,8 @@ async fn a_refresh_that_is_held_up_sends_nothing(database: TestDatabase) {
             stream.read_buf(&mut arrived).await.unwrap();
         }
     };
-    let path = format!("/v1/connections/{NAME}/refresh");
     let answer = tokio::select! {
-        answer = broker.operator(Method::POST, &path, None) => answer,
+        answer = broker.refresh(NAME) => answer,
         () = hold_up => unreachable!(),
     };
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
@@ -250,6 +240,7 @@ async fn read_on(broker: &TestBroker, life: Duration, min_ttl: u64, step: Durati
     answers
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_of_30_seconds_is_refreshed_once_per_half_life(database: TestDatabase) {
     let broker = start(database, 30).await;
     for min_ttl in [0, 15] {
@@ -275,6 +266,7 @@ async fn a_token_of_30_seconds_is_refreshed_once_per_half_life(database: TestDat
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_of_a_second_never_loops(database: TestDatabase) {
     let broker = start(database, 3_600).await;
     let life = Fault::ExpiresIn { value: json!(1) };

@@ -9,17 +9,15 @@ mod remote;
 mod start;
 mod usage;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    database::TestDatabase,
-    process::{Ended, Program},
+    database::{TestDatabase, apply},
+    files::contents,
+    process::{ExitedProcess, Program},
 };
 
 const USAGE: i32 = 64;
@@ -48,9 +46,7 @@ impl Machine {
     }
 
     /// With an empty Postgres database.
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
     async fn postgres() -> Self {
-        use secrecy::ExposeSecret as _;
         let database = TestDatabase::postgres().await;
         database
             .execute(
@@ -61,7 +57,7 @@ impl Machine {
             )
             .await;
         let mut machine = Self::new();
-        machine.set("TOKEN_BROKER__DATABASE__URL", database.url.expose_secret());
+        machine.set("TOKEN_BROKER__DATABASE__URL", database.plain_url());
         machine.postgres = Some(database);
         machine
     }
@@ -94,7 +90,7 @@ impl Machine {
         Program::start(arguments, &variables)
     }
 
-    async fn run(&self, arguments: &[&str]) -> Ended {
+    async fn run(&self, arguments: &[&str]) -> ExitedProcess {
         self.start(arguments).end().await
     }
 
@@ -130,7 +126,7 @@ impl Machine {
 }
 
 /// Checks what every refusal has in common, and gives its line without the program's name.
-fn refusal(code: i32, ended: &Ended) -> String {
+fn refusal(code: i32, ended: &ExitedProcess) -> String {
     let said = [ended.stdout.as_slice(), ended.stderr.as_slice()].concat().join("\n");
     assert_eq!(ended.status.code(), Some(code), "{said}");
     assert!(ended.stdout.is_empty(), "on standard output: {said}");
@@ -149,36 +145,23 @@ fn assert_no_canary(text: &str) {
     }
 }
 
-/// Every file under a folder with its contents.
-fn contents(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            all.extend(contents(&path));
-        } else {
-            all.push((path.clone(), fs::read(&path).unwrap()));
-        }
-    }
-    all.sort();
-    all
-}
-
-/// Makes two tests of each function, with the embedded database and with Postgres.
+/// Makes two tests of a function that takes a machine: `name::embedded` and `name::postgres`.
 macro_rules! on_both_machines {
-    ($($name:ident,)+) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(crate::command_line::Machine::new()).await;
-            })+
-        }
+    ($(#[$attribute:meta])* async fn $name:ident $($rest:tt)+) => {
+        $(#[$attribute])* async fn $name $($rest)+
 
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(crate::command_line::Machine::postgres().await).await;
-            })+
+        mod $name {
+            use $crate::command_line::Machine;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn embedded() {
+                super::$name(Machine::new()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                super::$name(Machine::postgres().await).await;
+            }
         }
     };
 }

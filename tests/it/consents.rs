@@ -7,27 +7,11 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Fault, Simulated, SimulatorSettings};
 
 use crate::support::{
-    broker::{Answer, Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    api::Answer,
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-on_both_engines! {
-    looking_at_a_link_changes_nothing,
-    a_link_belongs_to_the_first_browser,
-    a_denial_leads_back_to_the_page,
-    a_callback_counts_once_and_only_where_it_was_begun,
-    a_consent_and_a_link_end,
-    a_callback_that_is_not_ours_is_refused_before_any_call,
-    an_unexpected_account_waits_for_confirmation,
-    the_waiting_page_tells_what_was_decided,
-    the_wrong_account_changes_nothing,
-    an_operators_own_browser_needs_no_confirmation,
-    scopes_that_were_not_granted_wait_for_a_person,
-    another_account_never_replaces_the_one_that_is_live,
-    five_attempts_of_a_link_may_be_under_way,
-    a_press_from_another_site_is_refused,
-    the_way_back_is_chosen_by_name,
-}
 
 /// How many codes and tokens the provider was shown.
 fn presented(broker: &TestBroker, which: Simulated) -> u64 {
@@ -40,6 +24,7 @@ fn title(answer: &Answer) -> &str {
     rest.split(" ·").next().unwrap_or_default()
 }
 
+#[apply(on_both_engines!)]
 async fn looking_at_a_link_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -68,6 +53,7 @@ async fn looking_at_a_link_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_link_belongs_to_the_first_browser(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -82,6 +68,7 @@ async fn a_link_belongs_to_the_first_browser(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_denial_leads_back_to_the_page(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -103,6 +90,7 @@ async fn a_denial_leads_back_to_the_page(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_counts_once_and_only_where_it_was_begun(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -132,6 +120,7 @@ async fn a_callback_counts_once_and_only_where_it_was_begun(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_and_a_link_end(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -148,6 +137,7 @@ async fn a_consent_and_a_link_end(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_that_is_not_ours_is_refused_before_any_call(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -201,11 +191,11 @@ async fn a_callback_that_is_not_ours_is_refused_before_any_call(database: TestDa
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
-    let link = broker.link("divar-shop", "divar", json!({})).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("divar-shop", "divar", json!({})).await;
     assert!(page.text.contains(&account), "{}", page.text);
     let view = broker.view("divar-shop").await;
     assert_eq!(view["state"], "pending_confirm");
@@ -243,8 +233,7 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     assert_eq!(broker.view("divar-shop").await["state"], "pending_consent");
     assert_eq!(confirm(operator, json!(account)).await.status, StatusCode::CONFLICT);
 
-    let link = broker.link("divar-shop", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-shop", "divar", json!({})).await;
     let confirmer = broker.service("confirmer", json!(["divar-*"]), json!(["confirm"])).await;
     let confirmed = confirm(confirmer, json!(account)).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
@@ -252,8 +241,7 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     assert_eq!(broker.token("divar-shop").await.status, StatusCode::OK);
 
     // What nobody confirms is forgotten after an hour.
-    let link = broker.link("divar-other", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-other", "divar", json!({})).await;
     broker.advance(Duration::from_secs(3_601)).await;
     broker.broker().purge().await.unwrap();
     broker.broker().sync().await.unwrap();
@@ -261,6 +249,7 @@ async fn an_unexpected_account_waits_for_confirmation(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
@@ -272,18 +261,17 @@ async fn the_waiting_page_tells_what_was_decided(database: TestDatabase) {
         let mut person = Person::new(&broker);
         let page = person.consent(&link, "allow").await;
         assert_eq!(title(&page), "Waiting for confirmation");
-        let path = "/v1/connections/divar-shop/confirm";
-        broker.operator(Method::POST, path, Some(json!({ "account": said }))).await;
+        broker.confirm("divar-shop", &said).await;
         let page = person.get(&link).await;
         assert_eq!((page.status, title(&page)), (status, shown));
     }
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_wrong_account_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let link = broker.link("avito-shop", "avito", json!({ "expected_account": "1" })).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-shop", "avito", json!({ "expected_account": "1" })).await;
     assert!(
         page.text.contains("another account") || page.text.contains("Another account"),
         "{}",
@@ -295,11 +283,10 @@ async fn the_wrong_account_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
-    assert!(page.text.contains("Connected"), "{}", page.text);
+    broker.connect_any("avito-shop", "avito").await;
     // It lives for ten minutes only, and no service can make one.
     let link = broker.link("avito-late", "avito", json!({ "self": true })).await;
     broker.advance(Duration::from_secs(601)).await;
@@ -311,6 +298,7 @@ async fn an_operators_own_browser_needs_no_confirmation(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (name, granted, state) in [
@@ -319,9 +307,8 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
         ("fewer", json!("user:read"), "pending_confirm"),
     ] {
         let scopes = json!(["messenger:read", "user:read"]);
-        let link = broker.link(name, "avito", json!({ "self": true, "scopes": scopes })).await;
         broker.simulator(Simulated::Avito).fault(&Fault::Scope { value: granted }, 1);
-        Person::new(&broker).consent(&link, "allow").await;
+        broker.consent(name, "avito", json!({ "self": true, "scopes": scopes })).await;
         let view = broker.view(name).await;
         assert_eq!(view["state"], state, "{name}: {view}");
     }
@@ -335,17 +322,16 @@ async fn scopes_that_were_not_granted_wait_for_a_person(database: TestDatabase) 
     );
     // Whoever looks at it may take it as it is.
     let account = broker.account(Simulated::Avito);
-    let path = "/v1/connections/fewer/confirm";
-    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    let confirmed = broker.confirm("fewer", &account).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
     assert_eq!(broker.token("fewer").await.json()["scope"], json!(["user:read"]));
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn another_account_never_replaces_the_one_that_is_live(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
-    let link = broker.link("avito-shop", "avito", json!({ "self": true })).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("avito-shop", "avito", json!({ "self": true })).await;
     let before = broker.token("avito-shop").await.json();
     let second = "10000002";
     // Not for an operator's own browser, nor when it is expected by name.
@@ -374,6 +360,7 @@ async fn another_account_never_replaces_the_one_that_is_live(database: TestDatab
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn five_attempts_of_a_link_may_be_under_way(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -387,6 +374,7 @@ async fn five_attempts_of_a_link_may_be_under_way(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_press_from_another_site_is_refused(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let link = broker.link("avito-shop", "avito", json!({})).await;
@@ -414,6 +402,7 @@ async fn a_press_from_another_site_is_refused(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn the_way_back_is_chosen_by_name(database: TestDatabase) {
     let settings = "[return_to]\nshop = \"https://shop.example/done\"\n";
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), settings).await;
@@ -423,8 +412,7 @@ async fn the_way_back_is_chosen_by_name(database: TestDatabase) {
         assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{bad}: {refused:?}");
     }
     let more = json!({ "return_to": "shop", "self": true });
-    let link = broker.link("avito-shop", "avito", more).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-shop", "avito", more).await;
     assert!(page.text.contains("href=\"https://shop.example/done\""), "{}", page.text);
     broker.stop().await;
 }

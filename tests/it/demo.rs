@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 use reqwest::header;
 use serde_json::Value;
 
-use crate::support::{broker::Person, http::client, process::Program};
+use crate::support::{http::client, person::Person, process::Program};
 
 /// The account call of a provider's API.
 fn account_call(provider: &str) -> &'static str {
@@ -80,9 +80,8 @@ async fn with_its_buttons_pressed_every_connection_is_live() {
 #[tokio::test]
 async fn it_runs_on_postgres_too() {
     let database = crate::support::database::TestDatabase::postgres().await;
-    #[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
-    let url = secrecy::ExposeSecret::expose_secret(&database.url).to_owned();
-    let arguments = ["demo", "--json", "--auto-consent", "--database-url", &url];
+    let url = database.plain_url();
+    let arguments = ["demo", "--json", "--auto-consent", "--database-url", url];
     every_connection_is_live(&[], &arguments).await;
 }
 

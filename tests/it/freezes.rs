@@ -7,20 +7,12 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Kind, Simulated};
 
 use crate::support::{
-    broker::{Answer, Person, Replica, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    api::Answer,
+    broker::{Replica, TestBroker},
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
     wait,
 };
-
-on_both_engines! {
-    what_is_frozen_is_not_served_until_it_is_unfrozen,
-    a_frozen_connection_is_refreshed_all_the_same,
-    what_is_not_yours_looks_like_not_there_when_frozen,
-    a_client_that_is_not_yours_looks_like_not_there_when_frozen,
-    freezes_are_for_operators_and_for_what_exists,
-    nobody_consents_by_a_link_of_what_is_frozen,
-    a_freeze_outlives_a_restart_and_a_deletion,
-}
 
 async fn freeze(broker: &TestBroker, kind: &str, name: &str) -> Answer {
     let body = json!({ "kind": kind, "name": name, "reason": "a leaked key" });
@@ -65,6 +57,7 @@ async fn is_served(broker: &TestBroker, connection: &str) -> bool {
     false
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_frozen_is_not_served_until_it_is_unfrozen(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -112,11 +105,12 @@ async fn what_is_frozen_is_not_served_until_it_is_unfrozen(database: TestDatabas
         assert_eq!(unfreeze(&broker, kind, name).await.status, StatusCode::NOT_FOUND);
     }
     assert!(is_served(&broker, "avito-own").await);
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!((&health["freezes"], &health["status"]), (&json!(0), &json!("ok")));
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_frozen_connection_is_refreshed_all_the_same(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -132,6 +126,7 @@ async fn a_frozen_connection_is_refreshed_all_the_same(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_not_yours_looks_like_not_there_when_frozen(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -150,6 +145,7 @@ async fn what_is_not_yours_looks_like_not_there_when_frozen(database: TestDataba
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_client_that_is_not_yours_looks_like_not_there_when_frozen(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.link("shop-old", "amocrm", json!({})).await;
@@ -176,6 +172,7 @@ async fn a_client_that_is_not_yours_looks_like_not_there_when_frozen(database: T
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn freezes_are_for_operators_and_for_what_exists(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for (method, path) in [
@@ -213,6 +210,7 @@ async fn freezes_are_for_operators_and_for_what_exists(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nobody_consents_by_a_link_of_what_is_frozen(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let asker = broker.service("asker", json!(["*"]), json!(["consent"])).await;
@@ -263,13 +261,14 @@ async fn nobody_consents_by_a_link_of_what_is_frozen(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_freeze_outlives_a_restart_and_a_deletion(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
     freeze(&broker, "connection", "avito-own").await;
     broker.restart(|_| {}).await;
     assert!(!is_served(&broker, "avito-own").await);
-    broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    broker.delete("avito-own").await;
     assert_eq!(broker.token("avito-own").await.status, StatusCode::GONE);
     assert_eq!(broker.create("avito-own", "avito").await["frozen"], true);
     assert!(!is_served(&broker, "avito-own").await);

@@ -2,21 +2,13 @@
 //! one well-formed refresh token, it is kept and the next refresh works; what cannot stand in a
 //! header is served to nobody.
 
-use reqwest::{Method, StatusCode};
-use serde_json::json;
+use reqwest::StatusCode;
 use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings, settings::RotationClass};
 
 use crate::support::{
-    broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_refresh_token_survives_every_hostile_answer,
-    what_is_left_after_the_grace_is_the_one_of_the_hostile_answer,
-    a_code_brings_its_refresh_token_through_a_hostile_answer,
-    an_answer_without_a_refresh_token_keeps_the_old_one,
-}
 
 /// Nothing here is about how fast a provider may be asked.
 const UNHURRIED: &str = "
@@ -115,16 +107,16 @@ async fn start(database: TestDatabase, simulated: SimulatorSettings) -> TestBrok
     TestBroker::start_with(database, simulated, UNHURRIED).await
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_token_survives_every_hostile_answer(database: TestDatabase) {
     let broker = start(database, SimulatorSettings::default()).await;
     broker.connect("avito-shop", Simulated::Avito).await;
-    let path = "/v1/connections/avito-shop/refresh";
     let all = usable().into_iter().map(|one| (true, one));
     for (of_use, (what, text)) in all.chain(unusable().into_iter().map(|one| (false, one))) {
         let shown: String = text.chars().take(120).collect();
         let before = broker.token("avito-shop").await.json();
         broker.simulator(Simulated::Avito).fault(&Fault::Body { text }, 1);
-        let answer = broker.operator(Method::POST, path, None).await;
+        let answer = broker.refresh("avito-shop").await;
         assert_eq!(answer.status == StatusCode::OK, of_use, "{what} {shown}: {answer:?}");
         let after = broker.token("avito-shop").await;
         assert_eq!(after.status, StatusCode::OK, "{what} {shown}: {after:?}");
@@ -138,7 +130,7 @@ async fn a_refresh_token_survives_every_hostile_answer(database: TestDatabase) {
         // The refresh token that was sent is dead by now; the new one was in these bytes alone. A
         // second one shows that half of all requests do not fail, which would be an outage.
         for _ in 0..2 {
-            let mended = broker.operator(Method::POST, path, None).await;
+            let mended = broker.refresh("avito-shop").await;
             assert_eq!(mended.status, StatusCode::OK, "{what} {shown}: {mended:?}");
             assert_eq!(mended.json()["state"], "active", "{what} {shown}");
         }
@@ -147,14 +139,14 @@ async fn a_refresh_token_survives_every_hostile_answer(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_left_after_the_grace_is_the_one_of_the_hostile_answer(database: TestDatabase) {
     let broker = start(database, SimulatorSettings::default()).await;
     for (number, (what, text)) in unusable().into_iter().enumerate() {
         let name = format!("divar-{number}");
         broker.connect(&name, Simulated::Divar).await;
-        let path = format!("/v1/connections/{name}/refresh");
         broker.simulator(Simulated::Divar).fault(&Fault::Body { text }, 1);
-        let answer = broker.operator(Method::POST, &path, None).await;
+        let answer = broker.refresh(&name).await;
         assert_ne!(answer.status, StatusCode::OK, "{what}: {answer:?}");
         let taken = broker.view(&name).await["generation"] != 1;
         assert!(taken || broker.has_escrow(&name).await, "{what}: {answer:?}");
@@ -162,6 +154,7 @@ async fn what_is_left_after_the_grace_is_the_one_of_the_hostile_answer(database:
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_code_brings_its_refresh_token_through_a_hostile_answer(database: TestDatabase) {
     let broker = start(database, SimulatorSettings::default()).await;
     let of_use = [
@@ -183,12 +176,9 @@ async fn a_code_brings_its_refresh_token_through_a_hostile_answer(database: Test
     let unusable = unusable().into_iter().filter(|(what, _)| wanted.contains(what));
     for (number, (what, text)) in of_use.into_iter().chain(unusable).enumerate() {
         let name = format!("avito-{number}");
-        let link = broker.link(&name, "avito", json!({ "self": true })).await;
         broker.simulator(Simulated::Avito).fault(&Fault::Body { text }, 1);
-        let page = Person::new(&broker).consent(&link, "allow").await;
-        assert!(page.text.contains("Connected"), "{what}: {}", page.text);
-        let path = format!("/v1/connections/{name}/refresh");
-        let refreshed = broker.operator(Method::POST, &path, None).await;
+        broker.connect_any(&name, "avito").await;
+        let refreshed = broker.refresh(&name).await;
         assert_eq!(refreshed.status, StatusCode::OK, "{what}: {refreshed:?}");
         assert_eq!(broker.token(&name).await.status, StatusCode::OK);
     }
@@ -197,12 +187,12 @@ async fn a_code_brings_its_refresh_token_through_a_hostile_answer(database: Test
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_answer_without_a_refresh_token_keeps_the_old_one(database: TestDatabase) {
     let mut simulated = SimulatorSettings::default();
     simulated.avito.rotation = Some(RotationClass::None);
     let broker = start(database, simulated).await;
     broker.connect("avito-shop", Simulated::Avito).await;
-    let path = "/v1/connections/avito-shop/refresh";
     for text in [
         format!("{{{A}}}"),
         format!(r#"{{{A},"refresh_token":""}}"#),
@@ -211,10 +201,10 @@ async fn an_answer_without_a_refresh_token_keeps_the_old_one(database: TestDatab
         format!(r#"{{{A},"refresh_token":"a\r\nb"}}"#),
     ] {
         broker.simulator(Simulated::Avito).fault(&Fault::Body { text: text.clone() }, 1);
-        let odd = broker.operator(Method::POST, path, None).await;
+        let odd = broker.refresh("avito-shop").await;
         assert_eq!(odd.status, StatusCode::OK, "{text}: {odd:?}");
         assert_eq!(broker.token("avito-shop").await.json()["access_token"], "at-1");
-        let next = broker.operator(Method::POST, path, None).await;
+        let next = broker.refresh("avito-shop").await;
         assert_eq!(next.status, StatusCode::OK, "{text}: {next:?}");
     }
     broker.stop().await;

@@ -7,23 +7,10 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Kind, Simulated, SimulatorSettings};
 
 use crate::support::{
-    broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-on_both_engines! {
-    client_credentials_are_live_at_once,
-    a_consent_makes_every_provider_live,
-    a_due_token_is_refreshed_for_every_provider,
-    a_short_lived_token_is_refreshed_by_its_readers,
-    many_readers_of_an_ended_token_share_one_refresh,
-    a_restart_serves_what_was_stored,
-    an_api_key_becomes_a_connection,
-    a_refused_refresh_asks_for_a_new_consent,
-    a_rejected_token_is_replaced_once,
-    a_token_that_is_always_rejected_is_not_replaced_for_ever,
-    a_deleted_connection_is_forgotten,
-}
 
 /// The provider's own account call: who takes the token, and under which member the id stands.
 fn account_call(which: Simulated) -> (&'static str, &'static str) {
@@ -52,6 +39,7 @@ async fn works(broker: &TestBroker, connection: &str, which: Simulated) -> Value
     token
 }
 
+#[apply(on_both_engines!)]
 async fn client_credentials_are_live_at_once(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in [Simulated::Avito, Simulated::Admitad] {
@@ -65,6 +53,7 @@ async fn client_credentials_are_live_at_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_makes_every_provider_live(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -86,6 +75,7 @@ async fn a_consent_makes_every_provider_live(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_due_token_is_refreshed_for_every_provider(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let mut connections = vec![
@@ -124,6 +114,7 @@ async fn a_due_token_is_refreshed_for_every_provider(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_short_lived_token_is_refreshed_by_its_readers(database: TestDatabase) {
     let mut simulated = SimulatorSettings::default();
     simulated.avito.access_life = 30;
@@ -141,6 +132,7 @@ async fn a_short_lived_token_is_refreshed_by_its_readers(database: TestDatabase)
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn many_readers_of_an_ended_token_share_one_refresh(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -154,6 +146,7 @@ async fn many_readers_of_an_ended_token_share_one_refresh(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restart_serves_what_was_stored(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -168,6 +161,7 @@ async fn a_restart_serves_what_was_stored(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_api_key_becomes_a_connection(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let ask = |key: &str, host: &str| {
@@ -204,6 +198,7 @@ async fn an_api_key_becomes_a_connection(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refused_refresh_asks_for_a_new_consent(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -219,13 +214,13 @@ async fn a_refused_refresh_asks_for_a_new_consent(database: TestDatabase) {
     broker.token("amocrm-shop").await;
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (1, 1));
     // Consent in place: the same account needs no confirmation.
-    let link = broker.link("amocrm-shop", "amocrm", json!({})).await;
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("amocrm-shop", "amocrm", json!({})).await;
     assert!(page.text.contains("Connected"), "{}", page.text);
     works(&broker, "amocrm-shop", Simulated::Amocrm).await;
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_rejected_token_is_replaced_once(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -249,6 +244,7 @@ async fn a_rejected_token_is_replaced_once(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -266,7 +262,7 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (20, 1));
     let view = broker.view("amocrm-shop").await;
     assert_eq!((&view["state"], &view["reason"]), (&json!("suspect"), &json!("rejected")));
-    let health = broker.ask("", Method::GET, "/health", None).await.json();
+    let health = broker.health().await;
     assert_eq!(health["status"], "degraded", "{health}");
     // Its next refresh is due as ever, and ends the doubt.
     minutes(5).await;
@@ -277,10 +273,11 @@ async fn a_token_that_is_always_rejected_is_not_replaced_for_ever(database: Test
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
-    let deleted = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    let deleted = broker.delete("avito-own").await;
     assert_eq!(deleted.status, StatusCode::OK, "{deleted:?}");
     assert_eq!(deleted.json()["revocation"], "none");
     let gone = broker.token("avito-own").await;
@@ -289,7 +286,7 @@ async fn a_deleted_connection_is_forgotten(database: TestDatabase) {
     let other = broker.service("other", json!(["divar-*"]), json!(["token"])).await;
     let path = "/v1/connections/avito-own/token";
     assert_eq!(broker.ask(&other, Method::GET, path, None).await.status, StatusCode::NOT_FOUND);
-    let again = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    let again = broker.delete("avito-own").await;
     assert_eq!(again.status, StatusCode::NOT_FOUND);
     // The name is free again, for a connection of its own.
     let made = broker.create("avito-own", "avito").await;

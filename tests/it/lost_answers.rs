@@ -3,33 +3,25 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::json;
 use token_broker::simulator::{Fault, Kind, Simulated};
 
 use crate::support::{
     broker::TestBroker,
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_grace_lets_the_answer_be_asked_for_again,
-    a_token_that_works_once_is_lost_and_said_to_be,
-    an_answer_that_never_left_costs_nothing,
-    client_credentials_ask_anew,
-    an_attempt_that_died_is_taken_over_when_its_lease_ends,
-}
 
 /// Asks for a refresh whose answer is lost on its way; the provider has acted or not.
 async fn lose(broker: &TestBroker, which: Simulated, name: &str, processed: bool) {
     broker.simulator(which).fault(&Fault::Drop { processed }, 1);
-    let path = format!("/v1/connections/{name}/refresh");
-    let lost = broker.operator(Method::POST, &path, None).await;
+    let lost = broker.refresh(name).await;
     assert_eq!(lost.status, StatusCode::SERVICE_UNAVAILABLE, "{lost:?}");
     assert_eq!(broker.view(name).await["state"], "uncertain");
     assert_eq!(broker.token(name).await.status, StatusCode::OK, "the old token lives");
 }
 
+#[apply(on_both_engines!)]
 async fn a_grace_lets_the_answer_be_asked_for_again(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -42,6 +34,7 @@ async fn a_grace_lets_the_answer_be_asked_for_again(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_token_that_works_once_is_lost_and_said_to_be(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in [Simulated::Amocrm, Simulated::Kommo, Simulated::Avito, Simulated::Admitad] {
@@ -71,6 +64,7 @@ async fn a_token_that_works_once_is_lost_and_said_to_be(database: TestDatabase) 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_answer_that_never_left_costs_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -85,6 +79,7 @@ async fn an_answer_that_never_left_costs_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn client_credentials_ask_anew(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in [Simulated::Admitad, Simulated::Avito] {
@@ -99,6 +94,7 @@ async fn client_credentials_ask_anew(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_attempt_that_died_is_taken_over_when_its_lease_ends(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;

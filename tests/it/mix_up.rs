@@ -5,22 +5,10 @@ use serde_json::{Value, json};
 use token_broker::simulator::{Endpoint, Simulated, SimulatorSettings};
 
 use crate::support::{
-    broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-on_both_engines! {
-    a_callback_of_another_issuer_is_refused_before_any_call,
-    no_callback_chooses_where_the_code_and_the_secret_go,
-    a_profile_that_changes_while_a_person_consents_gets_no_code,
-    a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so,
-    a_grant_that_waits_stays_with_the_endpoint_that_issued_it,
-}
-
-fn posts(broker: &TestBroker, which: Simulated) -> u64 {
-    let requests = broker.simulator(which).oracle().requests;
-    requests.get(&Endpoint::Token).copied().unwrap_or_default()
-}
 
 /// Changes the token endpoint of Divar's profile: another text for the same place.
 fn moved(settings: &mut toml::Table) {
@@ -28,6 +16,7 @@ fn moved(settings: &mut toml::Table) {
     *url = url.as_str().unwrap().replace("localhost", "LOCALHOST").into();
 }
 
+#[apply(on_both_engines!)]
 async fn a_callback_of_another_issuer_is_refused_before_any_call(database: TestDatabase) {
     const ISSUER: &str = "https://login.divar.example";
     let overlay = format!("[providers.profiles.divar.authorize]\nissuer = \"{ISSUER}\"\n");
@@ -56,6 +45,7 @@ async fn a_callback_of_another_issuer_is_refused_before_any_call(database: TestD
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn no_callback_chooses_where_the_code_and_the_secret_go(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let port = broker.simulator(Simulated::Amocrm).port();
@@ -152,6 +142,7 @@ fn from_host(callback: &str, host: &str) -> String {
     callback.into()
 }
 
+#[apply(on_both_engines!)]
 async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let link = broker.link("divar-shop", "divar", json!({ "self": true })).await;
@@ -159,57 +150,56 @@ async fn a_profile_that_changes_while_a_person_consents_gets_no_code(database: T
     let provider = person.start(&link).await;
     let callback = person.decide(&provider, "allow").await;
     broker.restart(moved).await;
-    let before = posts(&broker, Simulated::Divar);
+    let before = broker.posts(Simulated::Divar);
     let back = person.get(&callback).await;
     let page = person.get(back.header("location")).await;
     assert!(page.text.contains("did not succeed"), "{}", page.text);
-    assert_eq!(posts(&broker, Simulated::Divar), before);
+    assert_eq!(broker.posts(Simulated::Divar), before);
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_changed_token_endpoint_gets_no_tokens_until_an_operator_says_so(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.create("avito-own", "avito").await;
     broker.restart(moved).await;
-    let before = posts(&broker, Simulated::Divar);
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    let before = broker.posts(Simulated::Divar);
+    broker.make_due().await;
     assert_eq!(broker.refresh_due().await, 2);
     let token = broker.token("divar-shop").await;
     assert_eq!(token.status, StatusCode::OK, "{token:?}");
     let path = "/v1/connections/divar-shop/token/rejected";
     let body = json!({ "fingerprint": token.json()["fingerprint"] });
     broker.ask(&broker.service_key, Method::POST, path, Some(body)).await;
-    assert_eq!(posts(&broker, Simulated::Divar), before, "nothing is sent to the new address");
+    assert_eq!(broker.posts(Simulated::Divar), before, "nothing is sent to the new address");
     let view = broker.view("divar-shop").await;
     assert_eq!(view["state"], "blocked_config", "{view}");
     assert_eq!(view["reason"], "token_url_changed", "{view}");
     assert_eq!(broker.view("avito-own").await["generation"], 2, "others go on");
     // An operator accepts it by asking for the refresh.
-    let path = "/v1/connections/divar-shop/refresh";
-    let accepted = broker.operator(Method::POST, path, None).await;
+    let accepted = broker.refresh("divar-shop").await;
     assert_eq!(accepted.status, StatusCode::OK, "{accepted:?}");
     assert_eq!(accepted.json()["state"], "active");
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     broker.refresh_due().await;
     assert_eq!(broker.view("divar-shop").await["generation"], 3);
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_grant_that_waits_stays_with_the_endpoint_that_issued_it(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
-    let link = broker.link("divar-shop", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-shop", "divar", json!({})).await;
     assert_eq!(broker.view("divar-shop").await["state"], "pending_confirm");
     broker.restart(moved).await;
     let account = broker.account(Simulated::Divar);
-    let path = "/v1/connections/divar-shop/confirm";
-    let confirmed = broker.operator(Method::POST, path, Some(json!({ "account": account }))).await;
+    let confirmed = broker.confirm("divar-shop", &account).await;
     assert_eq!(confirmed.status, StatusCode::OK, "{confirmed:?}");
-    let before = posts(&broker, Simulated::Divar);
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    let before = broker.posts(Simulated::Divar);
+    broker.make_due().await;
     broker.refresh_due().await;
-    assert_eq!(posts(&broker, Simulated::Divar), before);
+    assert_eq!(broker.posts(Simulated::Divar), before);
     assert_eq!(broker.view("divar-shop").await["state"], "blocked_config");
     assert_eq!(broker.token("divar-shop").await.status, StatusCode::OK);
     broker.stop().await;

@@ -1,22 +1,14 @@
 //! Providers that answer badly: whatever comes, no stored token is lost or replaced by rubbish, a
 //! live token is served, and the next good answer mends the connection.
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use token_broker::simulator::{Fault, Kind, Simulated};
 
 use crate::support::{
-    broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_refresh_survives_every_bad_answer,
-    a_bad_answer_to_the_code_leaves_everything_as_it_was,
-    a_refresh_token_that_is_all_a_code_brought_brings_the_rest,
-    an_odd_lifetime_is_read_or_replaced_by_the_usual_one,
-    a_wrong_client_secret_touches_no_connection,
-}
 
 /// Every answer that brings no grant and lets the provider forget the request.
 fn unprocessed() -> Vec<Fault> {
@@ -29,6 +21,7 @@ fn unprocessed() -> Vec<Fault> {
     ]
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -37,8 +30,7 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
         for fault in unprocessed() {
             let before = broker.token(&name).await.json();
             broker.simulator(which).fault(&fault, 1);
-            let path = format!("/v1/connections/{name}/refresh");
-            let failed = broker.operator(Method::POST, &path, None).await;
+            let failed = broker.refresh(&name).await;
             assert!(failed.status.is_server_error(), "{which} {fault:?}: {failed:?}");
             assert_eq!(failed.header("content-type"), "application/problem+json");
             // What lives is served as it was.
@@ -49,7 +41,7 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
             let view = broker.view(&name).await;
             assert!(view["last_error"]["code"].is_string(), "{view}");
             // The refresh token that was not spent still works.
-            let mended = broker.operator(Method::POST, &path, None).await;
+            let mended = broker.refresh(&name).await;
             assert_eq!(mended.status, StatusCode::OK, "{which} {fault:?}: {mended:?}");
             assert_eq!(mended.json()["state"], "active");
             assert!(mended.json()["last_error"].is_null());
@@ -58,17 +50,17 @@ async fn a_refresh_survives_every_bad_answer(database: TestDatabase) {
         // refresh token in it is kept, or the grace of the old one used.
         let before = broker.token(&name).await.json();
         broker.simulator(which).fault(&Fault::NoAccessToken, 1);
-        let path = format!("/v1/connections/{name}/refresh");
-        let failed = broker.operator(Method::POST, &path, None).await;
+        let failed = broker.refresh(&name).await;
         assert!(failed.status.is_server_error(), "{which}: {failed:?}");
         let after = broker.token(&name).await.json();
         assert_eq!(after["access_token"], before["access_token"], "{which}");
-        let mended = broker.operator(Method::POST, &path, None).await;
+        let mended = broker.refresh(&name).await;
         assert_eq!(mended.status, StatusCode::OK, "{which}: {mended:?}");
     }
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -77,9 +69,8 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     faults.push(Fault::Drop { processed: true });
     for fault in faults {
         let before = broker.token("avito-shop").await.json();
-        let link = broker.link("avito-shop", "avito", json!({})).await;
         broker.simulator(Simulated::Avito).fault(&fault, 1);
-        let page = Person::new(&broker).consent(&link, "allow").await;
+        let page = broker.consent("avito-shop", "avito", json!({})).await;
         assert_eq!(page.status, StatusCode::OK);
         assert!(page.text.contains("did not succeed"), "{fault:?}: {}", page.text);
         let after = broker.token("avito-shop").await.json();
@@ -91,30 +82,28 @@ async fn a_bad_answer_to_the_code_leaves_everything_as_it_was(database: TestData
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_refresh_token_that_is_all_a_code_brought_brings_the_rest(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     // Divar takes a refresh token only together with its access token.
     for which in Simulated::ALL.into_iter().filter(|which| *which != Simulated::Divar) {
         let name = format!("{which}-shop");
-        let link = broker.link(&name, which.as_str(), json!({ "self": true })).await;
         broker.simulator(which).fault(&Fault::NoAccessToken, 1);
-        let page = Person::new(&broker).consent(&link, "allow").await;
-        assert!(page.text.contains("Connected"), "{which}: {}", page.text);
+        broker.connect_any(&name, which.as_str()).await;
         assert_eq!(broker.presented(which, Kind::Code), (1, 1), "{which}");
-        let path = format!("/v1/connections/{name}/refresh");
-        let refreshed = broker.operator(Method::POST, &path, None).await;
+        let refreshed = broker.refresh(&name).await;
         assert_eq!(refreshed.status, StatusCode::OK, "{which}: {refreshed:?}");
     }
     // One that works for nothing leaves all as it was.
-    let link = broker.link("avito-other", "avito", json!({ "self": true })).await;
     broker.simulator(Simulated::Avito).fault(&Fault::NoAccessToken, 1);
     broker.simulator(Simulated::Avito).fault(&Fault::ServerError { processed: true }, 1);
-    let page = Person::new(&broker).consent(&link, "allow").await;
+    let page = broker.consent("avito-other", "avito", json!({ "self": true })).await;
     assert!(page.text.contains("did not succeed"), "{}", page.text);
     assert_eq!(broker.view("avito-other").await["state"], "pending_consent");
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;
@@ -130,8 +119,7 @@ async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestData
     ] {
         let fault = Fault::ExpiresIn { value: value.clone() };
         broker.simulator(Simulated::Avito).fault(&fault, 1);
-        let path = "/v1/connections/avito-shop/refresh";
-        let refreshed = broker.operator(Method::POST, path, None).await;
+        let refreshed = broker.refresh("avito-shop").await;
         assert_eq!(refreshed.status, StatusCode::OK, "{value}: {refreshed:?}");
         let left = broker.token("avito-shop").await.json()["expires_in"].as_i64().unwrap();
         assert!((about - 60..=about).contains(&left), "{value}: {left} s, not {about}");
@@ -139,6 +127,7 @@ async fn an_odd_lifetime_is_read_or_replaced_by_the_usual_one(database: TestData
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_wrong_client_secret_touches_no_connection(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     for which in Simulated::ALL {
@@ -154,8 +143,7 @@ async fn a_wrong_client_secret_touches_no_connection(database: TestDatabase) {
     for which in Simulated::ALL {
         let name = format!("{which}-shop");
         let before: Value = broker.view(&name).await;
-        let path = format!("/v1/connections/{name}/refresh");
-        let refused = broker.operator(Method::POST, &path, None).await;
+        let refused = broker.refresh(&name).await;
         assert_eq!(refused.status, StatusCode::BAD_GATEWAY, "{which}: {refused:?}");
         assert_eq!(refused.json()["code"], "provider_misconfigured");
         let after = broker.view(&name).await;

@@ -9,16 +9,12 @@ use token_broker::domain::consent::{KEY_EXCHANGE_LIFE, KeyExchange};
 use crate::{
     callbacks::{param, random_looking},
     support::{
-        broker::{Answer, Person, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        api::Answer,
+        broker::TestBroker,
+        database::{TestDatabase, apply, on_both_engines},
+        person::Person,
     },
 };
-
-on_both_engines! {
-    every_public_answer_carries_the_headers,
-    over_https_the_cookie_belongs_to_this_host_alone,
-    a_binding_that_is_none_is_replaced,
-}
 
 /// Asserts what every public answer carries.
 fn is_guarded(what: &str, answer: &Answer) {
@@ -56,6 +52,7 @@ fn is_guarded(what: &str, answer: &Answer) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn every_public_answer_carries_the_headers(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let public = broker.public_url.clone();
@@ -161,6 +158,7 @@ fn cookie(answer: &Answer) -> (String, String, BTreeSet<String>) {
     (name.to_owned(), value.to_owned(), parts.map(str::to_owned).collect())
 }
 
+#[apply(on_both_engines!)]
 async fn over_https_the_cookie_belongs_to_this_host_alone(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let here = broker.public_url.clone();
@@ -220,6 +218,7 @@ async fn over_https_the_cookie_belongs_to_this_host_alone(database: TestDatabase
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_binding_that_is_none_is_replaced(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     let long = random_looking(1) + "x";

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
-use reqwest::{Method, StatusCode};
-use secrecy::{ExposeSecret as _, SecretString};
+use reqwest::StatusCode;
+use secrecy::SecretString;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use token_broker::{
     app::background::sync_cache,
     clock::Clock,
@@ -24,15 +24,6 @@ use crate::support::{
 
 /// Long enough for no tick to come twice in a test.
 const NO_TICK: Duration = Duration::from_hours(1);
-
-const REFRESH: &str = "/v1/connections/amocrm-shop/refresh";
-
-/// A connection of the test's own, in words that a pooler understands.
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
-async fn session(url: &SecretString) -> PgConnection {
-    let options: PgConnectOptions = url.expose_secret().parse().unwrap();
-    PgConnection::connect_with(&options.extra_float_digits(None)).await.unwrap()
-}
 
 /// The one number that a statement gives, without preparing it.
 async fn number(session: &mut PgConnection, sql: &'static str) -> i64 {
@@ -55,7 +46,7 @@ async fn a_whole_journey_goes_through_a_pooler() {
         assert_eq!((token.status, &token.json()["generation"]), (StatusCode::OK, &json!(2)));
     }
     broker.broker().purge().await.unwrap();
-    let gone = broker.operator(Method::DELETE, "/v1/connections/avito-own", None).await;
+    let gone = broker.delete("avito-own").await;
     assert_eq!(gone.status, StatusCode::OK, "{gone:?}");
     assert_eq!(broker.token("avito-own").await.status, StatusCode::GONE);
     broker.stop().await;
@@ -107,7 +98,7 @@ async fn replicas_that_start_together_migrate_in_turn() {
 async fn leaves_nothing_behind(database: &TestDatabase) {
     let mut sessions = Vec::new();
     for _ in 0..3 {
-        let mut session = session(&database.url).await;
+        let mut session = database.session().await;
         sqlx::raw_sql("BEGIN").execute(&mut session).await.unwrap();
         let named = "SELECT count(*) FROM pg_prepared_statements";
         assert_eq!(number(&mut session, named).await, 0);
@@ -166,10 +157,8 @@ async fn without_hints_polling_finds_every_change() {
 
 async fn refresh(broker: &TestBroker) {
     // On a busy machine the few connections behind a pooler may be taken for longer than a step waits.
-    until("it is refreshed", async || {
-        broker.operator(Method::POST, REFRESH, None).await.status == StatusCode::OK
-    })
-    .await;
+    until("it is refreshed", async || broker.refresh("amocrm-shop").await.status == StatusCode::OK)
+        .await;
 }
 
 async fn sees(replica: &Replica, generation: i64) {
@@ -207,7 +196,7 @@ async fn a_commit_gets_through_when_all_other_connections_are_busy() {
     let rogue = async {
         sent(&broker, 1).await;
         let sql = "SELECT 1 FROM connections WHERE name = 'avito-own' FOR UPDATE";
-        let mut rogue = broker.suspend_refresh(sql).await;
+        let mut rogue = broker.hold(sql).await;
         let mut steps = JoinSet::new();
         for _ in 0..STEPS {
             let (store, until) = (broker.broker().store().clone(), broker.clock.now());
@@ -225,7 +214,7 @@ async fn a_commit_gets_through_when_all_other_connections_are_busy() {
         drop(rogue);
     };
     // What comes after the commit waits for its turn like everything else, and may not get it in time.
-    tokio::join!(broker.operator(Method::POST, REFRESH, None), rogue);
+    tokio::join!(broker.refresh("amocrm-shop"), rogue);
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (1, 1));
     broker.stop().await;
 }
@@ -237,7 +226,7 @@ async fn a_commit_that_a_lock_holds_up_is_not_lost() {
     broker.simulator(Simulated::Amocrm).fault(&Fault::Late, 1);
     let rogue = async {
         sent(&broker, 1).await;
-        let mut rogue = broker.suspend_refresh("SELECT 1 FROM connections FOR UPDATE").await;
+        let mut rogue = broker.hold("SELECT 1 FROM connections FOR UPDATE").await;
         broker.simulator(Simulated::Amocrm).clear_faults();
         // It waits, gives up, and comes again.
         for waiting in [1, 0, 1] {
@@ -262,14 +251,14 @@ async fn sent(broker: &TestBroker, times: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_sent_while_the_server_takes_no_writes() {
     let mut database = TestDatabase::postgres().await;
-    let mut admin = session(&database.url).await;
-    let role = hex::encode(secret::random_bytes::<8>());
+    let mut admin = database.session().await;
+    let role = secret::random_bytes::<8>().map(|byte| format!("{byte:02x}")).concat();
     let role = format!("test_{role}");
     let run = async |admin: &mut PgConnection, sql: String| {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(admin).await.unwrap();
     };
     run(&mut admin, format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{role}'")).await;
-    database.url = as_role(&database.url, &role);
+    database.url = as_role(&database, &role);
     // As in a failover: the old sessions end, the new ones are told.
     let turn = async |admin: &mut PgConnection, how: &str| {
         run(admin, format!("ALTER ROLE {role} SET default_transaction_read_only = {how}")).await;
@@ -279,7 +268,7 @@ async fn nothing_is_sent_while_the_server_takes_no_writes() {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
     turn(&mut admin, "on").await;
-    let refused = broker.operator(Method::POST, REFRESH, None).await;
+    let refused = broker.refresh("amocrm-shop").await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{refused:?}");
     assert_eq!(broker.token("amocrm-shop").await.json()["generation"], 1);
     assert_eq!(broker.presented(Simulated::Amocrm, Kind::Refresh), (0, 0));
@@ -290,9 +279,8 @@ async fn nothing_is_sent_while_the_server_takes_no_writes() {
     run(&mut admin, format!("DROP ROLE {role}")).await;
 }
 
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
-fn as_role(url: &SecretString, role: &str) -> SecretString {
-    let mut url: url::Url = url.expose_secret().parse().unwrap();
+fn as_role(database: &TestDatabase, role: &str) -> SecretString {
+    let mut url: url::Url = database.plain_url().parse().unwrap();
     url.set_username(role).unwrap();
     url.set_password(Some(role)).unwrap();
     url.to_string().into()

@@ -5,34 +5,15 @@ mod cluster;
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use reqwest::{Method, StatusCode};
-use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use token_broker::{
-    simulator::{Endpoint, Simulated},
-    store::ClaimRejected,
-};
+use token_broker::{simulator::Simulated, store::ClaimRejected};
 use tokio::time::timeout;
 
 use crate::support::{
-    broker::{Person, TestBroker},
-    database::{TestDatabase, on_both_engines},
+    broker::TestBroker,
+    database::{TestDatabase, apply, on_both_engines},
+    person::Person,
 };
-
-on_both_engines! {
-    a_restored_database_presents_nothing_until_it_is_released,
-    a_restore_under_a_running_replica_is_noticed,
-    a_restore_that_another_replica_noticed_is_taken_over,
-    what_a_failover_forgot_is_stored_again,
-    what_was_deleted_is_not_stored_again,
-    a_row_that_went_back_is_not_refreshed,
-    a_copy_for_another_deployment_is_refused_until_it_is_adopted,
-    another_database_is_not_taken_for_the_one_last_served,
-    one_quarantine_is_enough_for_all_replicas,
-    nobody_consents_or_confirms_in_quarantine,
-    the_watermark_follows_the_database,
-    what_is_not_quarantined_is_not_released,
-    a_plan_changes_nothing,
-}
 
 /// A backup, taken and put back behind the broker's back.
 const BACK_UP: &str = "
@@ -58,8 +39,7 @@ async fn restore_a_day_later(broker: &TestBroker) {
 
 /// How many token requests the providers have seen.
 fn posts(broker: &TestBroker) -> u64 {
-    let of = |which| broker.simulator(which).oracle().requests.get(&Endpoint::Token).copied();
-    Simulated::ALL.into_iter().filter_map(of).sum()
+    Simulated::ALL.map(|which| broker.posts(which)).iter().sum()
 }
 
 /// Four connections at each provider, one of which nobody had to consent to.
@@ -78,16 +58,11 @@ async fn twenty_connections(broker: &TestBroker) -> Vec<String> {
     names
 }
 
-async fn refresh(broker: &TestBroker, name: &str) -> StatusCode {
-    let path = format!("/v1/connections/{name}/refresh");
-    broker.operator(Method::POST, &path, None).await.status
-}
-
 /// Everything that would refresh a connection: a reader, the operator's button, the background.
 async fn press_everything(broker: &TestBroker, names: &[String]) {
     for name in names {
         broker.token(name).await;
-        assert_eq!(refresh(broker, name).await, StatusCode::CONFLICT, "{name}");
+        assert_eq!(broker.refresh(name).await.status, StatusCode::CONFLICT, "{name}");
     }
     assert_eq!(broker.refresh_due().await, 0);
     broker.idle().await;
@@ -112,6 +87,7 @@ async fn release(broker: &TestBroker, arguments: &[&str]) -> Vec<String> {
     ended.stdout
 }
 
+#[apply(on_both_engines!)]
 async fn a_restored_database_presents_nothing_until_it_is_released(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let names = twenty_connections(&broker).await;
@@ -119,7 +95,7 @@ async fn a_restored_database_presents_nothing_until_it_is_released(database: Tes
     // Half of the refresh tokens in the backup are spent by now.
     let spent = |name: &str| name.ends_with('0') || name.ends_with('1');
     for name in names.iter().filter(|name| spent(name)) {
-        assert_eq!(refresh(&broker, name).await, StatusCode::OK, "{name}");
+        assert_eq!(broker.refresh(name).await.status, StatusCode::OK, "{name}");
     }
     broker.halt().await;
     restore_a_day_later(&broker).await;
@@ -180,11 +156,12 @@ async fn a_restored_database_presents_nothing_until_it_is_released(database: Tes
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     broker.idle().await;
     // The look after a grant may have missed it, while the one before was under way.
     broker.broker().sync().await.unwrap();
@@ -209,11 +186,12 @@ async fn a_restore_under_a_running_replica_is_noticed(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.idle().await;
     restore_a_day_later(&broker).await;
     let store = broker.broker().store();
@@ -230,6 +208,7 @@ async fn a_restore_that_another_replica_noticed_is_taken_over(database: TestData
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let names = ["amocrm-shop", "divar-shop", "admitad-own"];
@@ -239,7 +218,7 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
     broker.execute(BACK_UP).await;
     // The last moments: two refreshes of one connection, one of another, none of the third.
     for name in [names[0], names[0], names[1]] {
-        assert_eq!(refresh(&broker, name).await, StatusCode::OK);
+        assert_eq!(broker.refresh(name).await.status, StatusCode::OK);
     }
     broker.idle().await;
     for restart in [false, true] {
@@ -259,7 +238,7 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
         assert_eq!(posts(&broker), before);
     }
     release(&broker, &["--all"]).await;
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
+    broker.make_due().await;
     broker.broker().sync().await.unwrap();
     assert_eq!(broker.refresh_due().await, 3);
     for name in names {
@@ -274,10 +253,11 @@ async fn what_a_failover_forgot_is_stored_again(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
-    assert_eq!(refresh(&broker, "amocrm-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("amocrm-shop").await.status, StatusCode::OK);
     broker.idle().await;
     // Another replica does it, and has nothing of what lies in this one's folder.
     let store = broker.broker().store();
@@ -290,13 +270,14 @@ async fn what_was_deleted_is_not_stored_again(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_row_that_went_back_is_not_refreshed(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     for name in ["divar-shop", "divar-other"] {
         broker.connect(name, Simulated::Divar).await;
     }
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.idle().await;
     let before = posts(&broker);
     // Somebody who can write the database puts one row back, and nobody remembers the other.
@@ -321,6 +302,7 @@ async fn a_row_that_went_back_is_not_refreshed(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn another_database_is_not_taken_for_the_one_last_served(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
@@ -339,6 +321,7 @@ async fn another_database_is_not_taken_for_the_one_last_served(database: TestDat
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("amocrm-shop", Simulated::Amocrm).await;
@@ -353,13 +336,8 @@ async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: 
     // The same rows, opened by staging, whose state directory knows nothing of them.
     fs::remove_file(broker.state("watermark")).unwrap();
     let before = posts(&broker);
-    broker.execute("UPDATE connections SET refresh_at = created_at").await;
-    broker.change(|settings| {
-        named("staging")(settings);
-        for listen in ["public_listen", "internal_listen"] {
-            settings.insert(listen.to_owned(), "127.0.0.1:0".into());
-        }
-    });
+    broker.make_due().await;
+    named("staging")(&mut broker.settings);
     for arguments in [["serve"].as_slice(), &["release", "--all"]] {
         let refused = broker.command(arguments).await;
         assert_eq!(refused.status.code(), Some(64), "{refused:?}");
@@ -374,11 +352,12 @@ async fn a_copy_for_another_deployment_is_refused_until_it_is_adopted(database: 
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.execute(BACK_UP).await;
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.halt().await;
     // What another replica saw, which comes back only after the release.
     let other = fs::read(broker.state("watermark")).unwrap();
@@ -400,13 +379,13 @@ async fn one_quarantine_is_enough_for_all_replicas(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn nobody_consents_or_confirms_in_quarantine(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     let account = broker.account(Simulated::Divar);
     broker.connect("divar-shop", Simulated::Divar).await;
     let open = broker.link("divar-shop", "divar", json!({})).await;
-    let link = broker.link("divar-new", "divar", json!({})).await;
-    Person::new(&broker).consent(&link, "allow").await;
+    broker.consent("divar-new", "divar", json!({})).await;
     assert_eq!(broker.view("divar-new").await["state"], "pending_confirm");
     let never = broker.link("divar-never", "divar", json!({})).await;
     broker.halt().await;
@@ -424,10 +403,7 @@ async fn nobody_consents_or_confirms_in_quarantine(database: TestDatabase) {
     let pressed = Person::new(&broker).press(&open).await;
     assert_eq!(pressed.status, StatusCode::CONFLICT, "{pressed:?}");
     assert!(pressed.text.contains("on hold"), "{pressed:?}");
-    let confirm = async || {
-        let path = "/v1/connections/divar-new/confirm";
-        broker.operator(Method::POST, path, Some(json!({ "account": account }))).await
-    };
+    let confirm = async || broker.confirm("divar-new", &account).await;
     assert_eq!(confirm().await.status, StatusCode::CONFLICT);
     assert_eq!(posts(&broker), before);
     // What held nothing is not in quarantine.
@@ -448,6 +424,7 @@ fn noted(broker: &TestBroker) -> Value {
     serde_json::from_slice::<Value>(&watermark).unwrap()["seq"].clone()
 }
 
+#[apply(on_both_engines!)]
 async fn the_watermark_follows_the_database(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     assert_eq!(noted(&broker), 0);
@@ -457,7 +434,7 @@ async fn the_watermark_follows_the_database(database: TestDatabase) {
     broker.connect("divar-shop", Simulated::Divar).await;
     broker.idle().await;
     assert_eq!(noted(&broker), 2);
-    assert_eq!(refresh(&broker, "divar-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("divar-shop").await.status, StatusCode::OK);
     broker.idle().await;
     assert_eq!(noted(&broker), 3);
     // What other replicas store is seen too, at the end at the latest.
@@ -472,6 +449,7 @@ async fn the_watermark_follows_the_database(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
@@ -490,20 +468,17 @@ async fn what_is_not_quarantined_is_not_released(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_plan_changes_nothing(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.create("avito-own", "avito").await;
-    broker.change(|settings| {
-        settings.insert("deployment".to_owned(), "production".into());
-    });
+    broker.settings.insert("deployment".to_owned(), "production".into());
     let named = async || broker.number("SELECT count(*) FROM meta WHERE key = 'deployment'").await;
     release(&broker, &["--plan"]).await;
     assert_eq!(named().await, 0, "a look gave the database a name");
     release(&broker, &["--all"]).await;
     assert_eq!(named().await, 1);
-    broker.change(|settings| {
-        settings.insert("deployment".to_owned(), "staging".into());
-    });
+    broker.settings.insert("deployment".to_owned(), "staging".into());
     let refused = broker.command(&["release", "--plan"]).await;
     assert!(refused.stderr.concat().contains("belongs to `production`"), "{refused:?}");
     // As a program finds it that is newer than the database.
@@ -521,9 +496,8 @@ async fn a_plan_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
 fn sqlite_file(database: &TestDatabase) -> PathBuf {
-    database.url.expose_secret().strip_prefix("sqlite:").unwrap().into()
+    database.plain_url().strip_prefix("sqlite:").unwrap().into()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -538,7 +512,7 @@ async fn a_file_that_was_put_back_is_known() {
     fs::copy(&file, &backup).unwrap();
     broker.restart(|_| {}).await;
     assert_eq!(states(&broker).await, all("active", 1));
-    assert_eq!(refresh(&broker, "kommo-shop").await, StatusCode::OK);
+    assert_eq!(broker.refresh("kommo-shop").await.status, StatusCode::OK);
     let before = posts(&broker);
     broker.halt().await;
     assert!(!file.with_extension("db-wal").exists(), "the database was not closed");

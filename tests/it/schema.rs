@@ -9,12 +9,8 @@ use token_broker::simulator::{Endpoint, Simulated};
 
 use crate::support::{
     broker::TestBroker,
-    database::{TestDatabase, on_both_engines},
+    database::{TestDatabase, apply, on_both_engines},
 };
-
-on_both_engines! {
-    a_page_of_another_site_changes_nothing,
-}
 
 /// What never leaves: a person or service that needs one asks the provider.
 const NEVER_ANSWERED: &[&str] = &[
@@ -151,6 +147,7 @@ fn no_request_says_where_secrets_are_sent() {
 }
 
 /// T57: whatever a browser sends along for a page of another site, it is no operator's key.
+#[apply(on_both_engines!)]
 async fn a_page_of_another_site_changes_nothing(database: TestDatabase) {
     let broker = TestBroker::start(database).await;
     broker.connect("avito-shop", Simulated::Avito).await;

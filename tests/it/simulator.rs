@@ -19,7 +19,7 @@ use url::Url;
 const REDIRECT_URI: &str = "http://127.0.0.1:9/callback/test";
 
 /// Running simulators, one of which is looked at, and a client that follows nothing.
-struct World {
+struct SimulatedProvider {
     simulators: Simulators,
     which: Simulated,
     http: Client,
@@ -74,7 +74,7 @@ async fn send(request: RequestBuilder) -> Answer {
     read(request.send().await.unwrap()).await.unwrap()
 }
 
-impl World {
+impl SimulatedProvider {
     async fn new(which: Simulated, change: impl FnOnce(&mut SimulatorSettings)) -> Self {
         let mut settings = SimulatorSettings::default();
         for uri in [

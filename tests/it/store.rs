@@ -5,10 +5,10 @@ mod connections;
 mod consents;
 mod events;
 mod grants;
-mod purge;
+mod reencryption;
+mod retention;
 mod revocations;
-mod sealed;
-mod verdicts;
+mod transitions;
 
 use std::time::Duration;
 
@@ -22,17 +22,7 @@ use token_broker::{
     store::{EngineKind, SchemaStatus, Store, StoreError},
 };
 
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    a_fresh_database_is_migrated_once,
-    an_older_schema_is_told,
-    a_newer_schema_is_refused,
-    replicas_that_start_together_migrate_in_turn,
-    meta_keeps_the_first_value,
-    a_closed_store_is_unreachable,
-    the_database_clock_follows_the_tests,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 /// A connection with every field in use, in the state of one that refreshes.
 fn connection(db: &TestDatabase, name: &str) -> Connection {
@@ -97,6 +87,7 @@ fn account() -> Account {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn a_fresh_database_is_migrated_once(db: TestDatabase) {
     assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Current);
     db.store.ping().await.unwrap();
@@ -116,12 +107,14 @@ async fn a_fresh_database_is_migrated_once(db: TestDatabase) {
     assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Fresh);
 }
 
+#[apply(on_both_engines!)]
 async fn an_older_schema_is_told(db: TestDatabase) {
     db.execute("UPDATE _sqlx_migrations SET version = -version").await;
     let status = db.store.schema_status().await.unwrap();
     assert!(matches!(status, SchemaStatus::Older { found: -1, .. }), "{status:?}");
 }
 
+#[apply(on_both_engines!)]
 async fn a_newer_schema_is_refused(db: TestDatabase) {
     db.execute(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -135,6 +128,7 @@ async fn a_newer_schema_is_refused(db: TestDatabase) {
     assert!(!error.to_string().contains('\n'), "{error}");
 }
 
+#[apply(on_both_engines!)]
 async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
     db.execute(
         "DROP VIEW IF EXISTS connections_readable; DROP VIEW clock; DROP TABLE consents;
@@ -153,6 +147,7 @@ async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
     assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::Current);
 }
 
+#[apply(on_both_engines!)]
 async fn meta_keeps_the_first_value(db: TestDatabase) {
     assert_eq!(db.store.meta("id").await.unwrap(), None);
     assert_eq!(db.store.put_meta_if_absent("id", "first").await.unwrap(), "first");
@@ -160,12 +155,14 @@ async fn meta_keeps_the_first_value(db: TestDatabase) {
     assert_eq!(db.store.meta("id").await.unwrap().as_deref(), Some("first"));
 }
 
+#[apply(on_both_engines!)]
 async fn a_closed_store_is_unreachable(db: TestDatabase) {
     db.store.close().await;
     let error = db.store.ping().await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
 }
 
+#[apply(on_both_engines!)]
 async fn the_database_clock_follows_the_tests(db: TestDatabase) {
     let before = db.store.changed_since(Timestamp::UNIX_EPOCH).await.unwrap().mark;
     db.clock.advance(Duration::from_hours(1));
@@ -180,7 +177,7 @@ async fn the_database_clock_follows_the_tests(db: TestDatabase) {
 async fn a_locked_row_on_postgres_does_not_hold_up_the_store() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
-    let held = db.suspend_refresh("UPDATE connections SET failures = 1").await;
+    let held = db.hold("UPDATE connections SET failures = 1").await;
     let started = db.clock.stopwatch();
     let error = db.store.suspect_reports(id).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");

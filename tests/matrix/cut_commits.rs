@@ -1,44 +1,41 @@
 //! The database goes away between the provider's answer and the commit, or its word about the
 //! commit does: nothing is lost, and nothing happens twice.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use token_broker::{
     failpoint::Point,
-    simulator::{Fault, Simulated, SimulatorSettings},
+    simulator::{Fault, Simulated},
 };
 use tokio::time::Instant;
 
 use crate::{
-    scene::{
-        ALL_DUE, Holds, Line, Outage, Then, UNPACED, all_served, consented, generation, lost,
-        posts, replays,
-    },
+    checks::{UNPACED, generation, lost, posts, replays},
+    cuttable_connection::{CuttableConnection, Then},
+    database_outage::DatabaseOutage,
+    held_points::HeldPoints,
+    report::{Row, short_or_long},
     support::{
-        broker::{Manner, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        broker::{RunOptions, TestBroker},
+        database::{TestDatabase, apply, on_both_engines},
         wait::until,
     },
-    table::{Row, short_or_long},
 };
 
-on_both_engines! {
-    an_answer_outlives_the_database,
-}
-
-/// How many refreshes each cut hits.
+/// The number of refreshes that each cut hits.
 const AT_ONCE: usize = 10;
 
-async fn start(database: TestDatabase, holds: &Holds) -> TestBroker {
-    let manner = Manner { failpoints: holds.failpoints(), ..Manner::default() };
-    TestBroker::start_so(manner, database, SimulatorSettings::default(), UNPACED).await
+async fn start(database: TestDatabase, holds: &HeldPoints) -> TestBroker {
+    let options = RunOptions { failpoints: holds.failpoints(), ..RunOptions::default() };
+    TestBroker::start_with_options(database, UNPACED, options).await
 }
 
+#[apply(on_both_engines!)]
 async fn an_answer_outlives_the_database(mut database: TestDatabase) {
-    let mut outage = Outage::before(&mut database).await;
-    let holds = Holds::default();
+    let mut outage = DatabaseOutage::before(&mut database).await;
+    let holds = HeldPoints::default();
     let broker = start(database, &holds).await;
-    let names = consented(&broker, AT_ONCE).await;
+    let names = broker.consented(AT_ONCE).await;
     let mut recovery = Vec::new();
     let cuts = short_or_long(2, 20);
     for cut in 0..cuts {
@@ -64,7 +61,7 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
             assert_eq!(generation(broker.broker(), name).await, next, "{name}");
             assert!(!broker.has_escrow(name).await, "{name}");
         }
-        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
+        assert_eq!(broker.spool_files(), 0);
         assert_eq!(replays(&broker), 0);
     }
     let slowest = recovery.iter().max().unwrap();
@@ -78,9 +75,9 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
 }
 
 /// All are due, and their grants are on the disk.
-async fn in_the_spool(broker: &TestBroker, holds: &Holds) {
-    holds.suspend_refresh(Point::Spooled);
-    broker.execute(ALL_DUE).await;
+async fn in_the_spool(broker: &TestBroker, holds: &HeldPoints) {
+    holds.hold(Point::Spooled);
+    broker.make_due().await;
     assert_eq!(broker.broker().start_due(100).await.unwrap(), AT_ONCE);
     holds.until(AT_ONCE).await;
 }
@@ -88,17 +85,16 @@ async fn in_the_spool(broker: &TestBroker, holds: &Holds) {
 /// All are due, the provider has acted, and its answers come a moment later.
 async fn before_the_answer(broker: &TestBroker) {
     broker.simulator(Simulated::Avito).fault(&Fault::Slow { milliseconds: 700 }, AT_ONCE);
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     let before = posts(broker);
     assert_eq!(broker.broker().start_due(100).await.unwrap(), AT_ONCE);
     until("all are sent", async || posts(broker) - before == AT_ONCE as u64).await;
 }
 
 /// A broker with one connection whose line to the database the test holds.
-async fn on_a_line(holds: &Holds) -> (Line, TestBroker) {
+async fn on_a_line(holds: &HeldPoints) -> (CuttableConnection, TestBroker) {
     let mut database = TestDatabase::postgres().await;
-    let line = Line::to(&database.url).await;
-    database.url = line.url.clone();
+    let line = CuttableConnection::before(&mut database).await;
     let broker = start(database, holds).await;
     broker.connect("avito-0", Simulated::Avito).await;
     (line, broker)
@@ -117,14 +113,14 @@ async fn a_commit_that_is_never_answered_happened_once() {
 }
 
 async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
-    let holds = Holds::default();
+    let holds = HeldPoints::default();
     let (line, broker) = on_a_line(&holds).await;
     let mut recovery = Vec::new();
     for run in 0..runs {
         // The next COMMIT shall be nobody else's.
         broker.idle().await;
-        holds.suspend_refresh(Point::Spooled);
-        broker.execute(ALL_DUE).await;
+        holds.hold(Point::Spooled);
+        broker.make_due().await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;
         line.swallow_commit(then);
@@ -137,7 +133,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
         assert_eq!(generation(broker.broker(), "avito-0").await, next);
         assert_eq!(broker.token("avito-0").await.json()["generation"], next);
         assert!(!broker.has_escrow("avito-0").await);
-        assert_eq!(fs::read_dir(broker.state("spool")).unwrap().count(), 0);
+        assert_eq!(broker.spool_files(), 0);
     }
     let replays = replays(&broker);
     assert_eq!(replays, 0);
@@ -149,7 +145,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_whose_answer_is_lost_is_given_back() {
-    let holds = Holds::default();
+    let holds = HeldPoints::default();
     let (line, broker) = on_a_line(&holds).await;
     let names = ["avito-0".to_owned()];
     let runs = short_or_long(5, 50);
@@ -157,8 +153,8 @@ async fn a_claim_whose_answer_is_lost_is_given_back() {
         let before = posts(&broker);
         // The next COMMIT shall be nobody else's.
         broker.idle().await;
-        holds.suspend_refresh(Point::Unclaimed);
-        broker.execute(ALL_DUE).await;
+        holds.hold(Point::Unclaimed);
+        broker.make_due().await;
         assert_eq!(broker.broker().start_due(100).await.unwrap(), 1);
         holds.until(1).await;
         line.swallow_commit(Then::Close);
@@ -166,7 +162,7 @@ async fn a_claim_whose_answer_is_lost_is_given_back() {
         broker.idle().await;
         assert!(line.has_swallowed());
         assert_eq!(posts(&broker), before, "a claim that may not stand is not used");
-        all_served(&broker, &names).await;
+        broker.all_served(&names).await;
         // Nothing was sent, and that is known.
         let record = broker.broker().store().record("avito-0").await.unwrap().unwrap();
         assert_eq!((record.open_attempts, record.crashes, record.claimed_at), (0, 0, None));

@@ -3,20 +3,23 @@
 
 use std::time::Duration;
 
-use token_broker::simulator::{Simulated, SimulatorSettings};
+use token_broker::simulator::Simulated;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    scene::{Line, Load, Server, Target, UNPACED, consented, generation, lost, posts, replays},
+    checks::{UNPACED, generation, lost, posts, replays},
+    cuttable_connection::CuttableConnection,
+    reader_load::{Load, Target},
+    report::{Row, is_long, short_or_long},
     support::{
-        broker::{Manner, TestBroker},
+        broker::{RunOptions, TestBroker},
         database::TestDatabase,
+        server::Server,
         wait::until,
     },
-    table::{Row, is_long, short_or_long},
 };
 
-/// How soon after its return refreshes must be made again.
+/// The time after its return within which refreshes must be made again.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// The same where nothing says that it was away: what was asked by then must be given up first.
@@ -27,12 +30,12 @@ const DUE_SOON: &str = "UPDATE connections SET refresh_at = (SELECT now_ms FROM 
 
 /// A broker that refreshes by itself, as in production.
 async fn start(database: TestDatabase) -> TestBroker {
-    let manner = Manner { background: true, ..Manner::default() };
-    TestBroker::start_so(manner, database, SimulatorSettings::default(), UNPACED).await
+    let options = RunOptions { background: true, ..RunOptions::default() };
+    TestBroker::start_with_options(database, UNPACED, options).await
 }
 
 fn load(broker: &TestBroker, names: &[String]) -> Load {
-    let target = Target::new(&broker.internal_url, &broker.service_key);
+    let target = Target::new(broker);
     Load::start(vec![target], names.to_vec(), 200)
 }
 
@@ -83,7 +86,7 @@ async fn passes(
 async fn a_database_that_is_killed_is_not_noticed_by_readers() {
     let mut server = Server::start();
     let broker = start(TestDatabase::postgres_at(server.url()).await).await;
-    let names = consented(&broker, short_or_long(50, 1_000)).await;
+    let names = broker.consented(short_or_long(50, 1_000)).await;
     let server = std::cell::RefCell::new(&mut server);
     let (kill, start) = (|| server.borrow_mut().kill(), || server.borrow_mut().start_again());
     passes("database killed for", broker, names, kill, start, BACK_WITHIN).await;
@@ -92,10 +95,9 @@ async fn a_database_that_is_killed_is_not_noticed_by_readers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_falls_silent_is_not_noticed_by_readers() {
     let mut database = TestDatabase::postgres().await;
-    let line = Line::to(&database.url).await;
-    database.url = line.url.clone();
+    let line = CuttableConnection::before(&mut database).await;
     let broker = start(database).await;
-    let names = consented(&broker, short_or_long(50, 1_000)).await;
+    let names = broker.consented(short_or_long(50, 1_000)).await;
     let (silence, mend) = (|| line.silence(), || line.mend());
     passes("database silent for", broker, names, silence, mend, HEARD_WITHIN).await;
 }
@@ -104,11 +106,11 @@ async fn a_database_that_falls_silent_is_not_noticed_by_readers() {
 async fn a_refresh_under_way_when_the_database_is_killed_is_stored() {
     let mut server = Server::start();
     let broker = start(TestDatabase::postgres_at(server.url()).await).await;
-    let names = consented(&broker, 10).await;
+    let names = broker.consented(10).await;
     let slow = token_broker::simulator::Fault::Slow { milliseconds: 1_000 };
     broker.simulator(Simulated::Avito).fault(&slow, 10);
     let before = posts(&broker);
-    broker.execute(crate::scene::ALL_DUE).await;
+    broker.make_due().await;
     until("all are sent", async || posts(&broker) - before == 10).await;
     server.kill();
     for name in &names {

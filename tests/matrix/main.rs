@@ -3,22 +3,26 @@
 
 #![cfg(test)]
 
-mod class;
+mod checks;
 mod cut_commits;
+mod cuttable_connection;
 mod database_down;
-mod kills;
+mod database_outage;
+mod expired_lease;
+mod held_points;
+mod interleavings;
+mod killed_process;
 mod many_due;
-mod model;
-mod pauses;
-mod random;
-mod scene;
+mod outage_and_mass_refusal;
+mod random_kills;
+mod reader_load;
+mod report;
+mod rotation_class;
+mod scenario;
 mod shutdown;
 mod state_directory;
-mod stops;
-mod storms;
-#[expect(dead_code, reason = "shared with the integration tests, which use it all")]
-#[path = "../it/support/mod.rs"]
+mod stopped_process;
+#[expect(dead_code, reason = "shared with the integration tests; each uses a part")]
+#[path = "../support/mod.rs"]
 mod support;
-mod table;
 mod takeover;
-mod world;

@@ -7,27 +7,23 @@ use token_broker::simulator::{Fault, Kind, Simulated, SimulatorSettings};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    scene::{ALL_DUE, UNPACED, consented, generation, lost, posts, replays},
+    checks::{UNPACED, generation, lost, posts, replays},
+    report::{Row, is_long, short_or_long},
     support::{
         broker::TestBroker,
-        database::{TestDatabase, on_both_engines},
+        database::{TestDatabase, apply, on_both_engines},
     },
-    table::{Row, is_long, short_or_long},
 };
-
-on_both_engines! {
-    the_most_urgent_go_first_at_the_pace,
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_refresh_each_of_many_once() {
     let count = short_or_long(100, 1_000);
     let database = TestDatabase::postgres().await;
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
-    let names = consented(&broker, count).await;
+    let names = broker.consented(count).await;
     let replica = broker.replica().await;
     let before = posts(&broker);
-    broker.execute(ALL_DUE).await;
+    broker.make_due().await;
     let watch = Instant::now();
     // A claim that took too long on a busy machine is given up before anything is sent, and comes
     // again some seconds later.
@@ -103,8 +99,8 @@ async fn many_readers_of_an_expired_token_cost_one_request() {
     broker.stop().await;
 }
 
-/// Where the token of a connection stands among those that end: any order but the natural one, and
-/// no two at once.
+/// The rank of a connection by the end of its token: no two are alike, and the order is not that of
+/// the names.
 fn rank(number: usize) -> usize {
     number * 37 % 1_009
 }
@@ -113,6 +109,7 @@ const ENDS_BY_RANK: &str = "UPDATE grants SET expires_at = received_at + 3600000
     SELECT CAST(substr(name, 7) AS BIGINT) FROM connections WHERE id = connection_id
 ) * 37 % 1009)";
 
+#[apply(on_both_engines!)]
 async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
     const PER_SECOND: usize = 20;
     const BURST: usize = 5;
@@ -123,8 +120,8 @@ async fn the_most_urgent_go_first_at_the_pace(database: TestDatabase) {
     );
     let count = short_or_long(60, 200);
     let mut broker = TestBroker::start_with(database, SimulatorSettings::default(), &pace).await;
-    let names = consented(&broker, count).await;
-    broker.execute(ALL_DUE).await;
+    let names = broker.consented(count).await;
+    broker.make_due().await;
     broker.execute(ENDS_BY_RANK).await;
     broker.restart(|_| {}).await;
     let watch = Instant::now();

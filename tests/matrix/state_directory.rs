@@ -3,27 +3,22 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, process::Command, time::Duration};
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use token_broker::{failpoint::Point, simulator::SimulatorSettings};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    scene::{
-        ALL_DUE, Fleet, Holds, Outage, UNPACED, all_served, consented, generation, lost, posts,
-        replays,
-    },
+    checks::{UNPACED, generation, lost, posts, replays, settled_at},
+    database_outage::DatabaseOutage,
+    held_points::HeldPoints,
+    report::{Row, short_or_long},
     support::{
-        broker::{Manner, TestBroker},
-        database::{TestDatabase, on_both_engines},
+        broker::{RunOptions, TestBroker},
+        database::{TestDatabase, apply, on_both_engines},
+        deployment::Deployment,
         wait::until,
     },
-    table::{Row, short_or_long},
 };
-
-on_both_engines! {
-    nothing_is_asked_for_that_cannot_be_kept,
-    a_spool_that_is_lost_under_way_is_not_relied_on,
-}
 
 /// The folder is gone.
 fn lose(spool: &Path) {
@@ -47,9 +42,10 @@ fn mend(spool: &Path) {
     fs::create_dir(spool).unwrap();
 }
 
+#[apply(on_both_engines!)]
 async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
     let broker = TestBroker::start_with(database, SimulatorSettings::default(), UNPACED).await;
-    let names = consented(&broker, short_or_long(10, 100)).await;
+    let names = broker.consented(short_or_long(10, 100)).await;
     let spool = broker.state("spool");
     for (round, way) in ["lost", "read-only", "not a folder"].into_iter().enumerate() {
         match way {
@@ -57,20 +53,19 @@ async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
             "read-only" => forbid(&spool),
             _ => replace(&spool),
         }
-        broker.execute(ALL_DUE).await;
+        broker.make_due().await;
         let before = posts(&broker);
         for _ in 0..3 {
             assert_eq!(broker.refresh_due().await, names.len(), "{way}");
         }
-        let path = format!("/v1/connections/{}/refresh", names[0]);
-        let refused = broker.operator(Method::POST, &path, None).await;
+        let refused = broker.refresh(&names[0]).await;
         assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{way}: {refused:?}");
         assert_eq!(posts(&broker), before, "{way}: nothing is sent");
         for name in &names {
             let record = broker.broker().store().record(name).await.unwrap().unwrap();
             assert_eq!((record.claimed_at, record.open_attempts), (None, 0), "{way}: {name}");
         }
-        all_served(&broker, &names).await;
+        broker.all_served(&names).await;
         mend(&spool);
         let back = Instant::now();
         assert_eq!(broker.refresh_due().await, names.len(), "{way}");
@@ -88,15 +83,15 @@ async fn nothing_is_asked_for_that_cannot_be_kept(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
 async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatabase) {
-    let mut outage = Outage::before(&mut database).await;
-    let holds = Holds::default();
-    let manner = Manner { failpoints: holds.failpoints(), ..Manner::default() };
-    let settings = SimulatorSettings::default();
-    let broker = TestBroker::start_so(manner, database, settings, UNPACED).await;
-    let names = consented(&broker, 10).await;
-    holds.suspend_refresh(Point::Received);
-    broker.execute(ALL_DUE).await;
+    let mut outage = DatabaseOutage::before(&mut database).await;
+    let holds = HeldPoints::default();
+    let options = RunOptions { failpoints: holds.failpoints(), ..RunOptions::default() };
+    let broker = TestBroker::start_with_options(database, UNPACED, options).await;
+    let names = broker.consented(10).await;
+    holds.hold(Point::Received);
+    broker.make_due().await;
     broker.broker().start_due(100).await.unwrap();
     holds.until(10).await;
     lose(&broker.state("spool"));
@@ -126,7 +121,7 @@ async fn a_spool_that_is_lost_under_way_is_not_relied_on(mut database: TestDatab
     broker.stop().await;
 }
 
-/// How large a file of that process may become, as the disk of a full machine would say.
+/// Limits the size of files of a process, as a full disk does.
 fn limit_files(pid: &str, bytes: &str) {
     let limit = format!("--fsize={bytes}:");
     let limited = Command::new("prlimit").args(["--pid", pid, &limit]).status().unwrap();
@@ -135,26 +130,32 @@ fn limit_files(pid: &str, bytes: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_asked_for_while_the_disk_is_full() {
-    let mut fleet = Fleet::start(TestDatabase::postgres().await, 1, UNPACED).await;
-    let names = fleet.consented(short_or_long(10, 100)).await;
-    let pid = fleet.ships[0].program.pid();
+    let database = TestDatabase::postgres().await;
+    let (deployment, mut broker) = Deployment::start_process(database, UNPACED).await;
+    let names = deployment.consented(short_or_long(10, 100)).await;
+    let pid = broker.program.pid();
     limit_files(&pid, "32768");
-    let before = fleet.posts();
-    fleet.database.execute(ALL_DUE).await;
+    let before = posts(&deployment);
+    deployment.make_due().await;
     for _ in 0..=names.len() {
         // Every one of them, and one of them again.
-        fleet.ships[0].program.hear("the state directory cannot be written").await;
+        broker.program.hear("the state directory cannot be written").await;
     }
-    assert_eq!(fleet.posts(), before, "nothing is sent");
-    assert_eq!(fleet.settled_at(&names, 1).await, names.len(), "nothing is claimed");
-    for name in &names {
-        assert_eq!(fleet.token(name).await, StatusCode::OK, "{name}");
-    }
-    assert_eq!(fleet.ships[0].spool_files(), 0);
+    assert_eq!(posts(&deployment), before, "nothing is sent");
+    assert_eq!(
+        settled_at(&deployment.database, &names, 1).await,
+        names.len(),
+        "nothing is claimed"
+    );
+    broker.all_served(&names).await;
+    assert_eq!(deployment.spool_files(), 0);
     limit_files(&pid, "unlimited");
     let back = Instant::now();
-    until("all are refreshed", async || fleet.settled_at(&names, 2).await == names.len()).await;
+    until("all are refreshed", async || {
+        settled_at(&deployment.database, &names, 2).await == names.len()
+    })
+    .await;
     let recovery = vec![back.elapsed()];
-    assert_eq!(fleet.posts() - before, names.len() as u64);
+    assert_eq!(posts(&deployment) - before, names.len() as u64);
     Row { runs: names.len(), recovery, ..Row::default() }.report("state directory full");
 }

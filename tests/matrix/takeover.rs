@@ -6,36 +6,36 @@ use token_broker::failpoint::Point;
 use tokio::time::Instant;
 
 use crate::{
-    class::Class,
-    kills::{Stop, judge, presentations, unrecoverable},
+    killed_process::{Stop, judge, presentations, unrecoverable},
+    report::{is_long, short_or_long},
+    rotation_class::Class,
+    scenario::Scenario,
     support::database::TestDatabase,
-    table::{is_long, short_or_long},
-    world::World,
 };
 
-/// How long a token request may take: a lease is 20 s longer.
+/// The time limit of a token request. A lease is 20 s longer.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn take_over(stop: Stop, class: Class) {
     let database = TestDatabase::postgres().await;
     let count = short_or_long(5, 100);
-    let (world, mut dying) = World::start(database, class, count, TOKEN_TIMEOUT).await;
-    let views = world.views(&dying).await;
+    let (scenario, mut dying) = Scenario::start(database, class, count, TOKEN_TIMEOUT).await;
+    let views = scenario.views(&dying).await;
     dying.stop().await;
-    let before = world.oracle();
-    stop.reach(&world, &mut dying).await;
+    let before = scenario.oracle();
+    stop.reach(&scenario, &mut dying).await;
     dying.kill().await;
     let died = Instant::now();
-    let unrecoverable = unrecoverable(&before, &world.oracle(), stop);
-    world.provider().clear_faults();
+    let unrecoverable = unrecoverable(&before, &scenario.oracle(), stop);
+    scenario.provider().clear_faults();
 
-    let mut heir = world.replica().await;
-    let settled = world.settled(&heir, &views, died).await;
-    let presentations = presentations(&before, &world.oracle());
-    let (lost, row) = judge(&world, &settled, &unrecoverable, &presentations);
+    let mut heir = scenario.replica_process().await;
+    let settled = scenario.settled(&heir, &views, died).await;
+    let presentations = presentations(&before, &scenario.oracle());
+    let (lost, row) = judge(&scenario, &settled, &unrecoverable, &presentations);
     row.report(&format!("SIGKILL, {stop}, {}, taken over by another replica", class.name));
-    world.assert_usable(&heir, &lost).await;
-    world.assert_served(&heir, &before).await;
+    scenario.assert_usable(&heir, &lost).await;
+    scenario.assert_served(&heir, &before).await;
     heir.stop().await;
 }
 

@@ -4,12 +4,8 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Machine, on_both_machines};
+use super::{Machine, apply, on_both_machines};
 use crate::support::http::client;
-
-on_both_machines! {
-    nothing_is_an_operators_until_there_is_one,
-}
 
 /// Every route of the API document that shows a key, and whether that may be a service's.
 async fn routes(url: &str) -> Vec<(Method, String, bool)> {
@@ -45,6 +41,7 @@ async fn ask(url: &str, key: &str, method: &Method, path: &str) -> (StatusCode, 
     (status, answer["code"].as_str().unwrap_or_default().to_owned())
 }
 
+#[apply(on_both_machines!)]
 async fn nothing_is_an_operators_until_there_is_one(mut machine: Machine) {
     if machine.postgres.is_some() {
         machine.output(&["keys", "generate"]).await;

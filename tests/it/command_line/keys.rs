@@ -15,15 +15,8 @@ use token_broker::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Machine, UNAVAILABLE, USAGE, on_both_machines, start::start_once};
+use super::{Machine, UNAVAILABLE, USAGE, apply, on_both_machines, start::start_once};
 use crate::support::process::Program;
-
-on_both_machines! {
-    a_key_is_rotated_step_by_step,
-    a_key_that_is_removed_too_early_stops_the_start,
-    a_value_that_does_not_open_is_told_and_stays,
-    a_rotation_that_is_killed_anywhere_is_taken_up_again,
-}
 
 /// The database of a machine.
 async fn store(machine: &Machine) -> Store {
@@ -120,6 +113,7 @@ fn words(lines: &[String], key: &str) -> String {
     row(lines, key)[1..].join(" ")
 }
 
+#[apply(on_both_machines!)]
 async fn a_key_is_rotated_step_by_step(mut machine: Machine) {
     with_connections(&mut machine, 3).await;
     let old = ring(&machine).active_id();
@@ -163,6 +157,7 @@ async fn a_key_is_rotated_step_by_step(mut machine: Machine) {
     assert_eq!(every_value_opens(&machine).await, 7);
 }
 
+#[apply(on_both_machines!)]
 async fn a_key_that_is_removed_too_early_stops_the_start(mut machine: Machine) {
     with_connections(&mut machine, 2).await;
     let old = ring(&machine).active_id();
@@ -201,6 +196,7 @@ async fn a_key_that_is_removed_too_early_stops_the_start(mut machine: Machine) {
     start_once(&mut machine).await;
 }
 
+#[apply(on_both_machines!)]
 async fn a_value_that_does_not_open_is_told_and_stays(mut machine: Machine) {
     with_connections(&mut machine, 3).await;
     let (store, old) = (store(&machine).await, ring(&machine).active_id());
@@ -227,6 +223,7 @@ async fn a_value_that_does_not_open_is_told_and_stays(mut machine: Machine) {
     store.close().await;
 }
 
+#[apply(on_both_machines!)]
 async fn a_rotation_that_is_killed_anywhere_is_taken_up_again(mut machine: Machine) {
     const KILLS: u8 = 8;
     with_connections(&mut machine, 300).await;

@@ -4,15 +4,9 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use serde_json::Value;
 
-use super::{Machine, USAGE, contents, on_both_machines};
+use super::{Machine, USAGE, apply, contents, on_both_machines};
 
-on_both_machines! {
-    a_machine_is_checked_before_and_after_its_first_start,
-    the_schema_is_migrated_once,
-    an_operator_is_made_once,
-    a_command_that_only_looks_changes_nothing,
-}
-
+#[apply(on_both_machines!)]
 async fn a_machine_is_checked_before_and_after_its_first_start(mut machine: Machine) {
     if machine.postgres.is_some() {
         machine.output(&["keys", "generate"]).await;
@@ -36,11 +30,13 @@ async fn a_machine_is_checked_before_and_after_its_first_start(mut machine: Mach
     }
 }
 
+#[apply(on_both_machines!)]
 async fn the_schema_is_migrated_once(machine: Machine) {
     assert_eq!(machine.output(&["migrate"]).await, ["the schema was brought up to date"]);
     assert_eq!(machine.output(&["migrate"]).await, ["the schema is up to date"]);
 }
 
+#[apply(on_both_machines!)]
 async fn an_operator_is_made_once(machine: Machine) {
     let lines = machine.output(&["operators", "create", "anna"]).await;
     assert_eq!(lines.len(), 1, "a key alone, for `> operator.key`: {lines:?}");
@@ -57,6 +53,7 @@ async fn an_operator_is_made_once(machine: Machine) {
     assert_ne!(again, lines, "another key");
 }
 
+#[apply(on_both_machines!)]
 async fn a_command_that_only_looks_changes_nothing(machine: Machine) {
     let before = contents(machine.folder.path());
     for (arguments, nothing) in [

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use axum::{Router, http::StatusCode};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{CANARY, Machine, UNAVAILABLE, USAGE, on_both_machines};
+use super::{CANARY, Machine, UNAVAILABLE, USAGE, apply, on_both_machines};
 
 /// Every command that asks a running broker with a key.
 const COMMANDS: &[&[&str]] = &[
@@ -22,10 +22,7 @@ const COMMANDS: &[&[&str]] = &[
     &["services", "delete", "shop"],
 ];
 
-on_both_machines! {
-    services_are_made_listed_and_deleted,
-}
-
+#[apply(on_both_machines!)]
 async fn services_are_made_listed_and_deleted(mut machine: Machine) {
     if machine.postgres.is_some() {
         machine.output(&["keys", "generate"]).await;

@@ -11,14 +11,9 @@ use std::{
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::time::timeout;
 
-use super::{CANARY, Machine, UNAVAILABLE, USAGE, contents, on_both_machines, refusal};
+use super::{CANARY, Machine, UNAVAILABLE, USAGE, apply, contents, on_both_machines, refusal};
 
-on_both_machines! {
-    a_key_file_that_does_not_fit_stops_the_start_and_changes_nothing,
-    a_newer_schema_stops_the_start_and_changes_nothing,
-    a_signal_ends_it_well,
-}
-
+#[apply(on_both_machines!)]
 async fn a_key_file_that_does_not_fit_stops_the_start_and_changes_nothing(mut machine: Machine) {
     start_once(&mut machine).await;
     let path = machine.key_file();
@@ -90,6 +85,7 @@ pub(super) async fn start_once(machine: &mut Machine) {
     assert!(ended.status.success(), "{ended:?}");
 }
 
+#[apply(on_both_machines!)]
 async fn a_newer_schema_stops_the_start_and_changes_nothing(mut machine: Machine) {
     start_once(&mut machine).await;
     let newer = "INSERT INTO _sqlx_migrations
@@ -120,6 +116,7 @@ async fn execute(machine: &Machine, sql: &'static str) {
     connection.close().await.unwrap();
 }
 
+#[apply(on_both_machines!)]
 async fn a_signal_ends_it_well(mut machine: Machine) {
     if machine.postgres.is_some() {
         machine.output(&["keys", "generate"]).await;

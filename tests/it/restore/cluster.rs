@@ -3,7 +3,7 @@
 use std::fs;
 
 use reqwest::StatusCode;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use token_broker::{clock::Clock, simulator::Simulated, store::Store};
 
@@ -51,7 +51,6 @@ async fn a_promoted_standby_is_no_restore_and_another_cluster_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
 async fn a_role_that_may_know_nothing_of_the_cluster_serves() {
     let mut database = TestDatabase::postgres().await;
     let told = database.store.identity().await.unwrap();
@@ -66,8 +65,7 @@ async fn a_role_that_may_know_nothing_of_the_cluster_serves() {
              END $$",
         )
         .await;
-    let owner = database.url.clone();
-    let url = owner.expose_secret();
+    let url = database.plain_url();
     let role = url.rsplit_once("options[search_path]=").unwrap().1;
     database.url = SecretString::from(format!("{url}&options[role]={role}"));
     let store = Store::connect(&database.url, Clock::system()).await.unwrap();

@@ -9,7 +9,7 @@ use token_broker::simulator::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{Answer, REDIRECT_URI, World, send, with};
+use super::{Answer, REDIRECT_URI, SimulatedProvider, send, with};
 
 const HOST: &str = "demo.amocrm.localhost";
 const ID: &str = "5130a1ce-51a7-4ed0-8bad-c0ffee000001";
@@ -23,8 +23,8 @@ const CODE: [(&str, &str); 4] = [
 ];
 const TOKEN: &str = "/oauth2/access_token";
 
-async fn amocrm(change: impl FnOnce(&mut AmocrmSettings)) -> World {
-    World::new(Simulated::Amocrm, |settings| change(&mut settings.amocrm)).await
+async fn amocrm(change: impl FnOnce(&mut AmocrmSettings)) -> SimulatedProvider {
+    SimulatedProvider::new(Simulated::Amocrm, |settings| change(&mut settings.amocrm)).await
 }
 
 fn second_account(settings: &mut AmocrmSettings) {
@@ -39,7 +39,7 @@ fn json_of(fields: &[(&str, &str)]) -> Value {
     fields.iter().map(|&(name, value)| (name.to_owned(), json!(value))).collect()
 }
 
-impl World {
+impl SimulatedProvider {
     async fn amocrm_post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let host = format!("demo.{}.localhost", self.which);
         send(self.post(&host, path).json(&json_of(fields))).await
@@ -92,14 +92,14 @@ fn refused_client(answer: &Answer) {
 
 #[tokio::test]
 async fn the_callback_names_the_account_and_the_code_gives_a_pair() {
-    let world = amocrm(|_| ()).await;
-    let callback = world.consent("/oauth", &QUERY, "allow").await;
+    let provider = amocrm(|_| ()).await;
+    let callback = provider.consent("/oauth", &QUERY, "allow").await;
     for (name, value) in
         [("state", "state-1"), ("referer", HOST), ("platform", "1"), ("client_id", ID)]
     {
         assert_eq!(callback.callback_param(name), value);
     }
-    let grant = world.amocrm_redeem(&callback.callback_param("code")).await;
+    let grant = provider.amocrm_redeem(&callback.callback_param("code")).await;
     let names: Vec<_> = grant.json().as_object().unwrap().keys().cloned().collect();
     assert_eq!(names, ["access_token", "expires_in", "refresh_token", "token_type"]);
     let (access, refresh) = (grant.token("access_token"), grant.token("refresh_token"));
@@ -111,59 +111,60 @@ async fn the_callback_names_the_account_and_the_code_gives_a_pair() {
     assert_eq!((&claims["aud"], &claims["account_id"]), (&json!(ID), &json!(20_000_001)));
     assert_eq!(claims["api_domain"], "api-b.amocrm.localhost");
 
-    let account = world.amocrm_account(HOST, &access).await;
+    let account = provider.amocrm_account(HOST, &access).await;
     assert_eq!((account.status, &account.json()["subdomain"]), (200, &json!("demo")));
-    let second = world.amocrm_refresh(&refresh).await;
+    let second = provider.amocrm_refresh(&refresh).await;
     assert_eq!(second.status, 200);
-    assert_eq!(world.amocrm_account(HOST, &second.token("access_token")).await.status, 200);
+    assert_eq!(provider.amocrm_account(HOST, &second.token("access_token")).await.status, 200);
 }
 
 #[tokio::test]
 async fn old_tokens_do_not_name_their_shard() {
-    let world = amocrm(|settings| settings.api_domain = false).await;
-    let access = world.amocrm_grant().await.token("access_token");
+    let provider = amocrm(|settings| settings.api_domain = false).await;
+    let access = provider.amocrm_grant().await.token("access_token");
     let claims = URL_SAFE_NO_PAD.decode(access.split('.').nth(1).unwrap()).unwrap();
     assert!(!String::from_utf8(claims).unwrap().contains("api_domain"));
 }
 
 #[tokio::test]
 async fn kommo_has_its_own_hosts_and_tells_its_time() {
-    let world =
-        World::new(Simulated::Kommo, |settings| settings.kommo.server_time_skew = 600).await;
-    let callback = world.consent("/oauth", &QUERY, "allow").await;
+    let provider =
+        SimulatedProvider::new(Simulated::Kommo, |settings| settings.kommo.server_time_skew = 600)
+            .await;
+    let callback = provider.consent("/oauth", &QUERY, "allow").await;
     assert_eq!(callback.callback_param("referer"), "demo.kommo.localhost");
     assert!(callback.callback().iter().all(|(name, _)| name != "platform"));
     let code = callback.callback_param("code");
     let fields = json_of(&with(&CODE, "code", Some(&code)));
-    let elsewhere = send(world.post(HOST, TOKEN).json(&fields)).await;
+    let elsewhere = send(provider.post(HOST, TOKEN).json(&fields)).await;
     assert_eq!((elsewhere.status, elsewhere.text.as_str()), (404, "No such simulated host\n"));
-    let before = world.simulator().oracle().now.as_second();
-    let grant = send(world.post("demo.kommo.localhost", TOKEN).json(&fields)).await;
+    let before = provider.simulator().oracle().now.as_second();
+    let grant = send(provider.post("demo.kommo.localhost", TOKEN).json(&fields)).await;
     let ahead = grant.json()["server_time"].as_i64().unwrap() - before;
     assert!((600..660).contains(&ahead), "{ahead}");
-    let exchange = world.post("demo.kommo.localhost", "/oauth2/exchange_api_key");
+    let exchange = provider.post("demo.kommo.localhost", "/oauth2/exchange_api_key");
     assert_eq!(send(exchange.json(&json!({}))).await.status, 404);
 }
 
 #[tokio::test]
 async fn a_refusal_names_the_client_and_a_wrong_client_never_comes_back() {
-    let world = amocrm(|_| ()).await;
-    let callback = world.consent("/oauth/", &QUERY, "deny").await.callback();
+    let provider = amocrm(|_| ()).await;
+    let callback = provider.consent("/oauth/", &QUERY, "deny").await.callback();
     let expected = [("error", "access_denied"), ("client_id", ID), ("state", "state-1")]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(callback, expected);
     let query = with(&QUERY, "client_id", Some("5130a1ce-51a7-4ed0-8bad-c0ffee000002"));
-    world.shows_a_problem("/oauth", &query, StatusCode::BAD_REQUEST).await;
+    provider.shows_a_problem("/oauth", &query, StatusCode::BAD_REQUEST).await;
 }
 
 #[tokio::test]
 async fn json_and_form_are_read_alike_and_basic_is_not() {
-    let world = amocrm(|_| ()).await;
-    let code = world.amocrm_code().await;
+    let provider = amocrm(|_| ()).await;
+    let code = provider.amocrm_code().await;
     let form = with(&CODE, "code", Some(&code));
-    assert_eq!(send(world.post(HOST, TOKEN).form(&form)).await.status, 200);
+    assert_eq!(send(provider.post(HOST, TOKEN).form(&form)).await.status, 200);
     let without = with(&with(&form, "client_id", None), "client_secret", None);
-    let basic = world
+    let basic = provider
         .post(HOST, TOKEN)
         .basic_auth(ID, Some("simulated-integration-secret"))
         .json(&json_of(&without));
@@ -172,8 +173,8 @@ async fn json_and_form_are_read_alike_and_basic_is_not() {
 
 #[tokio::test]
 async fn every_fault_of_a_token_request_has_its_hint() {
-    let world = amocrm(second_account).await;
-    let code = world.amocrm_code().await;
+    let provider = amocrm(second_account).await;
+    let code = provider.amocrm_code().await;
     let fields = with(&CODE, "code", Some(&code));
     for (name, value, hint) in [
         ("grant_type", None, "Check that all required parameters have been provided"),
@@ -194,67 +195,71 @@ async fn every_fault_of_a_token_request_has_its_hint() {
         ("code", None, "Check the `code` parameter"),
         ("code", Some("def50200"), "Cannot decrypt the authorization code"),
     ] {
-        refused(&world.amocrm_post(TOKEN, &with(&fields, name, value)).await, 400, hint);
+        refused(&provider.amocrm_post(TOKEN, &with(&fields, name, value)).await, 400, hint);
     }
-    refused_client(&world.amocrm_post(TOKEN, &with(&fields, "client_secret", Some("no"))).await);
+    refused_client(&provider.amocrm_post(TOKEN, &with(&fields, "client_secret", Some("no"))).await);
 
-    let elsewhere = world.post("second.amocrm.localhost", TOKEN).json(&json_of(&fields));
+    let elsewhere = provider.post("second.amocrm.localhost", TOKEN).json(&json_of(&fields));
     refused(&send(elsewhere).await, 400, "Invalid account");
-    let nowhere = world.post("third.amocrm.localhost", TOKEN).json(&json_of(&fields));
+    let nowhere = provider.post("third.amocrm.localhost", TOKEN).json(&json_of(&fields));
     assert_eq!(send(nowhere).await.status, 404);
 
-    assert_eq!(world.amocrm_redeem(&code).await.status, 200, "no refusal spent the code");
-    refused(&world.amocrm_redeem(&code).await, 400, "Authorization code has been revoked");
-    let late = world.amocrm_code().await;
-    world.simulator().advance_clock(Duration::from_mins(20));
-    refused(&world.amocrm_redeem(&late).await, 400, "Authorization code has expired");
+    assert_eq!(provider.amocrm_redeem(&code).await.status, 200, "no refusal spent the code");
+    refused(&provider.amocrm_redeem(&code).await, 400, "Authorization code has been revoked");
+    let late = provider.amocrm_code().await;
+    provider.simulator().advance_clock(Duration::from_mins(20));
+    refused(&provider.amocrm_redeem(&late).await, 400, "Authorization code has expired");
 }
 
 #[tokio::test]
 async fn a_refresh_needs_the_redirect_uri_and_a_live_token() {
-    let world = amocrm(|_| ()).await;
-    let refresh = world.amocrm_grant().await.token("refresh_token");
+    let provider = amocrm(|_| ()).await;
+    let refresh = provider.amocrm_grant().await.token("refresh_token");
     let fields = with(&CODE, "grant_type", Some("refresh_token"));
-    refused(&world.amocrm_post(TOKEN, &fields).await, 400, "Check the `refresh_token` parameter");
+    refused(
+        &provider.amocrm_post(TOKEN, &fields).await,
+        400,
+        "Check the `refresh_token` parameter",
+    );
     let fields = with(&fields, "refresh_token", Some(&refresh));
-    let without = world.amocrm_post(TOKEN, &with(&fields, "redirect_uri", None)).await;
+    let without = provider.amocrm_post(TOKEN, &with(&fields, "redirect_uri", None)).await;
     refused(&without, 400, "Check the `redirect_uri` parameter");
-    refused(&world.amocrm_refresh("def50200").await, 401, "Cannot decrypt the refresh token");
+    refused(&provider.amocrm_refresh("def50200").await, 401, "Cannot decrypt the refresh token");
 
-    let second = world.amocrm_refresh(&refresh).await.token("refresh_token");
-    refused(&world.amocrm_refresh(&refresh).await, 401, "Token has been revoked");
-    world.simulator().advance_clock(Duration::from_hours(89 * 24));
-    let third = world.amocrm_refresh(&second).await.token("refresh_token");
-    world.simulator().advance_clock(Duration::from_hours(90 * 24));
-    refused(&world.amocrm_refresh(&third).await, 401, "Token has expired");
+    let second = provider.amocrm_refresh(&refresh).await.token("refresh_token");
+    refused(&provider.amocrm_refresh(&refresh).await, 401, "Token has been revoked");
+    provider.simulator().advance_clock(Duration::from_hours(89 * 24));
+    let third = provider.amocrm_refresh(&second).await.token("refresh_token");
+    provider.simulator().advance_clock(Duration::from_hours(90 * 24));
+    refused(&provider.amocrm_refresh(&third).await, 401, "Token has expired");
 }
 
 #[tokio::test]
 async fn in_lenient_mode_the_old_token_works_until_the_new_pair_is_used() {
-    let world = amocrm(|settings| settings.refresh_mode = RefreshMode::Lenient).await;
-    let old = world.amocrm_grant().await.token("refresh_token");
-    assert_eq!(world.amocrm_refresh(&old).await.status, 200);
-    let new = world.amocrm_refresh(&old).await;
-    assert_eq!(world.amocrm_account(HOST, &new.token("access_token")).await.status, 200);
-    refused(&world.amocrm_refresh(&old).await, 401, "Token has been revoked");
-    assert_eq!(world.amocrm_refresh(&new.token("refresh_token")).await.status, 200);
+    let provider = amocrm(|settings| settings.refresh_mode = RefreshMode::Lenient).await;
+    let old = provider.amocrm_grant().await.token("refresh_token");
+    assert_eq!(provider.amocrm_refresh(&old).await.status, 200);
+    let new = provider.amocrm_refresh(&old).await;
+    assert_eq!(provider.amocrm_account(HOST, &new.token("access_token")).await.status, 200);
+    refused(&provider.amocrm_refresh(&old).await, 401, "Token has been revoked");
+    assert_eq!(provider.amocrm_refresh(&new.token("refresh_token")).await.status, 200);
 }
 
 #[tokio::test]
 async fn the_account_call_takes_only_a_live_token_of_that_account() {
-    let world = amocrm(second_account).await;
-    let access = world.amocrm_grant().await.token("access_token");
+    let provider = amocrm(second_account).await;
+    let access = provider.amocrm_grant().await.token("access_token");
     let unauthorized = json!({
         "title": "Unauthorized", "type": "https://httpstatus.es/401", "status": 401,
         "detail": "Invalid user name or password",
     });
     for (host, token) in [(HOST, "never issued"), ("second.amocrm.localhost", &access)] {
-        let answer = world.amocrm_account(host, token).await;
+        let answer = provider.amocrm_account(host, token).await;
         assert_eq!((answer.status, answer.json()), (401, unauthorized.clone()));
     }
-    world.simulator().advance_clock(Duration::from_hours(24));
-    assert_eq!(world.amocrm_account(HOST, &access).await.status, 401);
-    let unknown = world.get(HOST, "/api/v4/leads").await;
+    provider.simulator().advance_clock(Duration::from_hours(24));
+    assert_eq!(provider.amocrm_account(HOST, &access).await.status, 401);
+    let unknown = provider.get(HOST, "/api/v4/leads").await;
     assert_eq!(
         (unknown.status, &unknown.json()["detail"]),
         (404, &json!("Cannot GET /api/v4/leads"))
@@ -265,7 +270,7 @@ async fn the_account_call_takes_only_a_live_token_of_that_account() {
 async fn an_api_key_brings_a_code_to_the_redirect_uri_once_in_five_minutes() {
     let broker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let redirect_uri = format!("http://{}/callback/amocrm", broker.local_addr().unwrap());
-    let world = amocrm(|settings| settings.redirect_uri = Some(redirect_uri.clone())).await;
+    let provider = amocrm(|settings| settings.redirect_uri = Some(redirect_uri.clone())).await;
     let fields = [
         ("login", "demo@example.com"),
         ("api_key", "simulated-api-key"),
@@ -274,11 +279,13 @@ async fn an_api_key_brings_a_code_to_the_redirect_uri_once_in_five_minutes() {
     ];
     let path = "/oauth2/exchange_api_key";
     let wrong_key = with(&fields, "api_key", Some("wrong"));
-    assert_eq!(world.amocrm_post(path, &wrong_key).await.status, 401);
-    refused_client(&world.amocrm_post(path, &with(&fields, "client_secret", Some("wrong"))).await);
-    assert_eq!(send(world.post(HOST, path).form(&fields)).await.status, 400);
+    assert_eq!(provider.amocrm_post(path, &wrong_key).await.status, 401);
+    refused_client(
+        &provider.amocrm_post(path, &with(&fields, "client_secret", Some("wrong"))).await,
+    );
+    assert_eq!(send(provider.post(HOST, path).form(&fields)).await.status, 400);
 
-    let accepted = world.amocrm_post(path, &fields).await;
+    let accepted = provider.amocrm_post(path, &fields).await;
     assert_eq!((accepted.status, accepted.text.as_str()), (202, ""));
     let (mut stream, _) = broker.accept().await.unwrap();
     let mut head = vec![0; 8_192];
@@ -292,11 +299,11 @@ async fn an_api_key_brings_a_code_to_the_redirect_uri_once_in_five_minutes() {
     assert_eq!((params["from_exchange"].as_str(), params["referer"].as_str()), ("1", HOST));
     assert!(!params.contains_key("state"));
 
-    let again = world.amocrm_post(path, &fields).await;
+    let again = provider.amocrm_post(path, &fields).await;
     assert_eq!((again.status, &again.json()["retry_after"]), (429, &json!(300)));
     let redeem = with(&CODE, "redirect_uri", Some(&redirect_uri));
     let redeem = with(&redeem, "code", Some(&params["code"]));
-    assert_eq!(world.amocrm_post(TOKEN, &redeem).await.status, 200);
-    world.simulator().advance_clock(Duration::from_mins(5));
-    assert_eq!(world.amocrm_post(path, &fields).await.status, 202);
+    assert_eq!(provider.amocrm_post(TOKEN, &redeem).await.status, 200);
+    provider.simulator().advance_clock(Duration::from_mins(5));
+    assert_eq!(provider.amocrm_post(path, &fields).await.status, 202);
 }

@@ -11,7 +11,7 @@ use token_broker::{
     },
 };
 
-use super::{Answer, REDIRECT_URI, World, send, with};
+use super::{Answer, REDIRECT_URI, SimulatedProvider, send, with};
 
 const ID: &str = "simulated-divar-app";
 const AUTH: &str = "/oauth2/auth";
@@ -38,8 +38,8 @@ const MALFORMED: &str = "The request is missing a required parameter, includes a
 const INVALID_CLIENT: &str = "Client authentication failed (e.g., unknown client, no client \
     authentication included, or unsupported authentication method).";
 
-async fn divar(change: impl FnOnce(&mut DivarSettings)) -> World {
-    World::new(Simulated::Divar, |settings| change(&mut settings.divar)).await
+async fn divar(change: impl FnOnce(&mut DivarSettings)) -> SimulatedProvider {
+    SimulatedProvider::new(Simulated::Divar, |settings| change(&mut settings.divar)).await
 }
 
 /// The two tokens of an answer.
@@ -47,7 +47,7 @@ fn pair(answer: &Answer) -> (String, String) {
     (answer.token("access_token"), answer.token("refresh_token"))
 }
 
-impl World {
+impl SimulatedProvider {
     async fn divar_post(&self, form: &[(&str, &str)]) -> Answer {
         send(self.post("localhost", TOKEN).form(form)).await
     }
@@ -90,10 +90,10 @@ fn invalid_grant(answer: &Answer, hint: &str) {
 
 #[tokio::test]
 async fn a_code_gives_a_pair_and_a_refresh_replaces_both() {
-    let world = divar(|_| ()).await;
-    let callback = world.consent(AUTH, &QUERY, "allow").await;
+    let provider = divar(|_| ()).await;
+    let callback = provider.consent(AUTH, &QUERY, "allow").await;
     assert_eq!(callback.callback_param("state"), "12345678");
-    let first = world.divar_redeem(&callback.callback_param("code")).await;
+    let first = provider.divar_redeem(&callback.callback_param("code")).await;
     let body = first.json();
     assert_eq!(
         (first.status, &body["expires_in"], &body["token_type"], &body["scope"]),
@@ -101,27 +101,27 @@ async fn a_code_gives_a_pair_and_a_refresh_replaces_both() {
     );
     let old = pair(&first);
     assert!(old.0.starts_with("ory_at_") && old.1.starts_with("ory_rt_"), "{old:?}");
-    let second = world.divar_refresh(&old).await;
+    let second = provider.divar_refresh(&old).await;
     assert_eq!(second.status, 200);
-    let user = world.divar_user(&second.token("access_token")).await;
+    let user = provider.divar_user(&second.token("access_token")).await;
     assert_eq!((user.status, user.json()), (200, json!({"user_id": "simulated-user-1"})));
-    assert_eq!(world.divar_user(&old.0).await.status, 401);
+    assert_eq!(provider.divar_user(&old.0).await.status, 401);
 }
 
 #[tokio::test]
 async fn the_refresh_token_needs_offline_access() {
-    let world = divar(|_| ()).await;
-    let code = world.divar_code(&with(&QUERY, "scope", Some("USER_PHONE"))).await;
-    let answer = world.divar_redeem(&code).await;
+    let provider = divar(|_| ()).await;
+    let code = provider.divar_code(&with(&QUERY, "scope", Some("USER_PHONE"))).await;
+    let answer = provider.divar_redeem(&code).await;
     assert!(answer.json().get("refresh_token").is_none());
-    let user = world.divar_user(&answer.token("access_token")).await;
+    let user = provider.divar_user(&answer.token("access_token")).await;
     assert_eq!(user.json(), json!({"phone_number": "09000000001"}));
 }
 
 #[tokio::test]
 async fn a_refusal_comes_with_an_error_or_with_nothing_but_the_state() {
-    let world = divar(|_| ()).await;
-    let denial = world.consent(AUTH, &QUERY, "deny").await;
+    let provider = divar(|_| ()).await;
+    let denial = provider.consent(AUTH, &QUERY, "deny").await;
     assert_eq!(denial.callback_param("error"), "access_denied");
     let bare = divar(|settings| settings.denial = Denial::Bare).await;
     let denial = bare.consent(AUTH, &QUERY, "deny").await;
@@ -130,12 +130,12 @@ async fn a_refusal_comes_with_an_error_or_with_nothing_but_the_state() {
 
 #[tokio::test]
 async fn a_wrong_client_or_redirect_uri_never_comes_back_and_other_errors_do() {
-    let world = divar(|_| ()).await;
+    let provider = divar(|_| ()).await;
     let query = with(&QUERY, "client_id", Some("another"));
-    world.shows_a_problem(AUTH, &query, StatusCode::UNAUTHORIZED).await;
+    provider.shows_a_problem(AUTH, &query, StatusCode::UNAUTHORIZED).await;
     for uri in [None, Some("http://127.0.0.1:9/callback/test/")] {
         let query = with(&QUERY, "redirect_uri", uri);
-        world.shows_a_problem(AUTH, &query, StatusCode::BAD_REQUEST).await;
+        provider.shows_a_problem(AUTH, &query, StatusCode::BAD_REQUEST).await;
     }
     for (name, value, error) in [
         ("state", Some("1234567"), "invalid_state"),
@@ -145,81 +145,81 @@ async fn a_wrong_client_or_redirect_uri_never_comes_back_and_other_errors_do() {
         ("response_type", Some("token"), "unsupported_response_type"),
     ] {
         let path = super::with_query(AUTH, &with(&QUERY, name, value));
-        let answer = world.get("localhost", &path).await;
+        let answer = provider.get("localhost", &path).await;
         assert_eq!(answer.callback_param("error"), error);
     }
 }
 
 #[tokio::test]
 async fn only_a_form_with_the_client_in_it_is_read() {
-    let world = divar(|_| ()).await;
-    let as_json = send(world.post("localhost", TOKEN).json(&json!({"grant_type": "x"}))).await;
+    let provider = divar(|_| ()).await;
+    let as_json = send(provider.post("localhost", TOKEN).json(&json!({"grant_type": "x"}))).await;
     let empty = format!("{MALFORMED} The POST body can not be empty.");
     refused(&as_json, 400, "invalid_request", &empty);
-    let missing = world.divar_post(&with(&CODE, "grant_type", None)).await;
+    let missing = provider.divar_post(&with(&CODE, "grant_type", None)).await;
     let description = format!("{MALFORMED} Request parameter 'grant_type' is missing");
     refused(&missing, 400, "invalid_request", &description);
 
-    let wrong = world.divar_post(&with(&CODE, "client_secret", Some("wrong"))).await;
+    let wrong = provider.divar_post(&with(&CODE, "client_secret", Some("wrong"))).await;
     refused(&wrong, 401, "invalid_client", INVALID_CLIENT);
-    let basic = world.post("localhost", TOKEN).basic_auth(ID, Some("simulated-divar-secret"));
+    let basic = provider.post("localhost", TOKEN).basic_auth(ID, Some("simulated-divar-secret"));
     let basic = send(basic.form(&CODE)).await;
     assert_eq!((basic.status, &basic.json()["error"]), (401, &json!("invalid_client")));
-    let direct = world.divar_post(&with(&CODE, "grant_type", Some("client_credentials"))).await;
+    let direct = provider.divar_post(&with(&CODE, "grant_type", Some("client_credentials"))).await;
     assert_eq!((direct.status, &direct.json()["error"]), (400, &json!("unauthorized_client")));
-    assert_eq!(send(world.post("127.0.0.1", TOKEN).form(&CODE)).await.status, 404);
+    assert_eq!(send(provider.post("127.0.0.1", TOKEN).form(&CODE)).await.status, 404);
 }
 
 #[tokio::test]
 async fn a_code_used_twice_takes_its_tokens_with_it() {
-    let world = divar(|_| ()).await;
-    let code = world.divar_code(&QUERY).await;
+    let provider = divar(|_| ()).await;
+    let code = provider.divar_code(&QUERY).await;
     let other = with(&with(&CODE, "code", Some(&code)), "redirect_uri", Some("http://other/"));
     let mismatch =
         "The 'redirect_uri' from this request does not match the one from the authorize request.";
-    invalid_grant(&world.divar_post(&other).await, mismatch);
-    let tokens = pair(&world.divar_redeem(&code).await);
-    assert_eq!(world.divar_user(&tokens.0).await.status, 200);
-    let again = world.divar_redeem(&code).await;
+    invalid_grant(&provider.divar_post(&other).await, mismatch);
+    let tokens = pair(&provider.divar_redeem(&code).await);
+    assert_eq!(provider.divar_user(&tokens.0).await.status, 200);
+    let again = provider.divar_redeem(&code).await;
     invalid_grant(&again, "The authorization code has already been used.");
-    assert_eq!(world.divar_user(&tokens.0).await.status, 401);
-    let refresh = world.divar_refresh(&tokens).await;
+    assert_eq!(provider.divar_user(&tokens.0).await.status, 401);
+    let refresh = provider.divar_refresh(&tokens).await;
     invalid_grant(&refresh, "The refresh token is malformed or not valid.");
 
-    invalid_grant(&world.divar_redeem("never issued").await, "");
-    let late = world.divar_code(&QUERY).await;
-    world.simulator().advance_clock(Duration::from_mins(10));
-    invalid_grant(&world.divar_redeem(&late).await, "");
+    invalid_grant(&provider.divar_redeem("never issued").await, "");
+    let late = provider.divar_code(&QUERY).await;
+    provider.simulator().advance_clock(Duration::from_mins(10));
+    invalid_grant(&provider.divar_redeem(&late).await, "");
 }
 
 #[tokio::test]
 async fn within_the_grace_the_old_token_gives_further_pairs_and_after_it_ends_the_chain() {
-    let world = divar(|_| ()).await;
-    let first = pair(&world.divar_grant().await);
-    let second = pair(&world.divar_refresh(&first).await);
-    world.simulator().advance_clock(Duration::from_secs(110));
-    let third = pair(&world.divar_refresh(&first).await);
+    let provider = divar(|_| ()).await;
+    let first = pair(&provider.divar_grant().await);
+    let second = pair(&provider.divar_refresh(&first).await);
+    provider.simulator().advance_clock(Duration::from_secs(110));
+    let third = pair(&provider.divar_refresh(&first).await);
     for live in [&second, &third] {
-        assert_eq!(world.divar_user(&live.0).await.status, 200);
+        assert_eq!(provider.divar_user(&live.0).await.status, 200);
     }
-    world.simulator().advance_clock(Duration::from_secs(10));
-    invalid_grant(&world.divar_refresh(&first).await, "The refresh token was already used.");
-    assert_eq!(world.divar_user(&third.0).await.status, 401);
-    let newest = world.divar_refresh(&third).await;
+    provider.simulator().advance_clock(Duration::from_secs(10));
+    invalid_grant(&provider.divar_refresh(&first).await, "The refresh token was already used.");
+    assert_eq!(provider.divar_user(&third.0).await.status, 401);
+    let newest = provider.divar_refresh(&third).await;
     invalid_grant(&newest, "The refresh token is malformed or not valid.");
-    let oracle = world.simulator().oracle();
+    let oracle = provider.simulator().oracle();
     assert_eq!(oracle.of(&third.1).unwrap().ended, Some(End::RefreshReused));
 }
 
 #[tokio::test]
 async fn a_refresh_can_lose_a_race_without_losing_its_token() {
-    let world = divar(|_| ()).await;
-    let tokens = pair(&world.divar_grant().await);
-    world.simulator().fault(&Fault::Contended, 1);
-    let lost = world.divar_refresh(&tokens).await;
+    let provider = divar(|_| ()).await;
+    let tokens = pair(&provider.divar_grant().await);
+    provider.simulator().fault(&Fault::Contended, 1);
+    let lost = provider.divar_refresh(&tokens).await;
     assert_eq!((lost.status, &lost.json()["error"]), (400, &json!("invalid_request")));
     assert!(lost.text.contains("Please retry the request."), "{}", lost.text);
-    assert_eq!(world.divar_refresh(&tokens).await.status, 200);
+    assert_eq!(provider.divar_refresh(&tokens).await.status, 200);
 }
 
 #[tokio::test]
@@ -249,17 +249,17 @@ async fn the_grace_has_its_switches() {
 
 #[tokio::test]
 async fn a_refresh_carries_the_access_token_it_replaces_and_the_redirect_uri() {
-    let world = divar(|_| ()).await;
-    let tokens = pair(&world.divar_grant().await);
+    let provider = divar(|_| ()).await;
+    let tokens = pair(&provider.divar_grant().await);
     let form = with(&CODE, "grant_type", Some("refresh_token"));
     let form = with(&form, "refresh_token", Some(&tokens.1));
     for code in [None, Some("never issued")] {
-        let answer = world.divar_post(&with(&form, "code", code)).await;
+        let answer = provider.divar_post(&with(&form, "code", code)).await;
         assert_eq!((answer.status, &answer.json()["error"]), (400, &json!("invalid_request")));
     }
     let without = with(&with(&form, "code", Some(&tokens.0)), "redirect_uri", None);
-    assert_eq!(world.divar_post(&without).await.status, 400);
-    assert_eq!(world.divar_refresh(&tokens).await.status, 200, "no refusal spent the token");
+    assert_eq!(provider.divar_post(&without).await.status, 400);
+    assert_eq!(provider.divar_refresh(&tokens).await.status, 200, "no refusal spent the token");
 
     let plain = divar(|settings| settings.refresh_parameters = RefreshParameters::Ignored).await;
     let tokens = pair(&plain.divar_grant().await);
@@ -269,41 +269,41 @@ async fn a_refresh_carries_the_access_token_it_replaces_and_the_redirect_uri() {
 
 #[tokio::test]
 async fn a_refresh_token_lives_thirty_days_from_each_rotation() {
-    let world = divar(|_| ()).await;
-    let first = pair(&world.divar_grant().await);
-    world.simulator().advance_clock(Duration::from_hours(29 * 24));
-    let second = pair(&world.divar_refresh(&first).await);
-    world.simulator().advance_clock(Duration::from_hours(30 * 24));
-    invalid_grant(&world.divar_refresh(&second).await, "The refresh token expired.");
+    let provider = divar(|_| ()).await;
+    let first = pair(&provider.divar_grant().await);
+    provider.simulator().advance_clock(Duration::from_hours(29 * 24));
+    let second = pair(&provider.divar_refresh(&first).await);
+    provider.simulator().advance_clock(Duration::from_hours(30 * 24));
+    invalid_grant(&provider.divar_refresh(&second).await, "The refresh token expired.");
 }
 
 #[tokio::test]
 async fn pkce_is_checked_for_a_client_that_uses_it() {
-    let world = divar(|_| ()).await;
+    let provider = divar(|_| ()).await;
     let verifier = "a-verifier-of-at-least-forty-three-characters";
     let challenge = URL_SAFE_NO_PAD.encode(Digest::of_bytes(verifier.as_bytes()).as_bytes());
     let query = with(&QUERY, "code_challenge", Some(&challenge));
     let query = with(&query, "code_challenge_method", Some("S256"));
-    let code = world.divar_code(&query).await;
+    let code = provider.divar_code(&query).await;
     let hint = "The PKCE code challenge did not match the code verifier.";
-    invalid_grant(&world.divar_redeem(&code).await, hint);
+    invalid_grant(&provider.divar_redeem(&code).await, hint);
     let form = with(&with(&CODE, "code", Some(&code)), "code_verifier", Some(verifier));
-    assert_eq!(world.divar_post(&form).await.status, 200);
+    assert_eq!(provider.divar_post(&form).await.status, 200);
 }
 
 #[tokio::test]
 async fn the_user_call_needs_the_key_and_a_live_token() {
-    let world = divar(|_| ()).await;
-    let access = world.divar_grant().await.token("access_token");
-    let without_key = world.request(Method::GET, "127.0.0.1", "/v1/open-platform/users");
+    let provider = divar(|_| ()).await;
+    let access = provider.divar_grant().await.token("access_token");
+    let without_key = provider.request(Method::GET, "127.0.0.1", "/v1/open-platform/users");
     let answer = send(without_key.bearer_auth(&access)).await;
     let body = json!({"code": 16, "message": "invalid api key", "details": []});
     assert_eq!((answer.status, answer.json()), (401, body));
     let body = json!({"code": 16, "message": "invalid access token", "details": []});
-    let answer = world.divar_user("never issued").await;
+    let answer = provider.divar_user("never issued").await;
     assert_eq!((answer.status, answer.json()), (401, body));
-    world.simulator().advance_clock(Duration::from_hours(1));
-    assert_eq!(world.divar_user(&access).await.status, 401);
-    let unknown = world.get("127.0.0.1", "/oauth2/auth").await;
+    provider.simulator().advance_clock(Duration::from_hours(1));
+    assert_eq!(provider.divar_user(&access).await.status, 401);
+    let unknown = provider.get("127.0.0.1", "/oauth2/auth").await;
     assert_eq!((unknown.status, &unknown.json()["code"]), (404, &json!(5)));
 }

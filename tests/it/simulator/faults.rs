@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Answer, World, read, send};
+use super::{Answer, SimulatedProvider, read, send};
 
 const CLIENT: [(&str, &str); 3] = [
     ("grant_type", "client_credentials"),
@@ -21,11 +21,11 @@ const A_MOMENT: Duration = Duration::from_millis(200);
 /// How long to wait for what must come.
 const AT_MOST: Duration = Duration::from_secs(10);
 
-async fn world() -> World {
-    World::new(Simulated::Avito, |_| ()).await
+async fn provider() -> SimulatedProvider {
+    SimulatedProvider::new(Simulated::Avito, |_| ()).await
 }
 
-impl World {
+impl SimulatedProvider {
     async fn spoiled(&self, fault: &Fault) -> reqwest::Result<Answer> {
         self.simulator().fault(fault, 1);
         read(self.post("127.0.0.1", "/token").form(&CLIENT).send().await?).await
@@ -85,84 +85,84 @@ async fn rest(mut stream: TcpStream) -> io::Result<String> {
 
 #[tokio::test]
 async fn an_answer_in_place_of_the_true_one_hides_whether_a_token_was_issued() {
-    let world = world().await;
+    let provider = provider().await;
     for (processed, issued) in [(false, 0), (true, 4)] {
-        let html = world.spoiled(&Fault::Html { processed }).await.unwrap();
+        let html = provider.spoiled(&Fault::Html { processed }).await.unwrap();
         assert_eq!((html.status, html.content_type.as_str()), (200, "text/html; charset=utf-8"));
-        let empty = world.spoiled(&Fault::Empty { processed }).await.unwrap();
+        let empty = provider.spoiled(&Fault::Empty { processed }).await.unwrap();
         assert_eq!((empty.status, empty.text.as_str()), (200, ""));
-        let error = world.spoiled(&Fault::ErrorInOk { processed }).await.unwrap();
+        let error = provider.spoiled(&Fault::ErrorInOk { processed }).await.unwrap();
         assert_eq!((error.status, &error.json()["error"]), (200, &json!("server_error")));
-        let failure = world.spoiled(&Fault::ServerError { processed }).await.unwrap();
+        let failure = provider.spoiled(&Fault::ServerError { processed }).await.unwrap();
         assert_eq!(failure.status, 500);
-        assert_eq!(world.issued(), issued);
+        assert_eq!(provider.issued(), issued);
     }
-    assert_eq!(world.simulator().oracle().requests[&Endpoint::Token], 8);
+    assert_eq!(provider.simulator().oracle().requests[&Endpoint::Token], 8);
 }
 
 #[tokio::test]
 async fn a_dropped_connection_gives_no_byte_of_answer() {
-    let world = world().await;
+    let provider = provider().await;
     for (processed, issued) in [(false, 0), (true, 1)] {
-        let dropped = world.spoiled_by_hand(&Fault::Drop { processed }).await;
+        let dropped = provider.spoiled_by_hand(&Fault::Drop { processed }).await;
         assert_eq!(rest(dropped).await.unwrap(), "");
-        assert_eq!(world.issued(), issued);
+        assert_eq!(provider.issued(), issued);
     }
 }
 
 #[tokio::test]
 async fn a_reset_connection_gives_no_byte_and_no_orderly_end() {
-    let world = world().await;
+    let provider = provider().await;
     for (processed, issued) in [(false, 0), (true, 1)] {
-        let reset = world.spoiled_by_hand(&Fault::Reset { processed }).await;
+        let reset = provider.spoiled_by_hand(&Fault::Reset { processed }).await;
         assert_eq!(rest(reset).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(world.issued(), issued);
+        assert_eq!(provider.issued(), issued);
     }
 }
 
 #[tokio::test]
 async fn a_request_can_be_held_without_a_byte_until_the_client_hangs_up() {
-    let world = world().await;
+    let provider = provider().await;
     for (processed, issued) in [(false, 0), (true, 1)] {
-        let mut held = world.spoiled_by_hand(&Fault::Hold { processed }).await;
+        let mut held = provider.spoiled_by_hand(&Fault::Hold { processed }).await;
         assert!(timeout(A_MOMENT, held.read_u8()).await.is_err());
-        assert_eq!(world.issued(), issued);
+        assert_eq!(provider.issued(), issued);
         // The server closes its side only if it let the request go.
         held.shutdown().await.unwrap();
         assert_eq!(rest(held).await.unwrap(), "");
-        assert_eq!(world.issued(), issued);
+        assert_eq!(provider.issued(), issued);
     }
-    assert_eq!(world.simulator().oracle().requests[&Endpoint::Token], 2);
+    assert_eq!(provider.simulator().oracle().requests[&Endpoint::Token], 2);
 }
 
 #[tokio::test]
 async fn a_held_request_does_not_outlive_the_simulator() {
-    let world = world().await;
-    let held = world.spoiled_by_hand(&Fault::Hold { processed: false }).await;
-    let stalled = world.spoiled_by_hand(&Fault::Stall { at: 1 }).await;
+    let provider = provider().await;
+    let held = provider.spoiled_by_hand(&Fault::Hold { processed: false }).await;
+    let stalled = provider.spoiled_by_hand(&Fault::Stall { at: 1 }).await;
     stalled.readable().await.unwrap();
-    timeout(AT_MOST, world.simulators.shutdown()).await.unwrap();
+    timeout(AT_MOST, provider.simulators.shutdown()).await.unwrap();
     assert_eq!(rest(held).await.unwrap(), "");
     assert!(rest(stalled).await.unwrap().starts_with("HTTP/1.1 200 OK"));
 }
 
 #[tokio::test]
 async fn a_body_can_end_or_stall_after_any_byte() {
-    let world = world().await;
-    let true_length = send(world.post("127.0.0.1", "/token").form(&CLIENT)).await.text.len();
+    let provider = provider().await;
+    let true_length = send(provider.post("127.0.0.1", "/token").form(&CLIENT)).await.text.len();
     for at in [0, 1, 40, true_length, usize::MAX] {
-        let (body, ended) = world.spoiled_body(&Fault::CutBody { at }).await;
+        let (body, ended) = provider.spoiled_body(&Fault::CutBody { at }).await;
         assert_eq!((body.len(), ended), (at.min(true_length), Ended::Cut));
-        let (body, ended) = world.spoiled_body(&Fault::Stall { at }).await;
+        let (body, ended) = provider.spoiled_body(&Fault::Stall { at }).await;
         assert_eq!((body.len(), ended), (at.min(true_length), Ended::Waiting));
     }
-    assert_eq!(world.issued(), 11);
+    assert_eq!(provider.issued(), 11);
 }
 
 #[tokio::test]
 async fn a_stalled_answer_is_let_go_when_the_client_hangs_up() {
-    let world = world().await;
-    let mut stalled = world.spoiled_by_hand(&Fault::Stall { at: 2 }).await;
+    let provider = provider().await;
+    let mut stalled = provider.spoiled_by_hand(&Fault::Stall { at: 2 }).await;
     stalled.readable().await.unwrap();
     stalled.shutdown().await.unwrap();
     let answer = rest(stalled).await.unwrap();
@@ -172,26 +172,26 @@ async fn a_stalled_answer_is_let_go_when_the_client_hangs_up() {
 
 #[tokio::test]
 async fn an_answer_can_be_cut_in_its_json_or_in_its_transfer() {
-    let world = world().await;
-    let cut = world.spoiled(&Fault::CutJson).await.unwrap();
+    let provider = provider().await;
+    let cut = provider.spoiled(&Fault::CutJson).await.unwrap();
     assert!(cut.text.starts_with('{') && serde_json::from_str::<Value>(&cut.text).is_err());
 
-    world.simulator().fault(&Fault::CutBody { at: 20 }, 1);
-    let mut cut = world.post("127.0.0.1", "/token").form(&CLIENT).send().await.unwrap();
+    provider.simulator().fault(&Fault::CutBody { at: 20 }, 1);
+    let mut cut = provider.post("127.0.0.1", "/token").form(&CLIENT).send().await.unwrap();
     assert_eq!(cut.status(), 200);
     assert!(cut.chunk().await.unwrap().is_some_and(|part| part.starts_with(b"{")));
     assert!(cut.chunk().await.is_err());
-    assert_eq!(world.issued(), 2);
+    assert_eq!(provider.issued(), 2);
 }
 
 #[tokio::test]
 async fn single_fields_of_the_answer_can_be_wrong() {
-    let world = world().await;
-    let answer = world.spoiled(&Fault::NoAccessToken).await.unwrap().json();
+    let provider = provider().await;
+    let answer = provider.spoiled(&Fault::NoAccessToken).await.unwrap().json();
     assert_eq!(answer, json!({"expires_in": 86_400, "token_type": "Bearer"}));
     for value in [json!("86400"), json!(1.5), json!(-1), json!(1e300), json!(null)] {
         let fault = Fault::ExpiresIn { value: value.clone() };
-        let answer = world.spoiled(&fault).await.unwrap().json();
+        let answer = provider.spoiled(&fault).await.unwrap().json();
         assert_eq!(answer["expires_in"], value);
         assert!(answer["access_token"].is_string());
     }
@@ -199,26 +199,29 @@ async fn single_fields_of_the_answer_can_be_wrong() {
 
 #[tokio::test]
 async fn a_slow_answer_is_late_although_the_token_is_issued() {
-    let world = world().await;
-    world.simulator().fault(&Fault::Slow { milliseconds: 60_000 }, 1);
-    let request = world.post("127.0.0.1", "/token").form(&CLIENT);
+    let provider = provider().await;
+    provider.simulator().fault(&Fault::Slow { milliseconds: 60_000 }, 1);
+    let request = provider.post("127.0.0.1", "/token").form(&CLIENT);
     let late = request.timeout(Duration::from_millis(200)).send().await;
     assert!(late.is_err_and(|error| error.is_timeout()));
-    assert_eq!(world.issued(), 1);
+    assert_eq!(provider.issued(), 1);
 }
 
 #[tokio::test]
 async fn oracle_clock_and_faults_are_there_over_http_on_every_host() {
-    let world = world().await;
+    let provider = provider().await;
     let order = json!({"fault": {"kind": "expires_in", "value": "soon"}, "times": 2});
     for host in ["localhost", "127.0.0.1", "anything.example"] {
-        let ordered = send(world.post(host, "/_simulator/faults").json(&order)).await;
+        let ordered = send(provider.post(host, "/_simulator/faults").json(&order)).await;
         assert_eq!(ordered.status, 204);
     }
     let advance = json!({"advance_seconds": 3_600});
-    let before = world.simulator().oracle().now;
-    assert_eq!(send(world.post("localhost", "/_simulator/clock").json(&advance)).await.status, 204);
-    assert!(world.simulator().oracle().now.duration_since(before).as_secs() >= 3_600);
+    let before = provider.simulator().oracle().now;
+    assert_eq!(
+        send(provider.post("localhost", "/_simulator/clock").json(&advance)).await.status,
+        204
+    );
+    assert!(provider.simulator().oracle().now.duration_since(before).as_secs() >= 3_600);
 
     for expected in [
         json!("soon"),
@@ -229,10 +232,10 @@ async fn oracle_clock_and_faults_are_there_over_http_on_every_host() {
         json!("soon"),
         json!(86_400),
     ] {
-        let answer = send(world.post("127.0.0.1", "/token").form(&CLIENT)).await;
+        let answer = send(provider.post("127.0.0.1", "/token").form(&CLIENT)).await;
         assert_eq!(answer.json()["expires_in"], expected);
     }
-    let oracle = world.get("localhost", "/_simulator/oracle").await.json();
+    let oracle = provider.get("localhost", "/_simulator/oracle").await.json();
     assert_eq!(oracle["requests"], json!({"token": 7}));
     assert_eq!(
         (&oracle["known"][0]["kind"], &oracle["known"][0]["alive"]),
@@ -250,15 +253,15 @@ async fn oracle_clock_and_faults_are_there_over_http_on_every_host() {
         (json!({"kind": "stall", "at": -1}), 422),
     ] {
         let order = json!({"fault": fault});
-        let answer = send(world.post("localhost", "/_simulator/faults").json(&order)).await;
+        let answer = send(provider.post("localhost", "/_simulator/faults").json(&order)).await;
         assert_eq!(answer.status, status, "{fault}");
     }
 }
 
 #[tokio::test]
 async fn a_stopped_simulator_frees_its_port() {
-    let world = world().await;
-    let port = world.simulator().port();
-    world.simulators.shutdown().await;
+    let provider = provider().await;
+    let port = provider.simulator().port();
+    provider.simulators.shutdown().await;
     tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use token_broker::simulator::{Simulated, settings::RotationClass};
 
-use super::{Answer, World};
+use super::{Answer, SimulatedProvider};
 
 /// Each class: what a second use within the grace brings, and which of the refresh tokens of the
 /// first pair, of its first use and of its second use live then, and after a use beyond the grace.
@@ -25,8 +25,8 @@ const CLASSES: [(RotationClass, &str, &[&str], &[&str]); 6] = [
     (RotationClass::SingleUseFamily, "a refusal", &[], &[]),
 ];
 
-async fn of_class(class: RotationClass) -> World {
-    World::new(Simulated::Admitad, |settings| {
+async fn of_class(class: RotationClass) -> SimulatedProvider {
+    SimulatedProvider::new(Simulated::Admitad, |settings| {
         for (rotation, grace) in [
             (&mut settings.admitad.rotation, &mut settings.admitad.rotation_grace),
             (&mut settings.amocrm.rotation, &mut settings.amocrm.rotation_grace),
@@ -55,7 +55,7 @@ fn brought(again: &Answer, second: &Answer) -> &'static str {
     }
 }
 
-impl World {
+impl SimulatedProvider {
     async fn grant(&self) -> Answer {
         match self.which {
             Simulated::Admitad => self.admitad_grant().await,
@@ -89,43 +89,43 @@ impl World {
 #[tokio::test]
 async fn any_token_endpoint_can_be_any_class() {
     for (class, brings, within, after) in CLASSES {
-        let mut world = of_class(class).await;
+        let mut provider = of_class(class).await;
         for which in Simulated::ALL {
-            world.which = which;
+            provider.which = which;
             let about = format!("{which}, {class:?}");
-            let first = world.grant().await;
+            let first = provider.grant().await;
             let (access, refresh) = (first.token("access_token"), first.token("refresh_token"));
-            let second = world.refresh(&access, &refresh).await;
+            let second = provider.refresh(&access, &refresh).await;
             assert_eq!(second.status, 200, "{about}: {}", second.text);
-            world.simulator().advance_clock(Duration::from_secs(20));
-            let again = world.refresh(&access, &refresh).await;
+            provider.simulator().advance_clock(Duration::from_secs(20));
+            let again = provider.refresh(&access, &refresh).await;
             assert_eq!(brought(&again, &second), brings, "{about}: {}", again.text);
             let answers = [("first", &first), ("second", &second), ("again", &again)];
-            assert_eq!(world.live(&answers), within, "{about}");
+            assert_eq!(provider.live(&answers), within, "{about}");
 
-            world.simulator().advance_clock(Duration::from_secs(20));
-            let late = world.refresh(&access, &refresh).await;
+            provider.simulator().advance_clock(Duration::from_secs(20));
+            let late = provider.refresh(&access, &refresh).await;
             assert_eq!(late.status == 200, class == RotationClass::None, "{about}: {}", late.text);
-            assert_eq!(world.live(&answers), after, "{about}");
-            assert_eq!(world.simulator().oracle().most_presentations(), 3, "{about}");
+            assert_eq!(provider.live(&answers), after, "{about}");
+            assert_eq!(provider.simulator().oracle().most_presentations(), 3, "{about}");
         }
     }
 }
 
 #[tokio::test]
 async fn the_same_pair_says_what_remains_of_its_life() {
-    let mut world = of_class(RotationClass::GraceSameSuccessor).await;
+    let mut provider = of_class(RotationClass::GraceSameSuccessor).await;
     for which in Simulated::ALL {
-        world.which = which;
-        let first = world.grant().await;
+        provider.which = which;
+        let first = provider.grant().await;
         let (access, refresh) = (first.token("access_token"), first.token("refresh_token"));
         let life = first.json()["expires_in"].as_u64().unwrap();
         let expires_in = async || {
-            let answer = world.refresh(&access, &refresh).await;
+            let answer = provider.refresh(&access, &refresh).await;
             answer.json()["expires_in"].as_u64().unwrap()
         };
         assert_eq!(expires_in().await, life, "{which}");
-        world.simulator().advance_clock(Duration::from_secs(20));
+        provider.simulator().advance_clock(Duration::from_secs(20));
         let rest = expires_in().await;
         assert!((life - 40..=life - 20).contains(&rest), "{which}: {rest} of {life}");
     }
@@ -133,15 +133,15 @@ async fn the_same_pair_says_what_remains_of_its_life() {
 
 #[tokio::test]
 async fn without_rotation_divar_takes_every_access_token_that_the_refresh_token_brought() {
-    let mut world = of_class(RotationClass::None).await;
-    world.which = Simulated::Divar;
-    let first = world.grant().await;
+    let mut provider = of_class(RotationClass::None).await;
+    provider.which = Simulated::Divar;
+    let first = provider.grant().await;
     let refresh = first.token("refresh_token");
     let mut access = first.token("access_token");
     for _ in 0..3 {
-        let answer = world.refresh(&access, &refresh).await;
+        let answer = provider.refresh(&access, &refresh).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
         access = answer.token("access_token");
-        assert_eq!(world.divar_user(&access).await.status, 200);
+        assert_eq!(provider.divar_user(&access).await.status, 200);
     }
 }

@@ -5,14 +5,7 @@ use token_broker::{
     store::StoreError,
 };
 
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    a_service_and_its_key_read_back,
-    an_operator_and_their_key_read_back,
-    keys_can_be_rotated,
-    a_deleted_service_takes_its_keys_along,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 fn service(db: &TestDatabase, name: &str) -> Service {
     Service {
@@ -27,6 +20,7 @@ fn key(db: &TestDatabase, holder: Holder, owner: &str) -> StoredKey {
     new_key(holder, owner.parse().unwrap(), db.clock.now(), None).1
 }
 
+#[apply(on_both_engines!)]
 async fn a_service_and_its_key_read_back(db: TestDatabase) {
     let billing = service(&db, "billing");
     let first = key(&db, Holder::Service, "billing");
@@ -41,6 +35,7 @@ async fn a_service_and_its_key_read_back(db: TestDatabase) {
     assert_eq!(db.store.keys().await.unwrap().len(), 1, "no key without its service");
 }
 
+#[apply(on_both_engines!)]
 async fn an_operator_and_their_key_read_back(db: TestDatabase) {
     let alice = Operator { name: "alice".parse().unwrap(), created_at: db.clock.now() };
     let first = key(&db, Holder::Operator, "alice");
@@ -55,6 +50,7 @@ async fn an_operator_and_their_key_read_back(db: TestDatabase) {
     assert_eq!(db.store.keys().await.unwrap().len(), 1);
 }
 
+#[apply(on_both_engines!)]
 async fn keys_can_be_rotated(db: TestDatabase) {
     let first = key(&db, Holder::Service, "billing");
     db.store.create_service(&service(&db, "billing"), &first).await.unwrap();
@@ -72,6 +68,7 @@ async fn keys_can_be_rotated(db: TestDatabase) {
     assert!(db.store.keys().await.unwrap().is_empty(), "it has ended");
 }
 
+#[apply(on_both_engines!)]
 async fn a_deleted_service_takes_its_keys_along(db: TestDatabase) {
     let (billing, shipping) = (service(&db, "billing"), service(&db, "shipping"));
     let theirs = key(&db, Holder::Service, "shipping");

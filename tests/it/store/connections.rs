@@ -11,19 +11,9 @@ use token_broker::{
 };
 
 use super::{account, connection, consents, grant, pending, stored};
-use crate::support::database::{TestDatabase, on_both_engines};
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
-on_both_engines! {
-    a_connection_reads_back_as_it_was_made,
-    a_name_is_taken_once,
-    connections_come_by_name,
-    only_what_is_held_is_marked_as_unreadable,
-    a_reader_who_polls_sees_every_change,
-    an_account_that_is_learned_late_replaces_none,
-    deleting_leaves_nothing_sealed,
-    a_corrupt_row_is_told_and_not_guessed,
-}
-
+#[apply(on_both_engines!)]
 async fn a_connection_reads_back_as_it_was_made(db: TestDatabase) {
     let plain = connection(&db, "plain");
     let full = Connection {
@@ -50,6 +40,7 @@ async fn a_connection_reads_back_as_it_was_made(db: TestDatabase) {
     assert!(db.store.record_by_id(ConnectionId::new()).await.unwrap().is_none());
 }
 
+#[apply(on_both_engines!)]
 async fn a_name_is_taken_once(db: TestDatabase) {
     let first = stored(&db, "avito-main").await;
     let error = db.store.create(&connection(&db, "avito-main")).await.unwrap_err();
@@ -59,6 +50,7 @@ async fn a_name_is_taken_once(db: TestDatabase) {
     stored(&db, "avito-main").await;
 }
 
+#[apply(on_both_engines!)]
 async fn connections_come_by_name(db: TestDatabase) {
     for name in ["b", "a-2", "a", "c"] {
         stored(&db, name).await;
@@ -71,6 +63,7 @@ async fn connections_come_by_name(db: TestDatabase) {
     assert_eq!(names.len(), 4);
 }
 
+#[apply(on_both_engines!)]
 async fn only_what_is_held_is_marked_as_unreadable(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let state = async || db.store.record_by_id(id).await.unwrap().unwrap().connection.state;
@@ -98,7 +91,7 @@ async fn a_grant_that_is_being_stored_is_not_marked_for_the_one_before() {
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
     assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
-    let mut storing = db.suspend_refresh("UPDATE connections SET failures = 0").await;
+    let mut storing = db.hold("UPDATE connections SET failures = 0").await;
     let mark = db.store.mark_unreadable(id, 1);
     let store = async {
         while db.number("SELECT COUNT(*) FROM pg_locks WHERE NOT granted").await == 0 {}
@@ -111,6 +104,7 @@ async fn a_grant_that_is_being_stored_is_not_marked_for_the_one_before() {
     assert_eq!((record.connection.state, record.generation()), (State::Active, 2));
 }
 
+#[apply(on_both_engines!)]
 async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
     let quiet = stored(&db, "quiet").await;
     let busy = stored(&db, "busy").await;
@@ -137,6 +131,7 @@ async fn a_reader_who_polls_sees_every_change(db: TestDatabase) {
     assert_eq!(again.records.len(), 1);
 }
 
+#[apply(on_both_engines!)]
 async fn an_account_that_is_learned_late_replaces_none(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let read = async || db.store.record_by_id(id).await.unwrap().unwrap().connection.account;
@@ -153,6 +148,7 @@ async fn an_account_that_is_learned_late_replaces_none(db: TestDatabase) {
     assert!(!db.store.set_account(ConnectionId::new(), 0, &other).await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
@@ -171,6 +167,7 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn a_corrupt_row_is_told_and_not_guessed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     db.execute("UPDATE connections SET state = 'asleep'").await;

@@ -19,24 +19,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{pending, stored};
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    a_link_reads_back_as_it_was_made,
-    a_link_ends_with_whoever_asked_for_it,
-    the_first_browser_keeps_the_link,
-    a_consent_is_taken_by_its_browser_once,
-    of_many_who_take_one_consent_one_gets_it,
-    a_consent_ends,
-    a_link_has_few_attempts_at_once,
-    attempts_at_the_same_time_are_counted_one_by_one,
-    an_ended_or_foreign_link_starts_nothing,
-    a_spent_link_starts_and_finishes_nothing,
-    what_a_taken_attempt_may_bring_keeps_its_connection,
-    an_exchange_is_taken_once_by_its_account,
-    an_exchange_is_tried_a_few_times,
-    what_has_ended_is_forgotten,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 fn link(db: &TestDatabase, connection: ConnectionId) -> ConsentLink {
     ConsentLink {
@@ -112,6 +95,7 @@ pub(super) async fn started(db: &TestDatabase, connection: ConnectionId) -> Cons
     link
 }
 
+#[apply(on_both_engines!)]
 async fn a_link_reads_back_as_it_was_made(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let full = link(&db, id);
@@ -130,6 +114,7 @@ async fn a_link_reads_back_as_it_was_made(db: TestDatabase) {
     assert!(db.store.insert_link(&link(&db, ConnectionId::new()), &digest("x"), 20).await.is_err());
 }
 
+#[apply(on_both_engines!)]
 async fn a_link_ends_with_whoever_asked_for_it(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let theirs = started(&db, id).await;
@@ -151,6 +136,7 @@ async fn a_link_ends_with_whoever_asked_for_it(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn the_first_browser_keeps_the_link(db: TestDatabase) {
     let link = opened(&db, stored(&db, "avito-main").await.id).await;
     assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
@@ -159,6 +145,7 @@ async fn the_first_browser_keeps_the_link(db: TestDatabase) {
     assert_eq!(read.browser, Some(digest("mine")));
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_is_taken_by_its_browser_once(db: TestDatabase) {
     let link = started(&db, stored(&db, "avito-main").await.id).await;
     let other: Slug = "amocrm".parse().unwrap();
@@ -180,6 +167,7 @@ async fn a_consent_is_taken_by_its_browser_once(db: TestDatabase) {
     assert!(take(&db, "state", "mine", &client()).await.is_none());
 }
 
+#[apply(on_both_engines!)]
 async fn of_many_who_take_one_consent_one_gets_it(db: TestDatabase) {
     started(&db, stored(&db, "avito-main").await.id).await;
     let client = client();
@@ -188,12 +176,14 @@ async fn of_many_who_take_one_consent_one_gets_it(db: TestDatabase) {
     assert_eq!(taken.iter().flatten().count(), 1);
 }
 
+#[apply(on_both_engines!)]
 async fn a_consent_ends(db: TestDatabase) {
     started(&db, stored(&db, "avito-main").await.id).await;
     db.clock.advance(CONSENT_LIFE);
     assert!(take(&db, "state", "mine", &client()).await.is_none());
 }
 
+#[apply(on_both_engines!)]
 async fn a_link_has_few_attempts_at_once(db: TestDatabase) {
     let link = opened(&db, stored(&db, "avito-main").await.id).await;
     assert!(start(&db, &link, "one", 2).await);
@@ -205,6 +195,7 @@ async fn a_link_has_few_attempts_at_once(db: TestDatabase) {
     assert!(start(&db, &link, "five", 1).await, "those that ended make room");
 }
 
+#[apply(on_both_engines!)]
 async fn attempts_at_the_same_time_are_counted_one_by_one(db: TestDatabase) {
     let link = opened(&db, stored(&db, "avito-main").await.id).await;
     let states: Vec<_> = (0..12).map(|index| index.to_string()).collect();
@@ -213,6 +204,7 @@ async fn attempts_at_the_same_time_are_counted_one_by_one(db: TestDatabase) {
     assert_eq!(started.iter().filter(|started| **started).count(), 5);
 }
 
+#[apply(on_both_engines!)]
 async fn an_ended_or_foreign_link_starts_nothing(db: TestDatabase) {
     let link = opened(&db, stored(&db, "avito-main").await.id).await;
     let consent = consent(&db, &link);
@@ -223,6 +215,7 @@ async fn an_ended_or_foreign_link_starts_nothing(db: TestDatabase) {
     assert!(db.store.link(&digest("link")).await.unwrap().is_some(), "its page can still say so");
 }
 
+#[apply(on_both_engines!)]
 async fn a_spent_link_starts_and_finishes_nothing(db: TestDatabase) {
     let link = started(&db, stored(&db, "avito-main").await.id).await;
     assert!(start(&db, &link, "other tab", 5).await);
@@ -247,6 +240,7 @@ async fn a_spent_link_starts_and_finishes_nothing(db: TestDatabase) {
     assert_eq!(again.spent_at, read.spent_at);
 }
 
+#[apply(on_both_engines!)]
 async fn what_a_taken_attempt_may_bring_keeps_its_connection(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let link = opened(&db, id).await;
@@ -283,6 +277,7 @@ fn exchange(db: &TestDatabase, connection: ConnectionId) -> KeyExchange {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     let id = stored(&db, "amocrm-main").await.id;
     let take = async |client: &str, host: &str| {
@@ -304,6 +299,7 @@ async fn an_exchange_is_taken_once_by_its_account(db: TestDatabase) {
     assert!(take("avito", "flowers.amocrm.ru").await.is_none(), "the older one has ended");
 }
 
+#[apply(on_both_engines!)]
 async fn an_exchange_is_tried_a_few_times(db: TestDatabase) {
     let id = stored(&db, "amocrm-main").await.id;
     let attempt = async || {
@@ -324,6 +320,7 @@ async fn an_exchange_is_tried_a_few_times(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn what_has_ended_is_forgotten(db: TestDatabase) {
     let connection = stored(&db, "avito-main").await;
     db.set_state(connection.id, State::PendingConsent, None).await;
@@ -364,7 +361,7 @@ async fn a_press_and_a_deletion_take_turns_on_postgres() {
     let id = stored(&db, "avito-main").await.id;
     let link = opened(&db, id).await;
     let tasks = TaskTracker::new();
-    let mut held = db.suspend_refresh("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
+    let mut held = db.hold("LOCK TABLE consents IN ACCESS EXCLUSIVE MODE").await;
     let (store, consent) = (db.store.clone(), consent(&db, &link));
     let press = tasks.spawn(async move {
         store.start_consent(&consent, &digest("one"), &digest("mine"), 5).await
@@ -383,7 +380,7 @@ async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
     let id = stored(&db, "avito-main").await.id;
     let link = started(&db, id).await;
     let tasks = TaskTracker::new();
-    let mut held = db.suspend_refresh("SELECT 1 FROM consents FOR UPDATE").await;
+    let mut held = db.hold("SELECT 1 FROM consents FOR UPDATE").await;
     let store = db.store.clone();
     let deletion = tasks.spawn(async move { store.begin_deletion(id).await });
     held_up(&mut held, 1).await;

@@ -7,14 +7,7 @@ use token_broker::{
 };
 use tokio::task::JoinSet;
 
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    events_read_back_in_their_order,
-    a_record_is_kept_once,
-    a_reader_misses_nothing_that_others_write,
-    old_events_are_forgotten,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 fn record(now: Timestamp) -> AuditEvent {
     let peer = "192.0.2.7".parse().unwrap();
@@ -33,6 +26,7 @@ fn held(events: Vec<StoredEvent>) -> Vec<AuditEvent> {
     events.into_iter().map(|event| event.record).collect()
 }
 
+#[apply(on_both_engines!)]
 async fn events_read_back_in_their_order(db: TestDatabase) {
     let mut all = records(&db, 500);
     all.push(AuditEvent::new(EventKind::Configuration, &Actor::broker(), db.clock.now()));
@@ -52,6 +46,7 @@ async fn events_read_back_in_their_order(db: TestDatabase) {
     assert_eq!(read, all);
 }
 
+#[apply(on_both_engines!)]
 async fn a_record_is_kept_once(db: TestDatabase) {
     let all = records(&db, 6);
     db.store.insert_events(&all[..4]).await.unwrap();
@@ -60,6 +55,7 @@ async fn a_record_is_kept_once(db: TestDatabase) {
     assert_eq!(held(db.store.events(0, 100).await.unwrap()), all);
 }
 
+#[apply(on_both_engines!)]
 async fn a_reader_misses_nothing_that_others_write(db: TestDatabase) {
     let (writers, batches, size) = (4, 15, 3);
     let mut writing = JoinSet::new();
@@ -91,6 +87,7 @@ async fn a_reader_misses_nothing_that_others_write(db: TestDatabase) {
     assert_eq!(seen.len(), writers * batches * size);
 }
 
+#[apply(on_both_engines!)]
 async fn old_events_are_forgotten(db: TestDatabase) {
     let day = Duration::from_hours(24);
     let old = records(&db, 3);

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use secrecy::ExposeSecret as _;
 use strum::VariantArray as _;
 use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
@@ -15,35 +14,7 @@ use token_broker::{
 };
 
 use super::{account, connection, grant, pending, stored};
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    of_two_who_claim_one_wins,
-    a_claim_ends_with_its_lease,
-    a_claim_needs_the_generation_and_the_state,
-    a_released_claim_is_free_for_its_own_attempt_only,
-    a_commit_lands_by_generation_and_not_by_lease,
-    of_many_commits_from_one_generation_one_lands,
-    a_commit_ends_failures_and_claim,
-    a_commit_keeps_what_it_does_not_name,
-    a_commit_lands_only_for_the_account_that_was_judged,
-    a_commit_does_not_revive_what_is_being_revoked,
-    a_failure_is_recorded_by_its_own_attempt_only,
-    an_unknown_outcome_keeps_the_attempt,
-    a_failure_does_not_undo_a_state_from_elsewhere,
-    a_spent_or_refused_refresh_token_is_never_presented_again,
-    a_postponed_connection_is_not_due_before,
-    the_claims_of_a_replica_that_died_are_ended,
-    attempts_with_an_unknown_end_are_counted,
-    the_most_urgent_comes_first,
-    a_client_that_is_not_ours_holds_nobody_up,
-    an_abandoned_claim_is_due,
-    a_pending_grant_waits_beside_a_live_one,
-    a_pending_grant_changes_no_other_state,
-    a_first_grant_waits_for_confirmation,
-    a_confirmed_grant_goes_live,
-    only_the_grant_that_waits_is_confirmed,
-}
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 const LEASE: Duration = Duration::from_mins(1);
 
@@ -112,6 +83,7 @@ fn failure<'a>(
     }
 }
 
+#[apply(on_both_engines!)]
 async fn of_two_who_claim_one_wins(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     for round in 0..5 {
@@ -123,6 +95,7 @@ async fn of_two_who_claim_one_wins(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn a_claim_ends_with_its_lease(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     assert!(claim(&db, id, "one", 0).await.is_ok());
@@ -134,6 +107,7 @@ async fn a_claim_ends_with_its_lease(db: TestDatabase) {
     assert!(claim(&db, id, "three", 0).await.is_err(), "the first attempt has no say any more");
 }
 
+#[apply(on_both_engines!)]
 async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     assert!(claim(&db, id, "one", 0).await.is_err());
@@ -148,6 +122,7 @@ async fn a_claim_needs_the_generation_and_the_state(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn a_released_claim_is_free_for_its_own_attempt_only(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     assert!(claim(&db, id, "one", 0).await.is_ok());
@@ -157,6 +132,7 @@ async fn a_released_claim_is_free_for_its_own_attempt_only(db: TestDatabase) {
     assert!(claim(&db, id, "two", 0).await.is_ok());
 }
 
+#[apply(on_both_engines!)]
 async fn a_commit_lands_by_generation_and_not_by_lease(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     assert!(claim(&db, id, "slow", 0).await.is_ok());
@@ -175,6 +151,7 @@ async fn a_commit_lands_by_generation_and_not_by_lease(db: TestDatabase) {
     assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn of_many_commits_from_one_generation_one_lands(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let first = grant(&db, 1);
@@ -185,6 +162,7 @@ async fn of_many_commits_from_one_generation_one_lands(db: TestDatabase) {
     assert_eq!(record(&db, id).await.grant.unwrap().generation(), 1);
 }
 
+#[apply(on_both_engines!)]
 async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
@@ -215,6 +193,7 @@ async fn a_commit_ends_failures_and_claim(db: TestDatabase) {
     assert!(claim(&db, id, "three", 1).await.is_ok(), "the lease ended with the commit");
 }
 
+#[apply(on_both_engines!)]
 async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
     let made = held(&db, "avito-main").await;
     let named = account();
@@ -226,6 +205,7 @@ async fn a_commit_keeps_what_it_does_not_name(db: TestDatabase) {
     assert_eq!((read.account, read.vars, read.scopes), (Some(named), made.vars, made.scopes));
 }
 
+#[apply(on_both_engines!)]
 async fn a_commit_lands_only_for_the_account_that_was_judged(db: TestDatabase) {
     let judged = held(&db, "avito-main").await;
     let named = account();
@@ -247,6 +227,7 @@ async fn a_commit_lands_only_for_the_account_that_was_judged(db: TestDatabase) {
     assert_eq!(record(&db, judged.id).await.connection.account, Some(other));
 }
 
+#[apply(on_both_engines!)]
 async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     let judged = record(&db, id).await.connection;
@@ -267,6 +248,7 @@ async fn a_commit_does_not_revive_what_is_being_revoked(db: TestDatabase) {
     assert_eq!(record(&db, id).await.connection.state, State::Active);
 }
 
+#[apply(on_both_engines!)]
 async fn a_failure_is_recorded_by_its_own_attempt_only(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
@@ -288,6 +270,7 @@ async fn a_failure_is_recorded_by_its_own_attempt_only(db: TestDatabase) {
     assert!(claim(&db, id, "two", 0).await.is_ok(), "the lease is free");
 }
 
+#[apply(on_both_engines!)]
 async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
@@ -303,6 +286,7 @@ async fn an_unknown_outcome_keeps_the_attempt(db: TestDatabase) {
     assert!(db.contents().await.contains("attempt-two"), "a verdict names its attempt");
 }
 
+#[apply(on_both_engines!)]
 async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     // Spent: the grant that it brought has another.
@@ -337,6 +321,7 @@ async fn a_spent_or_refused_refresh_token_is_never_presented_again(db: TestDatab
     );
 }
 
+#[apply(on_both_engines!)]
 async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     assert!(claim(&db, id, "one", 1).await.is_ok());
@@ -351,6 +336,7 @@ async fn a_postponed_connection_is_not_due_before(db: TestDatabase) {
     assert!(!db.store.defer_refresh(ConnectionId::new(), later).await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn the_claims_of_a_replica_that_died_are_ended(db: TestDatabase) {
     let (one, two) = (held(&db, "avito-one").await.id, held(&db, "avito-two").await.id);
     assert!(claim(&db, one, "mine.1", 1).await.is_ok());
@@ -360,6 +346,7 @@ async fn the_claims_of_a_replica_that_died_are_ended(db: TestDatabase) {
     assert_eq!(db.store.expire_leases_of("mine").await.unwrap(), 0);
 }
 
+#[apply(on_both_engines!)]
 async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     assert_eq!(record(&db, id).await.open_attempts, 0);
@@ -377,6 +364,7 @@ async fn attempts_with_an_unknown_end_are_counted(db: TestDatabase) {
     assert_eq!(record(&db, id).await.open_attempts, 0);
 }
 
+#[apply(on_both_engines!)]
 async fn a_failure_does_not_undo_a_state_from_elsewhere(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let error = error(&db);
@@ -397,6 +385,7 @@ async fn due(db: &TestDatabase, limit: u32) -> Vec<ConnectionId> {
     due_of(db, &["avito".parse().unwrap()], limit).await
 }
 
+#[apply(on_both_engines!)]
 async fn the_most_urgent_comes_first(db: TestDatabase) {
     let now = db.clock.now();
     let (mut made, hour) = (Vec::new(), Duration::from_hours(1));
@@ -427,6 +416,7 @@ async fn the_most_urgent_comes_first(db: TestDatabase) {
     assert_eq!(due(&db, 10).await, [later]);
 }
 
+#[apply(on_both_engines!)]
 async fn a_client_that_is_not_ours_holds_nobody_up(db: TestDatabase) {
     let other = |client: &str| Connection {
         client: client.parse().unwrap(),
@@ -445,6 +435,7 @@ async fn a_client_that_is_not_ours_holds_nobody_up(db: TestDatabase) {
     assert!(due_of(&db, &[], 2).await.is_empty());
 }
 
+#[apply(on_both_engines!)]
 async fn an_abandoned_claim_is_due(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let first = grant(&db, 1);
@@ -456,6 +447,7 @@ async fn an_abandoned_claim_is_due(db: TestDatabase) {
     assert_eq!(due(&db, 10).await, [id]);
 }
 
+#[apply(on_both_engines!)]
 async fn a_pending_grant_waits_beside_a_live_one(db: TestDatabase) {
     let id = held(&db, "avito-main").await.id;
     let before = record(&db, id).await;
@@ -472,6 +464,7 @@ async fn a_pending_grant_waits_beside_a_live_one(db: TestDatabase) {
     assert!(dropped.pending.is_none());
 }
 
+#[apply(on_both_engines!)]
 async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
     let with_grant = held(&db, "held").await.id;
     let without = stored(&db, "fresh").await.id;
@@ -484,6 +477,7 @@ async fn a_pending_grant_changes_no_other_state(db: TestDatabase) {
     }
 }
 
+#[apply(on_both_engines!)]
 async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     db.set_state(id, State::PendingConsent, None).await;
@@ -503,6 +497,7 @@ async fn a_first_grant_waits_for_confirmation(db: TestDatabase) {
     assert_eq!(record(&db, id).await.connection.state, State::PendingConsent);
 }
 
+#[apply(on_both_engines!)]
 async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     db.set_state(id, State::PendingConsent, None).await;
@@ -522,6 +517,7 @@ async fn a_confirmed_grant_goes_live(db: TestDatabase) {
     assert!(!db.store.commit_confirmed(&commit(id, &again)).await.unwrap(), "once");
 }
 
+#[apply(on_both_engines!)]
 async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     db.set_state(id, State::PendingConsent, None).await;
@@ -542,11 +538,10 @@ async fn only_the_grant_that_waits_is_confirmed(db: TestDatabase) {
 }
 
 #[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "the URL of a test database is no secret")]
 async fn a_server_that_takes_no_writes_is_unreachable_for_claims_and_commits() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
-    let url = format!("{}&options[default_transaction_read_only]=on", db.url.expose_secret());
+    let url = format!("{}&options[default_transaction_read_only]=on", db.plain_url());
     let store = Store::connect(&url.into(), db.clock.clone()).await.unwrap();
     let seen = store.record_by_id(id).await.unwrap().unwrap();
     let claimed = store.claim(&seen, "one", None, LEASE).await;

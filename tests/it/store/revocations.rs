@@ -7,14 +7,8 @@ use token_broker::{
     store::{Commit, DeletionStep, Failure, Holding, REMOVE_AT_PROVIDER},
 };
 
-use super::{grant, pending, stored, verdicts::fallback};
-use crate::support::database::{TestDatabase, on_both_engines};
-
-on_both_engines! {
-    what_was_under_way_does_not_undo_a_deletion,
-    what_is_revoked_takes_nothing_in,
-    a_revocation_ends_only_when_nothing_is_left,
-}
+use super::{grant, pending, stored, transitions::fallback};
+use crate::support::database::{TestDatabase, apply, on_both_engines};
 
 const LEASE: Duration = Duration::from_mins(1);
 
@@ -32,6 +26,7 @@ async fn record(db: &TestDatabase, id: ConnectionId) -> Record {
     db.store.record_by_id(id).await.unwrap().unwrap()
 }
 
+#[apply(on_both_engines!)]
 async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     let id = held(&db).await;
     let seen = record(&db, id).await;
@@ -70,6 +65,7 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
 }
 
+#[apply(on_both_engines!)]
 async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     let id = held(&db).await;
     assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
@@ -89,6 +85,7 @@ async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     assert!(!db.store.delete_ungranted(id).await.unwrap());
 }
 
+#[apply(on_both_engines!)]
 async fn a_revocation_ends_only_when_nothing_is_left(db: TestDatabase) {
     let id = held(&db).await;
     assert!(!db.store.delete_ungranted(id).await.unwrap());
