@@ -8,9 +8,8 @@ macro_rules! words {
             Clone, Copy, Debug, serde::Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd,
             serde::Serialize, utoipa::ToSchema,
         )]
-        #[serde(rename_all = "snake_case")]
         pub enum $name {
-            $($(#[$doc])* $variant,)+
+            $($(#[$doc])* #[serde(rename = $word)] $variant,)+
         }
 
         impl $name {

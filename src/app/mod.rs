@@ -29,7 +29,7 @@ use crate::{
     },
     provider::{Outbound, TrustAnchors},
     spool::Spool,
-    store::{SchemaStatus, Store, StoreError},
+    store::{DEPLOYMENT, SchemaStatus, Store, StoreError},
 };
 
 /// How many calls to a provider may follow one another in what is under way at shutdown: a code, the
@@ -38,9 +38,6 @@ const LONGEST_CHAIN: u32 = 3;
 
 /// How much longer than its calls what is under way may take at shutdown.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
-
-/// Where the database keeps the name of the installation that it belongs to.
-pub const DEPLOYMENT: &str = "deployment";
 
 /// The two sockets, bound before anything else happens: a taken port must change nothing.
 #[derive(Debug)]

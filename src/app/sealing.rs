@@ -8,7 +8,7 @@ use super::{error::StartError, migrate};
 use crate::{
     config::{Config, Database},
     seal::{KeyFileError, Keyring, Place, Sealed},
-    store::{SchemaStatus, Store, StoreError},
+    store::{SchemaStatus, Store},
 };
 
 /// Where the sealed value lies by which a foreign key is known before anything is changed.
@@ -24,12 +24,9 @@ const SEALING_CHECK: Place<'static> =
 /// needs.
 pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyring>, StartError> {
     let path = &config.key_file;
-    let schema = store.schema_status().await?;
+    let schema = store.schema_status().await?.usable()?;
     let check = match schema {
         SchemaStatus::Fresh => None,
-        SchemaStatus::Newer { found, known } => {
-            return Err(StoreError::NewerSchema { found, known }.into());
-        }
         _ => store.meta(SEALING_CHECK.field).await?,
     };
     let keyring = match Keyring::read(path) {

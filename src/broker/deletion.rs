@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     Broker, BrokerError,
     recovery::quarantine::ensure_not_quarantined,
-    refresh::{commit::retry_forever, in_flight::RefreshReason},
+    refresh::in_flight::RefreshReason,
 };
 use crate::{
     audit::{By, Kind},
@@ -27,7 +27,7 @@ use crate::{
         OpenError, Place, Sealed,
         secret::{self, Digest},
     },
-    store::{DeletionStep, Revocable, Revoking},
+    store::{DeletionStep, Revocable, Revoking, retry::retry_forever},
     words::words,
 };
 
@@ -285,7 +285,7 @@ impl Broker {
             }
         };
         let (buried, refused) = (buried.as_ref(), refused.as_ref());
-        let shred = || self.store.erase_token(id, &attempt, held.holding, buried, refused);
+        let shred = || self.store.durable().erase_token(id, &attempt, held.holding, buried, refused);
         Ok(retry_forever(shred).await)
     }
 

@@ -18,7 +18,6 @@ pub struct ConnectionId(Uuid);
 
 impl ConnectionId {
     /// A new id, ordered by time of creation.
-    #[must_use]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
@@ -61,8 +60,9 @@ words! {
         Active = "active",
         /// The last refresh failed for a passing reason; the token is served while it lives.
         BackingOff = "backing_off",
-        /// Our own credentials or settings are refused; the token is served while it lives.
-        BlockedConfig = "blocked_config",
+        /// The token endpoint of the profile is another one than issued the tokens: they are presented
+        /// nowhere until an operator accepts it; the token is served while it lives.
+        EndpointChanged = "blocked_config",
         /// A stored value does not open: nothing is served until an operator looks.
         IntegrityError = "integrity_error",
         /// The provider refused the grant; a person must consent again.
@@ -86,12 +86,11 @@ words! {
 
 impl State {
     /// Whether a live access token may be handed out in this state.
-    #[must_use]
     pub fn serves(self) -> bool {
         match self {
             Self::Active
             | Self::BackingOff
-            | Self::BlockedConfig
+            | Self::EndpointChanged
             | Self::NeedsConsent
             | Self::Quarantined
             | Self::Suspect
@@ -105,18 +104,48 @@ impl State {
     }
 
     /// Whether the connection was deleted: for its readers it is gone, and it never comes back.
-    #[must_use]
     pub fn is_deleted(self) -> bool {
         matches!(self, Self::Revoked | Self::Revoking)
     }
 
     /// Whether a refresh may be tried in this state.
-    #[must_use]
     pub fn refreshes(self) -> bool {
         matches!(
             self,
-            Self::Active | Self::BackingOff | Self::BlockedConfig | Self::Suspect | Self::Uncertain
+            Self::Active
+                | Self::BackingOff
+                | Self::EndpointChanged
+                | Self::Suspect
+                | Self::Uncertain
         )
+    }
+
+    /// The table of transitions: whether a connection in this state may come to be in the next one.
+    /// To stay in a state is always allowed.
+    pub fn may_become(self, next: Self) -> bool {
+        if self == next {
+            return true;
+        }
+        match next {
+            // A stored grant, the end of a quarantine.
+            Self::Active => !self.is_deleted(),
+            // A failed refresh, or a check before it.
+            Self::BackingOff | Self::EndpointChanged | Self::Uncertain => self.refreshes(),
+            // A failed refresh, or a refusal that is taken back because many came at once.
+            Self::Suspect => self.refreshes() || self == Self::NeedsConsent,
+            // A refused refresh, or nothing to present.
+            Self::NeedsConsent => self.refreshes(),
+            // A grant whose account is to be confirmed, and the end of a quarantine.
+            Self::PendingConfirm => matches!(self, Self::PendingConsent | Self::Quarantined),
+            // A pending grant that was rejected or has ended, and the end of a quarantine.
+            Self::PendingConsent => matches!(self, Self::PendingConfirm | Self::Quarantined),
+            // A restored or copied database, or a forgotten grant.
+            Self::Quarantined => self.refreshes() || self == Self::PendingConfirm,
+            // A stored value that does not open, and a deletion.
+            Self::IntegrityError | Self::Revoking => !self.is_deleted(),
+            // A deletion that a person has to finish.
+            Self::Revoked => true,
+        }
     }
 }
 
@@ -133,7 +162,6 @@ pub struct Account {
 
 impl Account {
     /// Whether an operator who wrote `expected` meant this account.
-    #[must_use]
     pub fn answers_to(&self, expected: &str) -> bool {
         self.id == expected || self.aliases.iter().any(|alias| alias == expected)
     }
@@ -142,7 +170,7 @@ impl Account {
 /// What went wrong last, in words that carry no provider text.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct LastError {
-    /// A stable, machine-ok_or_log code.
+    /// A stable, machine-readable code.
     pub code: String,
     /// One sentence for a person.
     pub message: String,
@@ -156,7 +184,6 @@ impl LastError {
     pub const MISCONFIGURED: &str = "provider_misconfigured";
 
     /// Whether somebody has to mend our registration or settings.
-    #[must_use]
     pub fn is_misconfigured(&self) -> bool {
         self.code == Self::MISCONFIGURED
     }
@@ -261,14 +288,12 @@ pub struct Record {
 
 impl Record {
     /// How many grants the connection has held.
-    #[must_use]
     pub fn generation(&self) -> i64 {
         self.grant.as_ref().map_or(0, |grant| grant.generation)
     }
 
     /// Whether an attempt from this generation ended without a word, as far as is known before the
     /// next one is claimed.
-    #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.crashes > 0 || self.claimed_at.is_some()
     }
@@ -278,7 +303,6 @@ impl Record {
 pub const MIN_SCHEDULED_LIFE: Duration = Duration::from_mins(2);
 
 /// How long before its end a token no longer counts as live: 30 s, or a tenth of a short life.
-#[must_use]
 pub fn skew_margin(life: Duration) -> Duration {
     Duration::from_secs(30).min(life / 10)
 }
@@ -289,7 +313,6 @@ pub fn skew_margin(life: Duration) -> Duration {
 /// The lead is a fifth of the life, between 5 minutes and 6 hours; two fifths for lives under
 /// 10 minutes. It varies by a tenth either way, fixed by `id` and `generation`, so that
 /// connections made together are not due together.
-#[must_use]
 pub fn refresh_at(id: ConnectionId, grant: &HeldGrant) -> Option<Timestamp> {
     let life = life(grant.received_at, grant.expires_at);
     if life < MIN_SCHEDULED_LIFE {
@@ -309,20 +332,17 @@ pub fn refresh_at(id: ConnectionId, grant: &HeldGrant) -> Option<Timestamp> {
 }
 
 /// The whole life of an access token.
-#[must_use]
 pub fn life(received_at: Timestamp, expires_at: Timestamp) -> Duration {
     Duration::try_from(expires_at.duration_since(received_at)).unwrap_or_default()
 }
 
 /// How long an access token can still be used when this is left of its life, with the skew margin
 /// taken off; zero when it cannot.
-#[must_use]
 pub fn remaining(life: Duration, left: Duration) -> Duration {
     left.saturating_sub(skew_margin(life))
 }
 
 /// How long to wait after a passing failure: doubling from 2 s to 5 min, varied by `seed`.
-#[must_use]
 pub fn backoff(failures: u32, seed: u16) -> Duration {
     let ceiling = Duration::from_secs(2) * 2_u32.pow(failures.saturating_sub(1).min(8));
     let ceiling = ceiling.min(Duration::from_mins(5));

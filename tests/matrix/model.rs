@@ -160,7 +160,7 @@ impl World {
             origin: None,
         };
         let commit = Commit::refreshed(connection.id, &grant, Some(now), Some(refresh_hash));
-        assert!(store.commit_grant(&commit).await.unwrap());
+        assert!(store.durable().commit_grant(&commit).await.unwrap());
         connection.id
     }
 

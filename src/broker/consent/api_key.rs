@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::exchange::Exchange;
 use crate::{
     audit::{By, Kind},
-    broker::{Broker, BrokerError, ConnectionView, NewConnection, refresh::commit::retry_forever},
+    broker::{Broker, BrokerError, ConnectionView, NewConnection},
     domain::{
         connection::{GrantType, Vars},
         consent::{KEY_EXCHANGE_LIFE, KeyExchange, Outcome},
@@ -18,6 +18,7 @@ use crate::{
     },
     provider::{Verdict, amocrm},
     seal::secret::Digest,
+    store::retry::retry_forever,
 };
 
 /// How many codes are tried for one exchange.
@@ -163,7 +164,7 @@ impl Broker {
             };
             let connection = record.connection.clone();
             let outcome = broker.exchange(&client, record, exchange).await;
-            retry_forever(|| broker.store.end_code_exchange(&under_way)).await;
+            retry_forever(|| broker.store.durable().end_code_exchange(&under_way)).await;
             broker.raise_watermark();
             broker.note_ending(&by, &connection, outcome.as_ref());
             match outcome.map(|ending| ending.outcome) {

@@ -97,7 +97,7 @@ impl Broker {
             token_url: pending.token_url.as_deref(),
             refresh_hash: refresh.as_ref().map(Digest::of),
         };
-        if !self.store.commit_confirmed(&commit).await? {
+        if !self.store.durable().commit_confirmed(&commit).await? {
             return Err(changed());
         }
         tracing::info!(connection = %name, by = %caller.label(), "account confirmed");

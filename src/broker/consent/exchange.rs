@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use crate::{
     broker::{
         Broker, BrokerError, ReceivedGrant,
-        refresh::commit::{due_at, retry_forever},
+        refresh::commit::due_at,
     },
     domain::{
         connection::{Account, Connection, ConnectionId, PendingGrant, Record, State, Vars},
@@ -13,7 +13,7 @@ use crate::{
     },
     provider::{Grant, Held, ProviderError, Verdict, client::Client, request},
     seal::{Place, secret::Digest},
-    store,
+    store::{self, retry::retry_forever},
 };
 
 impl Broker {
@@ -116,7 +116,7 @@ impl Broker {
                 }
                 Verified::Unknown => {
                     let pending = self.seal_pending(client, id, received, account, exchange.vars);
-                    if !retry_forever(|| self.store.put_pending(id, &pending)).await {
+                    if !retry_forever(|| self.store.durable().put_pending(id, &pending)).await {
                         return Err(BrokerError::Revoked);
                     }
                     self.refresh_cache(id).await?;
@@ -158,7 +158,7 @@ impl Broker {
             token_url: Some(client.profile.token.url.as_str()),
             refresh_hash: received.refresh.map(Digest::of),
         };
-        if retry_forever(|| self.store.commit_grant(&commit)).await {
+        if retry_forever(|| self.store.durable().commit_grant(&commit)).await {
             return Ok(None);
         }
         let newest = retry_forever(|| self.store.record_by_id(connection.id)).await;

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::exchange::Exchange;
-use super::{Broker, BrokerError, Gone, LinkPage, refresh::commit::retry_forever};
+use super::{Broker, BrokerError, Gone, LinkPage};
 use crate::{
     audit::{By, Kind},
     domain::{
@@ -28,6 +28,7 @@ use crate::{
         Place, Sealed,
         secret::{self, Digest},
     },
+    store::retry::retry_forever,
 };
 
 /// What a browser brings back from the provider: its query, checked for duplicates.
@@ -220,7 +221,7 @@ impl Broker {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
                 Outcome::Failed.into()
             });
-            retry_forever(|| broker.store.finish_link(consent.link, &state, &ending)).await;
+            retry_forever(|| broker.store.durable().finish_link(consent.link, &state, &ending)).await;
             broker.raise_watermark();
         });
         task.await.map_err(|_| BrokerError::Internal)?;

@@ -9,12 +9,12 @@ use crate::{
     audit::{By, Kind},
     broker::{
         Broker, BrokerError,
-        refresh::commit::{retry_forever, settle},
+        refresh::commit::settle,
     },
     domain::connection::{HeldGrant, State},
     seal::{Sealed, secret::Digest},
     spool::{Entry, SpooledGrant},
-    store::Commit,
+    store::{Commit, retry::retry_forever},
 };
 
 impl Broker {
@@ -123,7 +123,7 @@ impl Broker {
             let refresh_hash =
                 self.open_refresh(*id, &next).ok().flatten().as_ref().map(Digest::of);
             let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if retry_forever(|| self.store.commit_grant(&commit)).await {
+            if retry_forever(|| self.store.durable().commit_grant(&commit)).await {
                 tracing::warn!(connection.id = %id, "stored a grant again that was forgotten");
                 return;
             }

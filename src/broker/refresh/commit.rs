@@ -22,31 +22,11 @@ use crate::{
     provider::client::Client,
     seal::{Place, Sealed, secret::Digest},
     spool::{Entry, Reservation, SpooledGrant},
-    store::{Commit, FallbackGrant, StoreError},
+    store::{Commit, FallbackGrant, retry::retry_forever},
 };
 
 /// After how long without an answer from the database a grant that is safe on the disk is served.
 const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
-
-/// Takes a step of the store, for as long as it takes: what was learned from a provider exists
-/// nowhere else and is never dropped because the database is away.
-pub(crate) async fn retry_forever<T, F>(step: impl Fn() -> F) -> T
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match step().await {
-            Ok(done) => return done,
-            Err(error) => tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "what a provider answered is not stored yet; trying again"
-            ),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
-    }
-}
 
 impl Broker {
     /// Puts a received grant where a crash cannot reach it, then into the database, for as long as
@@ -103,7 +83,7 @@ impl Broker {
             let refresh = self.open_refresh(*id, &next).ok().flatten();
             let refresh_hash = refresh.as_ref().map(Digest::of);
             let commit = Commit::refreshed(*id, &next, *refresh_at, refresh_hash);
-            if retry_forever(|| self.store.commit_grant(&commit)).await {
+            if retry_forever(|| self.store.durable().commit_grant(&commit)).await {
                 return Some(next.generation);
             }
             let record = retry_forever(|| self.store.record_by_id(*id)).await?;
@@ -194,7 +174,7 @@ impl Broker {
             expires_at: grant.expires_at,
             origin: grant.origin.clone(),
         };
-        if retry_forever(|| self.store.put_fallback(&escrowed, account)).await {
+        if retry_forever(|| self.store.durable().put_fallback(&escrowed, account)).await {
             tracing::warn!(connection.id = %id, "a received grant lies in escrow");
         } else {
             tracing::warn!(
@@ -234,10 +214,10 @@ impl Broker {
         let next = self.seal_grant(id, record.generation() + 1, received);
         let due_now = Some(self.clock.now());
         let commit = Commit::refreshed(id, &next, due_now, Some(escrowed.refresh_hash));
-        let taken = retry_forever(|| self.store.commit_grant(&commit)).await;
+        let taken = retry_forever(|| self.store.durable().commit_grant(&commit)).await;
         if taken {
             tracing::warn!(connection.id = %id, "a refused grant gives way to the one in escrow");
-            retry_forever(|| self.store.drop_fallback(escrowed.id)).await;
+            retry_forever(|| self.store.durable().drop_fallback(escrowed.id)).await;
         }
         taken
     }

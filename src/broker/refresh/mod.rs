@@ -19,7 +19,6 @@ use tokio::{sync::watch, task::spawn_blocking};
 use uuid::Uuid;
 
 use self::{
-    commit::retry_forever,
     in_flight::{RefreshReason, RefreshRequest},
     preflight::SUSPECT_PAUSE,
 };
@@ -34,7 +33,7 @@ use crate::{
     },
     seal::secret::Digest,
     spool::Reservation,
-    store::ClaimRejected,
+    store::{Claim, ClaimRejected, retry::retry_forever},
 };
 
 /// How long after its claim a refresh may still begin to send.
@@ -147,7 +146,7 @@ impl Broker {
             // Nobody consented to this grant: the client simply asks anew, and the refused token is
             // never presented again.
             if let Some(refused) = &attempt.spent {
-                retry_forever(|| self.store.mark_spent(id, refused)).await;
+                retry_forever(|| self.store.durable().mark_spent(id, refused)).await;
             }
             attempt.refused = true;
             if let Some(anew) = request.anew {
@@ -238,17 +237,17 @@ impl Broker {
             Ok(claimed) => claimed,
             Err(error) => {
                 // It may stand all the same. Nothing was sent, and nobody else will ever know.
-                let _ = self.store.release(connection, &id).await;
+                let _ = self.store.durable().release(connection, &id).await;
                 return Err(error.into());
             }
         };
         let asked_at = match claimed {
-            Ok(asked_at) => asked_at,
-            Err(lost) => return Ok(Err(lost)),
+            Claim::Held(asked_at) => asked_at,
+            Claim::Rejected(lost) => return Ok(Err(lost)),
         };
         self.failpoints.reach(Point::Claimed).await;
         if self.clock.since_boot() >= send_before {
-            self.store.release(connection, &id).await?;
+            self.store.durable().release(connection, &id).await?;
             return Err(BrokerError::Unavailable {
                 reason: "the claim took too long to be safe to use".to_owned(),
                 retry_after: Duration::from_secs(1),

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 
 use super::{
     Attempt, Nothing,
-    commit::{due_at, retry_forever},
+    commit::due_at,
     in_flight::RefreshReason,
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict, client::Client},
     seal::secret::{self, Digest},
-    store,
+    store::{self, retry::retry_forever},
 };
 
 /// How long to leave our own misconfiguration alone before trying again.
@@ -196,7 +196,7 @@ impl Broker {
             refresh_at: next,
             failures,
         };
-        let recorded = retry_forever(|| self.store.record_failure(&failure)).await;
+        let recorded = retry_forever(|| self.store.durable().record_failure(&failure)).await;
         if weight == RefusalWeight::Believed && self.gate(client).is_suppressing() {
             // Many were refused in the time that it took to write this verdict down.
             self.revert_refusals(client).await;

@@ -72,7 +72,7 @@ impl Broker {
                 let code = "token_url_changed".to_owned();
                 let error = LastError { code, message: message.clone(), at: now };
                 let until = now + SUSPECT_PAUSE;
-                let state = State::BlockedConfig;
+                let state = State::EndpointChanged;
                 self.store
                     .suspend_refresh(record, state, "token_url_changed", Some(&error), until)
                     .await?;

@@ -76,7 +76,7 @@ async fn only_what_is_held_is_marked_as_unreadable(db: TestDatabase) {
     for generation in 1..=2 {
         let held = grant(&db, generation);
         let commit = Commit::refreshed(id, &held, None, None);
-        assert!(db.store.commit_grant(&commit).await.unwrap());
+        assert!(db.store.durable().commit_grant(&commit).await.unwrap());
     }
     // Somebody read the first and saw that it does not open: the second may well do.
     assert!(!db.store.mark_unreadable(id, 1).await.unwrap());
@@ -96,7 +96,7 @@ async fn a_grant_that_is_being_stored_is_not_marked_for_the_one_before() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
-    assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
+    assert!(db.store.durable().commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
     let mut storing = db.suspend_refresh("UPDATE connections SET failures = 0").await;
     let mark = db.store.mark_unreadable(id, 1);
     let store = async {
@@ -141,7 +141,7 @@ async fn an_account_that_is_learned_late_replaces_none(db: TestDatabase) {
     let read = async || db.store.record_by_id(id).await.unwrap().unwrap().connection.account;
     for generation in 1..=2 {
         let held = grant(&db, generation);
-        assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
+        assert!(db.store.durable().commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
     }
     assert!(!db.store.set_account(id, 1, &account()).await.unwrap(), "a grant was stored since");
     assert_eq!(read().await, None);
@@ -156,8 +156,8 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
     let commit = Commit::refreshed(id, &held, None, None);
-    assert!(db.store.commit_grant(&commit).await.unwrap());
-    assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit).await.unwrap());
+    assert!(db.store.durable().put_pending(id, &pending(&db, "one")).await.unwrap());
     consents::started(&db, id).await;
     let before = db.contents().await;
     for sealed in ["sealed-access", "sealed-refresh", "sealed-pending", "sealed-verifier"] {
@@ -166,8 +166,8 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
 
     assert!(db.store.delete(id).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
-    assert!(!db.store.commit_grant(&commit).await.unwrap(), "a late grant has nowhere to go");
-    assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
+    assert!(!db.store.durable().commit_grant(&commit).await.unwrap(), "a late grant has nowhere to go");
+    assert!(!db.store.durable().put_pending(id, &pending(&db, "two")).await.unwrap());
 }
 
 async fn a_corrupt_row_is_told_and_not_guessed(db: TestDatabase) {
