@@ -1,22 +1,42 @@
--- The same tables as in ../postgres, in SQLite's words. Times are Unix milliseconds, lists and maps
--- are JSON, digests are hexadecimal; whatever is called access, refresh, verifier or link_secret is
--- sealed.
+-- The whole schema, as in ../postgres, in SQLite's words. Times are Unix milliseconds, lists and maps
+-- are JSON, digests are hexadecimal. The columns access, refresh, verifier and link_secret hold sealed
+-- values.
 
--- The database's own clock. All replicas compare leases and deadlines with it.
+-- The clock of the database. Leases and deadlines are compared with it.
 CREATE VIEW clock (now_ms) AS SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER);
 
+-- Values that belong to the database as a whole: the name of the installation, the value by which a
+-- foreign sealing key is recognised.
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT;
 
+-- One row, by which a restored or copied database is recognised. Commits write it last.
+CREATE TABLE identity (
+    id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    deployment TEXT NOT NULL,
+    -- The system identifier of the cluster that this database was last accepted on. Only PostgreSQL
+    -- has one.
+    home_cluster TEXT,
+    -- How often the database was quarantined.
+    quarantines INTEGER NOT NULL,
+    -- How many grants were ever stored in it.
+    global_seq INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO identity VALUES (1, lower(hex(randomblob(16))), NULL, 0, 0);
+
+-- One account at a provider, reached through one client.
 CREATE TABLE connections (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     client TEXT NOT NULL,
     grant_type TEXT NOT NULL,
+    -- The scopes to ask for; the granted ones are those of the grant.
     scopes TEXT NOT NULL,
     state TEXT NOT NULL,
+    -- Why it is in that state, as a stable word.
     reason TEXT,
     account_id TEXT,
     account_name TEXT,
@@ -24,19 +44,24 @@ CREATE TABLE connections (
     expected_account TEXT,
     vars TEXT NOT NULL,
     created_at INTEGER NOT NULL,
+    -- When it is due; none while nothing is scheduled.
     refresh_at INTEGER,
+    -- Passing failures in a row.
     failures INTEGER NOT NULL,
     last_error_code TEXT,
     last_error_message TEXT,
     last_error_at INTEGER,
-    -- Set by every write that changes what readers see; replicas poll by it.
-    changed_at INTEGER NOT NULL
+    -- Set by every write that changes what readers see. Replicas poll by it.
+    changed_at INTEGER NOT NULL,
+    -- The token endpoint that issued the grant. The tokens are presented to no other one until an
+    -- operator accepts it.
+    token_url TEXT
 ) STRICT;
 
 CREATE INDEX connections_by_change ON connections (changed_at);
 CREATE INDEX connections_by_refresh ON connections (refresh_at) WHERE refresh_at IS NOT NULL;
 
--- What polling replicas must forget.
+-- Deleted connections, for replicas to forget.
 CREATE TABLE deleted_connections (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL,
@@ -45,18 +70,19 @@ CREATE TABLE deleted_connections (
 
 CREATE INDEX deleted_connections_by_time ON deleted_connections (deleted_at);
 
--- Exists from the creation of its connection, so that the first grant can be claimed like any
--- other. Generation 0 holds no tokens. Apart from `connections`, so that a change of metadata never
--- contends with a claim.
+-- The live grant of each connection, and the claim to refresh it. The row is made with its connection,
+-- so that the first grant can be claimed like any other; generation 0 holds no tokens. A table of its
+-- own, so that a change of metadata never contends with a claim.
 CREATE TABLE grants (
     connection_id TEXT NOT NULL PRIMARY KEY REFERENCES connections (id) ON DELETE CASCADE,
+    -- Counts the grants that the connection has held.
     generation INTEGER NOT NULL,
     access TEXT,
     refresh TEXT,
     scopes TEXT,
     received_at INTEGER,
     expires_at INTEGER,
-    -- Until then nobody else may refresh.
+    -- The end of the lease: until then nobody else may refresh.
     lease_until INTEGER,
     -- The intent: which attempt is about to present which refresh token. It outlives the lease when
     -- the outcome is unknown.
@@ -64,16 +90,24 @@ CREATE TABLE grants (
     attempt_started_at INTEGER,
     attempt_refresh_hash TEXT,
     -- Attempts from this generation with no known outcome, the running one included.
-    attempts INTEGER NOT NULL
+    attempts INTEGER NOT NULL,
+    -- Attempts from this generation whose lease ran out: the process died, or was cut off.
+    abandoned_attempts INTEGER NOT NULL DEFAULT 0,
+    -- The refresh that brought the grant: which refresh token was presented, and when that was
+    -- claimed. Two grants with the same parent are siblings; the one asked for later is kept.
+    parent_hash TEXT,
+    asked_at INTEGER,
+    -- The generation of the newest grant that a person consented to. A grant that was asked for before
+    -- it belongs to an older authorisation, and perhaps to another account.
+    consented_generation INTEGER NOT NULL DEFAULT 0,
+    -- When a report that the API refused the token last forced a refresh, how many did within an hour,
+    -- and since when that hour runs.
+    reported_at INTEGER,
+    reports INTEGER NOT NULL DEFAULT 0,
+    reports_since INTEGER
 ) STRICT;
 
--- Refresh tokens that were spent or refused, by digest: none of them is ever presented again.
-CREATE TABLE refresh_tombstones (
-    refresh_hash TEXT NOT NULL PRIMARY KEY,
-    connection_id TEXT NOT NULL,
-    buried_at INTEGER NOT NULL
-) STRICT;
-
+-- Grants that wait for a person to confirm whose account it is. They are never served.
 CREATE TABLE pending_grants (
     connection_id TEXT NOT NULL PRIMARY KEY REFERENCES connections (id) ON DELETE CASCADE,
     access TEXT NOT NULL,
@@ -84,9 +118,42 @@ CREATE TABLE pending_grants (
     account_id TEXT,
     account_name TEXT,
     account_aliases TEXT,
-    vars TEXT NOT NULL
+    vars TEXT NOT NULL,
+    token_url TEXT
 ) STRICT;
 
+CREATE INDEX pending_grants_by_arrival ON pending_grants (received_at);
+
+-- Received grants whose generation was taken. One is tried when the grant that took it is refused.
+CREATE TABLE fallback_grants (
+    id TEXT NOT NULL PRIMARY KEY,
+    connection_id TEXT NOT NULL REFERENCES connections (id) ON DELETE CASCADE,
+    -- The generation that it was received for; its tokens are sealed for it.
+    generation INTEGER NOT NULL,
+    access TEXT NOT NULL,
+    refresh TEXT NOT NULL,
+    refresh_hash TEXT NOT NULL UNIQUE,
+    scopes TEXT NOT NULL,
+    received_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    parent_hash TEXT,
+    asked_at INTEGER,
+    stored_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX fallback_grants_by_connection ON fallback_grants (connection_id);
+CREATE INDEX fallback_grants_by_arrival ON fallback_grants (stored_at);
+
+-- Refresh tokens that were spent or refused, by digest. None is ever presented again.
+CREATE TABLE spent_tokens (
+    refresh_hash TEXT NOT NULL PRIMARY KEY,
+    connection_id TEXT NOT NULL,
+    marked_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX spent_tokens_by_time ON spent_tokens (marked_at);
+
+-- One-time URLs that a person opens to authorise a connection.
 CREATE TABLE consent_links (
     id TEXT NOT NULL PRIMARY KEY,
     secret_hash TEXT NOT NULL UNIQUE,
@@ -95,17 +162,25 @@ CREATE TABLE consent_links (
     scopes TEXT NOT NULL,
     expected_account TEXT,
     return_to TEXT,
+    -- 1 when the link is for the operator's own browser.
     own_browser INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
+    -- The browser that the link is bound to.
     browser_hash TEXT,
     outcome TEXT,
-    spent_at INTEGER
+    spent_at INTEGER,
+    -- The account of the grant of a spent link, by the provider's id. Its page shows no other one.
+    account_id TEXT
 ) STRICT;
 
 CREATE INDEX consent_links_by_connection ON consent_links (connection_id);
+CREATE INDEX consent_links_by_requester ON consent_links (requested_by);
+CREATE INDEX consent_links_by_end ON consent_links (expires_at);
 
+-- Attempts at a consent, from the click to the callback.
 CREATE TABLE consents (
+    -- The digest of the `state` parameter.
     state_hash TEXT NOT NULL PRIMARY KEY,
     browser_hash TEXT NOT NULL,
     link_id TEXT NOT NULL REFERENCES consent_links (id) ON DELETE CASCADE,
@@ -114,6 +189,7 @@ CREATE TABLE consents (
     redirect_uri TEXT NOT NULL,
     token_url TEXT NOT NULL,
     scopes TEXT NOT NULL,
+    -- The PKCE verifier.
     verifier TEXT,
     link_secret TEXT NOT NULL,
     started_at INTEGER NOT NULL,
@@ -122,19 +198,36 @@ CREATE TABLE consents (
 
 CREATE INDEX consents_by_link ON consents (link_id);
 CREATE INDEX consents_by_connection ON consents (connection_id);
+CREATE INDEX consents_by_end ON consents (expires_at);
 
+-- Codes that were taken and may bring a grant until they are exchanged, or until `ends_at` where a
+-- crash cut the exchange off. A connection with such a code is not one that was never granted.
+CREATE TABLE code_exchanges (
+    state_hash TEXT NOT NULL PRIMARY KEY,
+    connection_id TEXT NOT NULL REFERENCES connections (id) ON DELETE CASCADE,
+    ends_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX code_exchanges_by_connection ON code_exchanges (connection_id);
+CREATE INDEX code_exchanges_by_end ON code_exchanges (ends_at);
+
+-- API keys of amoCRM that were exchanged for a code which is still to arrive at the callback.
 CREATE TABLE key_exchanges (
     id TEXT NOT NULL PRIMARY KEY,
     connection_id TEXT NOT NULL REFERENCES connections (id) ON DELETE CASCADE,
     client TEXT NOT NULL,
     account_host TEXT NOT NULL,
     requested_at INTEGER NOT NULL,
-    expires_at INTEGER NOT NULL
+    expires_at INTEGER NOT NULL,
+    -- How many codes were tried for it.
+    tries INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE INDEX key_exchanges_by_account ON key_exchanges (client, account_host);
 CREATE INDEX key_exchanges_by_connection ON key_exchanges (connection_id);
+CREATE INDEX key_exchanges_by_end ON key_exchanges (expires_at);
 
+-- Internal callers, with patterns of the connections they may use.
 CREATE TABLE services (
     name TEXT NOT NULL PRIMARY KEY,
     connections TEXT NOT NULL,
@@ -147,8 +240,10 @@ CREATE TABLE operators (
     created_at INTEGER NOT NULL
 ) STRICT;
 
+-- The keys of services and operators, by digest.
 CREATE TABLE keys (
     id TEXT NOT NULL PRIMARY KEY,
+    -- service or operator
     holder TEXT NOT NULL,
     owner TEXT NOT NULL,
     digest TEXT NOT NULL UNIQUE,
@@ -157,3 +252,43 @@ CREATE TABLE keys (
 ) STRICT;
 
 CREATE INDEX keys_by_owner ON keys (holder, owner);
+CREATE INDEX keys_by_end ON keys (expires_at);
+
+-- What operators have frozen: nothing that a row names is served until the row is gone. `kind` is
+-- provider, client, service or connection.
+CREATE TABLE freezes (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    frozen_by TEXT NOT NULL,
+    frozen_at INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
+) STRICT;
+
+-- The audit trail, as it was shipped from the files of the replicas.
+CREATE TABLE events (
+    -- The order in which records were committed: no lower one ever comes after it.
+    seq INTEGER NOT NULL PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    happened_at INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    peer TEXT,
+    connection TEXT,
+    connection_id TEXT,
+    provider TEXT,
+    fingerprint TEXT,
+    generation INTEGER,
+    detail TEXT
+) STRICT;
+
+CREATE INDEX events_by_time ON events (happened_at);
+
+-- One row: the last sequence number that was given. A step that writes events holds its lock until it
+-- commits.
+CREATE TABLE events_head (
+    id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    seq INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO events_head VALUES (1, 0);

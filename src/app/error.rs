@@ -16,7 +16,9 @@ pub enum StartError {
 impl From<StoreError> for StartError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NewerSchema { .. } => Self::Settings(error.to_string()),
+            StoreError::EarlierBuild | StoreError::NewerSchema { .. } => {
+                Self::Settings(error.to_string())
+            }
             error => Self::Unavailable(error.to_string()),
         }
     }

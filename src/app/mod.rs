@@ -37,7 +37,7 @@ use crate::{
     },
     provider::{Network, Outbound, TrustAnchors, client::Client},
     spool::Spool,
-    store::{SchemaStatus, Store, StoreError},
+    store::{DEPLOYMENT, SchemaStatus, Store, StoreError},
 };
 
 /// The longest chain of provider calls under way at shutdown: a code, the refresh token that was
@@ -46,9 +46,6 @@ const LONGEST_CHAIN: u32 = 3;
 
 /// Extra time for work under way at shutdown, beyond its calls.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
-
-/// The `meta` key of the installation's name.
-pub const DEPLOYMENT: &str = "deployment";
 
 /// The two sockets, bound before anything else happens: a taken port must change nothing.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use super::{error::StartError, migrate};
 use crate::{
     config::{Config, Database},
     seal::{KeyFileError, Keyring, SealContext, Sealed, SealedField},
-    store::{SchemaStatus, Store, StoreError},
+    store::{SchemaStatus, Store},
 };
 
 /// The place of the sealed sample that shows a foreign key before anything is changed.
@@ -24,12 +24,9 @@ const SEALING_CHECK: SealContext<'static> =
 /// needs.
 pub async fn read_keyring(config: &Config, store: &Store) -> Result<Option<Keyring>, StartError> {
     let path = &config.key_file;
-    let schema = store.schema_status().await?;
+    let schema = store.schema_status().await?.usable()?;
     let check = match schema {
         SchemaStatus::Fresh => None,
-        SchemaStatus::Newer { found, known } => {
-            return Err(StoreError::NewerSchema { found, known }.into());
-        }
         _ => store.meta(SEALING_CHECK.field.as_str()).await?,
     };
     let keyring = match Keyring::read(path) {

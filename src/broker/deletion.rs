@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{
     BrokerError, RefreshReason, access::ensure_not_quarantined, audit::AuditLog, cache::Cache,
     clients::Clients, limits::Limits, process::Process, provider_calls::ProviderCalls,
-    refresh::commit::retry_forever, vault::Vault,
+    vault::Vault,
 };
 use crate::{
     audit::{Actor, EventKind},
@@ -31,7 +31,7 @@ use crate::{
         secret::{self, Digest},
     },
     spool::Spool,
-    store::{DeletionStep, Revocable, Revoking, Store, StoreError},
+    store::{DeletionStep, Revocable, Revoking, Store, StoreError, retry::retry_forever},
 };
 
 /// What a claim is longer than the call that it covers.
@@ -285,7 +285,8 @@ impl Deletions {
             }
         };
         let (buried, refused) = (buried.as_ref(), refused.as_ref());
-        let erase = || self.store.erase_token(id, &attempt, held.holding, buried, refused);
+        let erase =
+            || self.store.durable().erase_token(id, &attempt, held.holding, buried, refused);
         Ok(retry_forever(erase).await)
     }
 

@@ -291,7 +291,9 @@ fn concern(state: State) -> Option<&'static str> {
         State::Revoked => {
             Some("a person has to remove the application at the provider; see their `task`")
         }
-        State::BlockedConfig => Some("the provider refuses our registration or settings"),
+        State::EndpointChanged => {
+            Some("the token endpoint of the profile changed: refresh as operator to accept it")
+        }
         State::IntegrityError => Some("the stored tokens do not open"),
         State::NeedsConsent => Some("a person must consent again"),
         State::PendingConfirm => Some("the account that consented waits to be confirmed"),

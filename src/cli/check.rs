@@ -93,8 +93,8 @@ async fn inspect(config: &Config, store: &Store) -> Result<Vec<Line>, StoreError
         SchemaStatus::Current => "reachable, schema up to date",
         SchemaStatus::Fresh => "reachable, empty; the first start makes the schema",
         SchemaStatus::Older { .. } => "reachable; the next start brings the schema up to date",
-        SchemaStatus::Newer { found, known } => {
-            let advice = StoreError::NewerSchema { found, known }.to_string();
+        other => {
+            let advice = other.usable().err().map(|error| error.to_string()).unwrap_or_default();
             return Ok(vec![line("database", Err(advice))]);
         }
     };

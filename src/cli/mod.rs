@@ -174,6 +174,7 @@ async fn open_as_it_is(config: &Config, clock: Clock, nothing: &str) -> Result<S
     let store = connect_store(config, clock).await?;
     let problem = match store.schema_status().await.map_err(StartError::from)? {
         SchemaStatus::Current => return Ok(store),
+        SchemaStatus::EarlierBuild => StoreError::EarlierBuild.to_string(),
         SchemaStatus::Fresh => format!("{nothing}: the database is empty"),
         SchemaStatus::Older { .. } => {
             "the database's schema is older than this program: run `token-broker migrate` first"

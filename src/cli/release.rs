@@ -7,8 +7,7 @@ use jiff::Timestamp;
 use super::{CliError, args::Release, open_as_it_is, say, table::table};
 use crate::{
     app::{
-        DEPLOYMENT, StartError, check_deployment, compare_deployment, open_store,
-        state_dir::make_state_dir,
+        StartError, check_deployment, compare_deployment, open_store, state_dir::make_state_dir,
     },
     audit::{Actor, AuditEvent, EventKind},
     clock::Clock,
@@ -18,7 +17,7 @@ use crate::{
         slug::Slug,
     },
     provider::{Rotation, client::Client},
-    store::Store,
+    store::{self, Store},
 };
 
 pub(crate) async fn release(config: &Config, args: &Release) -> Result<(), CliError> {
@@ -81,7 +80,7 @@ async fn adopt(store: &Store, config: &Config) -> Result<(), CliError> {
     let Some(stopped) = stopped.map_err(StartError::from)? else {
         return Err(CliError::usage("somebody quarantined it at this moment; try again"));
     };
-    store.put_meta(DEPLOYMENT, ours.as_str()).await.map_err(StartError::from)?;
+    store.put_meta(store::DEPLOYMENT, ours.as_str()).await.map_err(StartError::from)?;
     say(&format!(
         "the database belongs to `{ours}` now; quarantined: {stopped}; see `token-broker release \
          --plan` before you release anything"

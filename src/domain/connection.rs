@@ -21,7 +21,6 @@ pub struct ConnectionId(Uuid);
 
 impl ConnectionId {
     /// A new id, ordered by time of creation.
-    #[must_use]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
@@ -77,8 +76,11 @@ pub enum State {
     Active,
     /// The last refresh failed for a passing reason; the token is served while it lives.
     BackingOff,
-    /// Our own credentials or settings are refused; the token is served while it lives.
-    BlockedConfig,
+    /// The token endpoint of the profile is another one than issued the tokens: they are presented
+    /// nowhere until an operator accepts it; the token is served while it lives.
+    #[serde(rename = "blocked_config")]
+    #[strum(to_string = "blocked_config")]
+    EndpointChanged,
     /// A stored value does not open: nothing is served until an operator looks.
     IntegrityError,
     /// The provider refused the grant; a person must consent again.
@@ -106,39 +108,117 @@ impl State {
         self.into()
     }
 
-    /// Whether a live access token may be handed out in this state.
-    #[must_use]
-    pub fn serves(self) -> bool {
+    /// The lifecycle that the state is a part of.
+    pub fn lifecycle(self) -> Lifecycle {
         match self {
+            Self::PendingConsent => Lifecycle::PendingConsent,
+            Self::PendingConfirm => Lifecycle::PendingConfirm,
             Self::Active
             | Self::BackingOff
-            | Self::BlockedConfig
-            | Self::NeedsConsent
-            | Self::Quarantined
+            | Self::EndpointChanged
             | Self::Suspect
-            | Self::Uncertain => true,
-            Self::IntegrityError
-            | Self::PendingConfirm
-            | Self::PendingConsent
-            | Self::Revoked
-            | Self::Revoking => false,
+            | Self::Uncertain => Lifecycle::Live,
+            Self::NeedsConsent => Lifecycle::NeedsConsent,
+            Self::Quarantined => Lifecycle::Quarantined,
+            Self::IntegrityError => Lifecycle::IntegrityError,
+            Self::Revoking => Lifecycle::Revoking,
+            Self::Revoked => Lifecycle::Revoked,
         }
     }
 
+    /// The condition beside the lifecycle: only a live connection has another one than healthy.
+    pub fn condition(self) -> Condition {
+        match self {
+            Self::BackingOff => Condition::BackingOff,
+            Self::EndpointChanged => Condition::EndpointChanged,
+            Self::Suspect => Condition::Suspect,
+            Self::Uncertain => Condition::Uncertain,
+            _ => Condition::Healthy,
+        }
+    }
+
+    /// Whether a live access token may be handed out in this state.
+    pub fn serves(self) -> bool {
+        use Lifecycle::{Live, NeedsConsent, Quarantined};
+        matches!(self.lifecycle(), Live | NeedsConsent | Quarantined)
+    }
+
     /// Whether the connection was deleted: for its readers it is gone, and it never comes back.
-    #[must_use]
     pub fn is_deleted(self) -> bool {
-        matches!(self, Self::Revoked | Self::Revoking)
+        matches!(self.lifecycle(), Lifecycle::Revoked | Lifecycle::Revoking)
     }
 
     /// Whether a refresh may be tried in this state.
-    #[must_use]
     pub fn refreshes(self) -> bool {
-        matches!(
-            self,
-            Self::Active | Self::BackingOff | Self::BlockedConfig | Self::Suspect | Self::Uncertain
-        )
+        self.lifecycle() == Lifecycle::Live
     }
+
+    /// The table of transitions: whether a connection in this state may come to be in the next one.
+    /// To stay in a state is always allowed.
+    #[expect(clippy::match_same_arms, reason = "a table: each row has its own cause")]
+    pub fn may_become(self, next: Self) -> bool {
+        use Lifecycle::{Live, NeedsConsent, PendingConfirm, PendingConsent, Quarantined};
+        let from = self.lifecycle();
+        if self == next {
+            return true;
+        }
+        match (next.lifecycle(), next.condition()) {
+            // A stored grant, or the end of a quarantine.
+            (Live, Condition::Healthy) => !self.is_deleted(),
+            // A failed refresh, or a refusal that is reverted because many came at once.
+            (Live, Condition::Suspect) => matches!(from, Live | NeedsConsent),
+            // A failed refresh, or the plan of one.
+            (Live, _) => from == Live,
+            // A refused refresh, or nothing to present.
+            (NeedsConsent, _) => from == Live,
+            // A grant whose account is to be confirmed, or the end of a quarantine.
+            (PendingConfirm, _) => matches!(from, PendingConsent | Quarantined),
+            // A pending grant that was rejected or has ended, or the end of a quarantine.
+            (PendingConsent, _) => matches!(from, PendingConfirm | Quarantined),
+            // A restored or copied database.
+            (Quarantined, _) => matches!(from, Live | PendingConfirm),
+            // A stored value that does not open; a deletion.
+            (Lifecycle::IntegrityError | Lifecycle::Revoking, _) => !self.is_deleted(),
+            // A deletion that a person has to finish.
+            (Lifecycle::Revoked, _) => true,
+        }
+    }
+}
+
+/// Where a connection stands in its life.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Lifecycle {
+    /// Nobody has consented yet.
+    PendingConsent,
+    /// A person consented; the account still has to be confirmed.
+    PendingConfirm,
+    /// It serves and is refreshed.
+    Live,
+    /// The grant was refused, or nothing may be presented: a person must consent again.
+    NeedsConsent,
+    /// The database looks restored or copied: served while it lives, not refreshed.
+    Quarantined,
+    /// A stored value does not open.
+    IntegrityError,
+    /// Being deleted.
+    Revoking,
+    /// Deleted; a person has to remove the application at the provider.
+    Revoked,
+}
+
+/// The condition of a live connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Condition {
+    /// Nothing is known against it.
+    Healthy,
+    /// The last refresh failed for a passing reason.
+    BackingOff,
+    /// The token endpoint of the profile is another one than issued the tokens.
+    EndpointChanged,
+    /// Evidence contradicts itself: refreshed seldom.
+    Suspect,
+    /// A refresh was sent and its outcome is unknown.
+    Uncertain,
 }
 
 /// The account at the provider that a grant belongs to.
@@ -154,7 +234,6 @@ pub struct Account {
 
 impl Account {
     /// Whether an operator who wrote `expected` meant this account.
-    #[must_use]
     pub fn answers_to(&self, expected: &str) -> bool {
         self.id == expected || self.aliases.iter().any(|alias| alias == expected)
     }
@@ -177,7 +256,6 @@ impl LastError {
     pub const MISCONFIGURED: &str = "provider_misconfigured";
 
     /// Whether somebody has to mend our registration or settings.
-    #[must_use]
     pub fn is_misconfigured(&self) -> bool {
         self.code == Self::MISCONFIGURED
     }
@@ -242,21 +320,18 @@ pub struct Record {
 
 impl Record {
     /// How many grants the connection has held.
-    #[must_use]
     pub fn generation(&self) -> i64 {
         self.grant.as_ref().map_or(0, SealedGrant::generation)
     }
 
     /// Whether an attempt from this generation ended without a word, as far as is known before the
     /// next one is claimed.
-    #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.crashes > 0 || self.claimed_at.is_some()
     }
 }
 
 /// How long to wait after a passing failure: doubling from 2 s to 5 min, varied by `seed`.
-#[must_use]
 pub fn backoff(failures: u32, seed: u16) -> Duration {
     let ceiling = Duration::from_secs(2) * 2_u32.pow(failures.saturating_sub(1).min(8));
     let ceiling = ceiling.min(Duration::from_mins(5));
@@ -274,6 +349,34 @@ mod tests {
         assert_eq!(backoff(1, 0), Duration::from_secs(1));
         assert_eq!(backoff(4, u16::MAX), Duration::from_secs(16));
         assert_eq!(backoff(60, u16::MAX), Duration::from_mins(5));
+    }
+
+    /// Each row of the table once: what may become what. Everything else may not.
+    #[test]
+    fn the_table_of_transitions_is_closed() {
+        use State as S;
+        let live = [S::Active, S::BackingOff, S::EndpointChanged, S::Suspect, S::Uncertain];
+        let alive = |state: &S| !state.is_deleted();
+        let all = || S::VARIANTS.iter().copied();
+        for (next, from) in [
+            (S::Active, all().filter(alive).collect::<Vec<_>>()),
+            (S::BackingOff, live.to_vec()),
+            (S::EndpointChanged, live.to_vec()),
+            (S::Uncertain, live.to_vec()),
+            (S::Suspect, [&live[..], &[S::NeedsConsent]].concat()),
+            (S::NeedsConsent, live.to_vec()),
+            (S::PendingConfirm, vec![S::PendingConsent, S::Quarantined]),
+            (S::PendingConsent, vec![S::PendingConfirm, S::Quarantined]),
+            (S::Quarantined, [&live[..], &[S::PendingConfirm]].concat()),
+            (S::IntegrityError, all().filter(alive).collect()),
+            (S::Revoking, all().filter(alive).collect()),
+            (S::Revoked, all().collect()),
+        ] {
+            for state in all() {
+                let allowed = state == next || from.contains(&state);
+                assert_eq!(state.may_become(next), allowed, "{state} to {next}");
+            }
+        }
     }
 
     #[test]

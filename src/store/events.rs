@@ -1,139 +1,94 @@
 //! The audit trail in the database.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
 use super::{
     Store, StoreError,
-    engine::{in_transaction, on, row::RowExt},
-    millis, now,
+    engine::{
+        row::Row,
+        statement::{placeholders, query},
+    },
 };
 use crate::audit::{AuditEvent, StoredEvent};
 
-/// The columns of a record, in the order in which they are bound.
-const COLUMNS: [&str; 12] = [
-    "seq",
-    "id",
-    "happened_at",
-    "kind",
-    "actor",
-    "peer",
-    "connection",
-    "connection_id",
-    "provider",
-    "fingerprint",
-    "generation",
-    "detail",
-];
+/// The number of columns of a record.
+const COLUMNS: usize = 12;
 
-/// How many old events are deleted by one statement: it must end in time.
-const PURGE_CHUNK: i64 = 5_000;
+/// How many old events one statement deletes: it must end in time.
+const PURGE_CHUNK: u32 = 5_000;
 
 impl Store {
-    /// Adds records, all or none; one that is there already is passed over. 500 at once are enough:
-    /// a statement has room for no more than 2,700.
+    /// Adds records, all or none; one that is stored already is passed over. Callers add at most 500 at
+    /// once; a statement has room for 2,700.
     ///
-    /// Places are given under the lock of one row, so that their order is that of the commits: who
-    /// reads on from a place misses nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; the records may be there all the same.
+    /// Sequence numbers are given under the lock of one row, so that their order is that of the
+    /// commits: a reader that goes on from a number misses nothing.
     pub async fn insert_events(&self, records: &[AuditEvent]) -> Result<(), StoreError> {
         if records.is_empty() {
             return Ok(());
         }
         let count = i64::try_from(records.len()).unwrap_or(i64::MAX);
-        let places = "UPDATE events_head SET seq = seq + $1 RETURNING seq";
-        let insert = insert(records.len());
-        in_transaction!(self, |tx| {
-            let row = sqlx::query(places).bind(count).fetch_one(&mut *tx).await?;
-            let before = row.number("seq")? - count;
-            let mut query = sqlx::query(AssertSqlSafe(insert));
-            for (record, seq) in records.iter().zip(before + 1..) {
-                query = query
-                    .bind(seq)
-                    .bind(record.id.to_string())
-                    .bind(record.at.as_millisecond())
-                    .bind(&record.kind)
-                    .bind(&record.actor)
-                    .bind(&record.peer)
-                    .bind(&record.connection)
-                    .bind(&record.connection_id)
-                    .bind(&record.provider)
-                    .bind(&record.fingerprint)
-                    .bind(record.generation)
-                    .bind(&record.detail);
-            }
-            query.execute(&mut *tx).await?;
-        });
-        Ok(())
+        let rows: Vec<_> =
+            (0..records.len()).map(|row| placeholders(row * COLUMNS + 1, COLUMNS)).collect();
+        let insert = format!(
+            "INSERT INTO events (seq, id, happened_at, kind, actor, peer, connection,
+                connection_id, provider, fingerprint, generation, detail)
+            VALUES {} ON CONFLICT (id) DO NOTHING",
+            rows.join(", ")
+        );
+        let mut tx = self.begin().await?;
+        let sql = "UPDATE events_head SET seq = seq + $1 RETURNING seq";
+        let last = query(sql).bind(count).fetch_one(&mut tx).await?.number("seq")?;
+        let mut insert = query(AssertSqlSafe(insert));
+        for (record, seq) in records.iter().zip(last - count + 1..) {
+            insert = insert
+                .bind(seq)
+                .bind(record.id)
+                .bind(record.at)
+                .bind(&record.kind)
+                .bind(&record.actor)
+                .bind(record.peer.as_deref())
+                .bind(record.connection.as_deref())
+                .bind(record.connection_id.as_deref())
+                .bind(record.provider.as_deref())
+                .bind(record.fingerprint.as_deref())
+                .bind(record.generation)
+                .bind(record.detail.as_deref());
+        }
+        insert.execute(&mut tx).await?;
+        tx.commit(()).await
     }
 
-    /// The events after a place, in their order, `limit` at the most.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer, or a row does not make sense.
+    /// The events after a sequence number, in their order, `limit` at the most.
     pub async fn events(&self, after: i64, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
         let sql = "SELECT seq, id, happened_at, kind, actor, peer, connection, connection_id,
                 provider, fingerprint, generation, detail
             FROM events WHERE seq > $1 ORDER BY seq LIMIT $2";
-        on!(self, |pool| {
-            let rows = sqlx::query(sql).bind(after).bind(i64::from(limit)).fetch_all(pool).await?;
-            rows.iter().map(event).collect()
-        })
+        let rows = query(sql).bind(after).bind(limit).fetch_all(&self.engine).await?;
+        rows.iter().map(event).collect()
     }
 
-    /// Forgets events that happened longer ago than this. Returns how many.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; what was forgotten by then stays so.
+    /// Deletes events that happened longer ago than this. Returns how many.
     pub async fn purge_events(&self, keep: Duration) -> Result<u64, StoreError> {
-        let sql = concat!(
-            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE happened_at <= ",
-            now!(),
-            " - $2 ORDER BY happened_at LIMIT $3)"
-        );
+        let sql = "DELETE FROM events WHERE seq IN (
+                SELECT seq FROM events
+                WHERE happened_at <= (SELECT now_ms FROM clock) + $1 - $2
+                ORDER BY happened_at LIMIT $3)";
         let mut purged = 0;
         loop {
-            let deleted = on!(self, |pool| {
-                sqlx::query(sql)
-                    .bind(self.ahead())
-                    .bind(millis(keep))
-                    .bind(PURGE_CHUNK)
-                    .execute(pool)
-                    .await?
-                    .rows_affected()
-            });
+            let chunk = query(sql).bind(self.offset()).bind(keep).bind(PURGE_CHUNK);
+            let deleted = chunk.execute(&self.engine).await?;
             purged += deleted;
-            if deleted < PURGE_CHUNK.unsigned_abs() {
+            if deleted < PURGE_CHUNK.into() {
                 return Ok(purged);
             }
         }
     }
 }
 
-/// The statement that adds so many records.
-fn insert(records: usize) -> String {
-    let mut sql = format!("INSERT INTO events ({}) VALUES ", COLUMNS.join(", "));
-    for record in 0..records {
-        for column in 0..COLUMNS.len() {
-            let before = match (record, column) {
-                (0, 0) => "(",
-                (_, 0) => "), (",
-                _ => ", ",
-            };
-            let number = record * COLUMNS.len() + column + 1;
-            write!(sql, "{before}${number}").expect("a text takes all that is written to it");
-        }
-    }
-    sql + ") ON CONFLICT (id) DO NOTHING"
-}
-
-fn event(row: &impl RowExt) -> Result<StoredEvent, StoreError> {
+fn event(row: &Row) -> Result<StoredEvent, StoreError> {
     Ok(StoredEvent {
         seq: row.number("seq")?,
         record: AuditEvent {

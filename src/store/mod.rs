@@ -1,21 +1,36 @@
-//! What the broker remembers: one [`Store`] over SQLite or PostgreSQL.
+//! The database: one [`Store`] over SQLite or PostgreSQL.
+//!
+//! `engine` makes the two databases look alike; `grants`, `consent` and `access` hold the steps of
+//! those subjects; the other files hold one subject each. A public method is one whole step: no
+//! transaction leaves this room. May use `domain`, `seal`, `clock` and the types of `audit`. Used by
+//! the broker, the command line and the wiring in `app`.
+//!
+//! # The SQL
 //!
 //! The SQL is written once. It keeps to what both engines understand: `$n` placeholders, `TEXT` and
-//! `BIGINT`, times as Unix milliseconds, lists and maps as JSON; only `migrations/` has a text per
-//! engine. A method is a whole step: no transaction leaves this room.
+//! `BIGINT`, times as Unix milliseconds, lists and maps as JSON. Only `migrations/` has a text for each
+//! engine.
 //!
-//! # Whose clock?
+//! # Time
 //!
-//! Replicas' clocks differ, so every lease and deadline is compared with the database's, read from
-//! the view `clock`. By convention `$1` of a statement that needs the time is
-//! [`Clock::offset_ms`], zero outside tests.
+//! The clocks of replicas differ, so every lease and deadline is compared with the clock of the
+//! database, which the view `clock` shows. The time in a statement is `now_ms + $1`, or
+//! `(SELECT now_ms FROM clock) + $1`. `$1` is [`Clock::offset_ms`]: how far a test has moved the
+//! clock, and zero outside tests.
 //!
-//! # Why is there no deadlock?
+//! # Errors
 //!
-//! A step that writes a connection together with what it owns, or adds an attempt at a consent, writes
-//! the row in `connections` first; that row is the lock. A claim touches `grants` alone. What touches a
-//! link without its connection takes the link before its attempts. The row of a service or operator
-//! comes even before that of a connection, and the one row of `identity` comes last.
+//! Every step fails with [`StoreError`] when the database does not answer, or when a row cannot be
+//! understood. An unanswered step may have happened all the same; the steps are made so that repeating
+//! one does no harm. The documentation of a method names only further errors.
+//!
+//! # Locks
+//!
+//! There is no deadlock, because rows are locked in one order: a service or operator, then a
+//! connection, then what it owns, and the one row of `identity` last. A step that writes a connection
+//! together with what it owns, or adds an attempt at a consent, locks the row in `connections` first.
+//! A claim touches `grants` alone. A step that touches a link without its connection locks the link
+//! before its attempts.
 mod access;
 mod connections;
 mod consent;
@@ -26,24 +41,28 @@ mod identity;
 mod meta;
 mod reencryption;
 mod retention;
+pub mod retry;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
-use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::clock::Clock;
-use engine::Engine;
+use engine::{
+    Engine,
+    statement::{Tx, query},
+};
 
 pub use self::{
     consent::consents::LinkInserted,
     grants::{
-        claims::ClaimRejected,
+        claims::{Claim, ClaimRejected},
         commit::{Commit, Failure, Source},
         fallback::FallbackGrant,
         revocations::{DeletionStep, Holding, REMOVE_AT_PROVIDER, Revocable, Revoking},
         schedule::Due,
     },
+    meta::DEPLOYMENT,
     reencryption::{SEALED_COLUMNS, SealedColumn, SealedCount, SealedValue},
     retention::{PURGES, Purged},
 };
@@ -52,13 +71,18 @@ pub use engine::EngineKind;
 pub use engine::error::StoreError;
 pub use engine::schema::SchemaStatus;
 
-/// The broker's memory. Clones share their connections.
+/// The database. Clones share their connections.
 #[derive(Clone)]
 pub struct Store {
     engine: Engine,
     clock: Clock,
     fence: identity::Fence,
 }
+
+/// The steps that store what a provider answered, which exists nowhere else. They get through when all
+/// other steps wait for a connection. See [`Store::durable`].
+#[derive(Clone, Debug)]
+pub struct DurableStore(Store);
 
 impl Store {
     /// Opens the database that `url` names: `postgres://user@host/database`, `sqlite:file`, or the
@@ -68,42 +92,40 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the URL makes no sense or the database cannot be reached.
+    /// [`StoreError::InvalidUrl`] as well.
     pub async fn connect(url: &SecretString, clock: Clock) -> Result<Self, StoreError> {
         let engine = Engine::connect(url).await?;
         Ok(Self { engine, clock, fence: identity::Fence::default() })
     }
 
-    /// Which engine it is.
-    #[must_use]
+    /// The engine's name.
     pub fn engine(&self) -> EngineKind {
         self.engine.kind()
     }
 
-    /// Asks the database for a sign of life.
-    ///
-    /// # Errors
-    ///
-    /// When it gives none within the time limits.
+    /// Checks that the database answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        engine::on!(self, |pool| {
-            sqlx::query("SELECT 1").execute(pool).await?;
-        });
+        query("SELECT 1").execute(&self.engine).await?;
         Ok(())
     }
 
     /// Waits for running steps and closes the connections. Later steps fail.
     pub async fn close(&self) {
-        engine::on!(self, |pool| pool.close().await);
+        self.engine.close().await;
     }
 
-    /// The same store for what a provider answered: it gets through when all other steps wait.
-    fn durable(&self) -> Self {
-        Self { engine: self.engine.durable(), ..self.clone() }
+    /// The steps that store what a provider answered.
+    pub fn durable(&self) -> DurableStore {
+        DurableStore(Self { engine: self.engine.durable(), ..self.clone() })
     }
 
-    /// What to bind as `$1` of a statement that needs the time.
-    fn ahead(&self) -> i64 {
+    /// Begins a transaction.
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        self.engine.begin().await
+    }
+
+    /// The value of `$1` in a statement that needs the time.
+    fn offset(&self) -> i64 {
         self.clock.offset_ms()
     }
 }
@@ -114,23 +136,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The current time in SQL, on the database's clock; the statement's `$1` is [`Store::ahead`].
-macro_rules! now {
-    () => {
-        "((SELECT now_ms FROM clock) + $1)"
-    };
-}
-use now;
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn optional_millis(time: Option<Timestamp>) -> Option<i64> {
-    time.map(Timestamp::as_millisecond)
-}
-
-/// A list or map as the JSON text that the store keeps.
+/// A list or map as the JSON text that is stored.
 fn json<T: serde::Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("lists and maps with text as keys are always valid JSON")
 }

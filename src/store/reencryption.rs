@@ -1,12 +1,11 @@
-//! What is sealed, wherever it lies: counted by key, and sealed anew by another one.
+//! Every sealed value of the database: counted by key, and sealed anew with another key.
 //!
-//! A value is exchanged by compare-and-set on its sealed text: whoever has stored something else
-//! meanwhile wins. Nothing that readers see changes, so no `changed_at` moves and nobody is hinted.
+//! A value is exchanged by compare-and-set on its sealed text: a value that was stored meanwhile wins.
+//! Nothing that readers see changes, so no `changed_at` moves and no replica is notified.
 
-use super::{
-    EngineKind, Store, StoreError,
-    engine::{in_transaction, on, row::RowExt as _},
-};
+use sqlx::AssertSqlSafe;
+
+use super::{EngineKind, Store, StoreError, engine::statement::query};
 use crate::seal::{SealContext, Sealed, SealedField};
 
 /// How many values one transaction of SQLite exchanges, which waits for the disk at its end. On
@@ -19,12 +18,84 @@ const BATCH: usize = 100;
 pub struct SealedColumn {
     /// Its table.
     pub table: &'static str,
+    /// The primary key of the table.
+    key: &'static str,
+    /// The column.
+    column: &'static str,
+    /// The field that its values are sealed as.
     field: SealedField,
-    list: &'static str,
-    put: &'static str,
+    /// The id of the record that a value is sealed for, in SQL.
+    record: &'static str,
+    /// The generation that a value is sealed for, in SQL.
+    generation: &'static str,
+    /// The rows that hold a sealed value, in SQL.
+    rows: &'static str,
 }
 
-/// A sealed value and where it lies.
+/// Every column of sealed values. The fields are part of what is sealed: they never change.
+pub const SEALED_COLUMNS: &[SealedColumn] = &[
+    SealedColumn { field: SealedField::Access, ..GRANTS },
+    SealedColumn { column: "refresh", field: SealedField::Refresh, ..GRANTS },
+    SealedColumn {
+        table: "pending_grants",
+        field: SealedField::PendingAccess,
+        generation: "0",
+        ..GRANTS
+    },
+    SealedColumn {
+        table: "pending_grants",
+        column: "refresh",
+        field: SealedField::PendingRefresh,
+        generation: "0",
+        ..GRANTS
+    },
+    SealedColumn {
+        table: "fallback_grants",
+        key: "id",
+        field: SealedField::FallbackAccess,
+        ..GRANTS
+    },
+    SealedColumn {
+        table: "fallback_grants",
+        key: "id",
+        column: "refresh",
+        field: SealedField::FallbackRefresh,
+        ..GRANTS
+    },
+    SealedColumn { column: "verifier", field: SealedField::Verifier, ..CONSENTS },
+    SealedColumn { column: "link_secret", field: SealedField::LinkSecret, ..CONSENTS },
+    SealedColumn {
+        table: "meta",
+        key: "key",
+        column: "value",
+        field: SealedField::SealingCheck,
+        record: "'database'",
+        generation: "0",
+        rows: "key = 'sealing_check'",
+    },
+];
+
+const GRANTS: SealedColumn = SealedColumn {
+    table: "grants",
+    key: "connection_id",
+    column: "access",
+    field: SealedField::Access,
+    record: "connection_id",
+    generation: "generation",
+    rows: "TRUE",
+};
+
+const CONSENTS: SealedColumn = SealedColumn {
+    table: "consents",
+    key: "state_hash",
+    column: "verifier",
+    field: SealedField::Verifier,
+    record: "link_id",
+    generation: "0",
+    rows: "TRUE",
+};
+
+/// A sealed value and its row.
 #[derive(Clone, Debug)]
 pub struct SealedValue {
     row: String,
@@ -38,157 +109,117 @@ pub struct SealedValue {
 
 impl SealedValue {
     /// The context that it is sealed in.
-    #[must_use]
     pub fn context(&self) -> SealContext<'_> {
         SealContext { record: &self.record, field: self.field, generation: self.generation }
     }
 }
 
-/// How many values of a table are sealed with a key.
+/// The number of values of a table that are sealed with one key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SealedCount {
     /// The table.
     pub table: String,
-    /// The key's id; empty for what is not a sealed value at all.
+    /// The key's id; empty for a value that is not sealed at all.
     pub key: String,
     /// How many values.
     pub values: i64,
 }
 
-macro_rules! columns {
-    ($($table:literal by $row:literal: $column:literal is $field:ident
-        of $record:literal, $generation:literal;)+) => {
-        /// Every column of sealed values.
-        pub const SEALED_COLUMNS: &[SealedColumn] = &[$(SealedColumn {
-            table: $table,
-            field: SealedField::$field,
-            list: concat!(
-                "SELECT ", $row, " AS row_key, ", $record, " AS record, CAST(", $generation,
-                " AS BIGINT) AS generation, ", $column, " AS sealed FROM ", $table,
-                " WHERE ", $column, " IS NOT NULL AND ", $row, " > $1
-                    AND substr(", $column, ", 1, length($2)) <> $2
-                    AND ('", $table, "' <> 'meta' OR ", $row, " = 'sealing_check')
-                ORDER BY ", $row, " LIMIT $3"
-            ),
-            put: concat!(
-                "UPDATE ", $table, " SET ", $column, " = $3 WHERE ", $row, " = $1 AND ", $column,
-                " = $2"
-            ),
-        }),+];
-
-        /// How many values of each table are sealed with each key: a key's id is what stands
-        /// before the second dot.
-        const COUNT: &str = concat!(
-            "SELECT part, key_id, count(*) AS sealed_values FROM (
-                SELECT part, CASE WHEN substr(sealed, 1, 3) = 'v1.'
-                    THEN substr(sealed, 4, length(sealed) - 3 - length(ltrim(substr(sealed, 4), '",
-            "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
-            "'))) ELSE '' END AS key_id FROM (SELECT '' AS part, '' AS sealed WHERE 1 = 0",
-            $(
-                " UNION ALL SELECT '", $table, "', ", $column, " FROM ", $table,
-                " WHERE ", $column, " IS NOT NULL
-                    AND ('", $table, "' <> 'meta' OR ", $row, " = 'sealing_check')"
-            ),+,
-            ") stored) keyed GROUP BY part, key_id ORDER BY part, key_id"
-        );
-    };
-}
-
-columns! {
-    "grants" by "connection_id": "access" is Access of "connection_id", "generation";
-    "grants" by "connection_id": "refresh" is Refresh of "connection_id", "generation";
-    "pending_grants" by "connection_id": "access" is PendingAccess of "connection_id", "0";
-    "pending_grants" by "connection_id": "refresh" is PendingRefresh of "connection_id", "0";
-    "escrow" by "id": "access" is FallbackAccess of "connection_id", "generation";
-    "escrow" by "id": "refresh" is FallbackRefresh of "connection_id", "generation";
-    "consents" by "state_hash": "verifier" is Verifier of "link_id", "0";
-    "consents" by "state_hash": "link_secret" is LinkSecret of "link_id", "0";
-    "meta" by "key": "value" is SealingCheck of "'database'", "0";
-}
-
 impl Store {
     /// Counts the sealed values by table and key.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn count_sealed(&self) -> Result<Vec<SealedCount>, StoreError> {
-        on!(self, |pool| {
-            let rows = sqlx::query(COUNT).fetch_all(pool).await?;
-            rows.iter()
-                .map(|row| {
-                    Ok(SealedCount {
-                        table: row.text("part")?,
-                        key: row.text("key_id")?,
-                        values: row.number("sealed_values")?,
-                    })
+        let columns = SEALED_COLUMNS.iter().map(|SealedColumn { table, column, rows, .. }| {
+            format!(
+                "SELECT '{table}' AS part, {column} AS sealed FROM {table}
+                WHERE {column} IS NOT NULL AND {rows}"
+            )
+        });
+        // A sealed value is `v1.`, the key's id, a dot and the rest. The id is the text after `v1.`
+        // without what remains when all its letters and digits are trimmed off.
+        let sql = format!(
+            "SELECT part, key_id, count(*) AS sealed_values FROM (
+                SELECT part, CASE WHEN substr(sealed, 1, 3) = 'v1.'
+                    THEN substr(sealed, 4, length(sealed) - 3 - length(ltrim(substr(sealed, 4), '{}')))
+                    ELSE '' END AS key_id
+                FROM ({}) stored) keyed
+            GROUP BY part, key_id ORDER BY part, key_id",
+            "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
+            columns.collect::<Vec<_>>().join(" UNION ALL ")
+        );
+        let rows = query(AssertSqlSafe(sql)).fetch_all(&self.engine).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(SealedCount {
+                    table: row.text("part")?,
+                    key: row.text("key_id")?,
+                    values: row.number("sealed_values")?,
                 })
-                .collect()
-        })
+            })
+            .collect()
     }
 
-    /// The next values of a column that are not sealed with this key, at most so many, behind one
+    /// The next values of a column that are not sealed with this key, at most so many, after one
     /// that was read before.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn sealed_otherwise(
         &self,
         column: &SealedColumn,
         key: &str,
-        behind: Option<&SealedValue>,
+        after: Option<&SealedValue>,
         at_most: i64,
     ) -> Result<Vec<SealedValue>, StoreError> {
-        let behind = behind.map_or("", |value| value.row.as_str());
-        on!(self, |pool| {
-            let listed = sqlx::query(column.list)
-                .bind(behind)
-                .bind(format!("v1.{key}."))
-                .bind(at_most)
-                .fetch_all(pool)
-                .await?;
-            listed
-                .iter()
-                .map(|row| {
-                    Ok(SealedValue {
-                        row: row.text("row_key")?,
-                        record: row.text("record")?,
-                        field: column.field,
-                        generation: row.number("generation")?,
-                        sealed: row.sealed("sealed")?,
-                    })
+        let SealedColumn { table, key: row_key, column: value, field, record, generation, rows } =
+            column;
+        let sql = format!(
+            "SELECT {row_key} AS row_key, {record} AS record,
+                CAST({generation} AS BIGINT) AS generation, {value} AS sealed
+            FROM {table}
+            WHERE {value} IS NOT NULL AND {rows} AND {row_key} > $1
+                AND substr({value}, 1, length($2)) <> $2
+            ORDER BY {row_key} LIMIT $3"
+        );
+        let listed = query(AssertSqlSafe(sql))
+            .bind(after.map_or("", |value| value.row.as_str()))
+            .bind(format!("v1.{key}."))
+            .bind(at_most)
+            .fetch_all(&self.engine)
+            .await?;
+        listed
+            .iter()
+            .map(|row| {
+                Ok(SealedValue {
+                    row: row.text("row_key")?,
+                    record: row.text("record")?,
+                    field: *field,
+                    generation: row.number("generation")?,
+                    sealed: row.sealed("sealed")?,
                 })
-                .collect()
-        })
+            })
+            .collect()
     }
 
-    /// Puts values that were sealed anew in the place of those that were read. One that has changed
-    /// or gone since stays as it is. Gives how many were exchanged.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; some may be exchanged then.
+    /// Stores values that were sealed anew in the place of those that were read. A value that has
+    /// changed or gone since stays as it is. Returns how many were exchanged; when the database does
+    /// not answer, some may be.
     pub async fn reseal(
         &self,
         column: &SealedColumn,
         values: &[(SealedValue, Sealed)],
     ) -> Result<u64, StoreError> {
+        let SealedColumn { table, key, column, .. } = column;
         let at_once = match self.engine() {
             EngineKind::Postgres => 1,
             EngineKind::Sqlite => BATCH,
         };
         let mut exchanged = 0;
         for batch in values.chunks(at_once) {
-            in_transaction!(self, |tx| {
-                for (old, new) in batch {
-                    let put = sqlx::query(column.put)
-                        .bind(&old.row)
-                        .bind(old.sealed.as_str())
-                        .bind(new.as_str());
-                    exchanged += put.execute(&mut *tx).await?.rows_affected();
-                }
-            });
+            let mut tx = self.begin().await?;
+            for (old, new) in batch {
+                let sql =
+                    format!("UPDATE {table} SET {column} = $3 WHERE {key} = $1 AND {column} = $2");
+                let exchange = query(AssertSqlSafe(sql)).bind(&old.row).bind(&old.sealed).bind(new);
+                exchanged += exchange.execute(&mut tx).await?;
+            }
+            tx.commit(()).await?;
         }
         Ok(exchanged)
     }

@@ -1,104 +1,110 @@
+//! Retention: rows whose time is over are deleted, a few at a time.
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{
-    Store, StoreError,
-    engine::{on, row::RowExt as _},
-    millis, now,
-};
+use super::{Store, StoreError, engine::statement::query};
 use crate::domain::{connection::ConnectionId, consent::CONFIRM_LIFE};
 
 /// How long a link is kept past its end, for its page to say that it has ended.
-const LINK_MEMORY: Duration = Duration::from_hours(24);
+const LINK_RETENTION: Duration = Duration::from_hours(24);
 
-/// How long a grant is kept in escrow.
-const ESCROW_LIFE: Duration = Duration::from_hours(7 * 24);
+/// How long a fallback grant is kept.
+const FALLBACK_RETENTION: Duration = Duration::from_hours(7 * 24);
 
-/// How long it is remembered that a refresh token must not be presented, and that a connection was
-/// deleted: half a year, an estimate. It is twice the idle life that amoCRM states, the longest that
-/// any built-in provider does; Avito and Admitad state none.
+/// How long a spent refresh token and a deleted connection are remembered: half a year, an estimate.
+/// It is twice the idle life that amoCRM states, the longest that any built-in provider does; Avito
+/// and Admitad state none.
 const SPENT_RETENTION: Duration = Duration::from_hours(180 * 24);
 
 /// How long a key that has ended is kept, for an operator who asks the database whose it was.
-const KEY_MEMORY: Duration = Duration::from_hours(90 * 24);
+const KEY_RETENTION: Duration = Duration::from_hours(90 * 24);
 
-/// How many rows a statement forgets: so few that PostgreSQL fetches them by index rather than to
-/// read a large table whole, and locks them for a moment only.
-const BATCH: i64 = 50;
+/// How many rows a statement deletes: so few that PostgreSQL fetches them by index rather than read a
+/// large table whole, and locks them for a moment only.
+const BATCH: u32 = 50;
 
-/// The rows whose time is `$2` ago or longer, `$3` of them at the most. The order makes them come by
-/// the index of that time: without it PostgreSQL, which does not know how late it is, would expect a
-/// third of the table.
-macro_rules! ended {
-    ($columns:literal, $table:literal, $time:literal $(, $and:expr)?) => {
-        concat!(
-            "SELECT ",
-            $columns,
-            " FROM ",
-            $table,
-            " WHERE ",
-            $time,
-            " <= ",
-            now!(),
-            " - $2",
-            $($and,)?
-            " ORDER BY ",
-            $time,
-            " LIMIT $3"
-        )
-    };
-}
+// In each statement `$2` is how long a row is kept past its time, and `$3` the number of rows. The
+// order makes the rows come by the index of that time: without it PostgreSQL, which does not know the
+// time, would expect a third of the table.
 
-macro_rules! forget {
-    ($key:literal, $table:literal, $time:literal $(, $and:expr)?) => {
-        concat!(
-            "DELETE FROM ",
-            $table,
-            " WHERE ",
-            $key,
-            " IN (",
-            ended!($key, $table, $time $(, $and)?),
-            ")"
-        )
-    };
-}
+const CONSENTS: &str = "
+    DELETE FROM consents WHERE state_hash IN (
+        SELECT state_hash FROM consents
+        WHERE expires_at <= (SELECT now_ms FROM clock) + $1 - $2
+        ORDER BY expires_at LIMIT $3)";
 
-/// What is still to be revoked is kept until it is.
-macro_rules! but_to_revoke {
-    () => {
-        " AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')"
-    };
-}
+const KEY_EXCHANGES: &str = "
+    DELETE FROM key_exchanges WHERE id IN (
+        SELECT id FROM key_exchanges
+        WHERE expires_at <= (SELECT now_ms FROM clock) + $1 - $2
+        ORDER BY expires_at LIMIT $3)";
 
-/// What a connection presented last is what an operator would present again.
-macro_rules! but_presented_last {
-    () => {
-        " AND NOT EXISTS (SELECT 1 FROM grants g
-            WHERE g.connection_id = refresh_tombstones.connection_id
-                AND g.attempt_refresh_hash = refresh_tombstones.refresh_hash)"
-    };
-}
+const CODE_EXCHANGES: &str = "
+    DELETE FROM code_exchanges WHERE state_hash IN (
+        SELECT state_hash FROM code_exchanges
+        WHERE ends_at <= (SELECT now_ms FROM clock) + $1 - $2
+        ORDER BY ends_at LIMIT $3)";
 
-const CONSENTS: &str = forget!("state_hash", "consents", "expires_at");
-const EXCHANGES: &str = forget!("id", "key_exchanges", "expires_at");
-const CODE_EXCHANGES: &str = forget!("state_hash", "code_exchanges", "ends_at");
-const LINKS: &str = forget!("id", "consent_links", "expires_at");
-const ESCROW: &str = forget!("id", "escrow", "put_at", but_to_revoke!());
-const PENDING: &str =
-    ended!("connection_id, received_at", "pending_grants", "received_at", but_to_revoke!());
-const TOMBSTONES: &str =
-    forget!("refresh_hash", "refresh_tombstones", "buried_at", but_presented_last!());
-const DELETED: &str = forget!("id", "deleted_connections", "deleted_at");
-const KEYS: &str = forget!("id", "keys", "expires_at");
+const LINKS: &str = "
+    DELETE FROM consent_links WHERE id IN (
+        SELECT id FROM consent_links
+        WHERE expires_at <= (SELECT now_ms FROM clock) + $1 - $2
+        ORDER BY expires_at LIMIT $3)";
 
-/// The statements of [`Store::purge_expired`], for whoever asks a database how it would run them.
-/// `$1` is how far the clock is ahead, `$2` how long a row is kept past its time, both in
-/// milliseconds; `$3` is how many rows a statement takes.
-pub const PURGES: [&str; 9] =
-    [CONSENTS, CODE_EXCHANGES, EXCHANGES, LINKS, ESCROW, PENDING, TOMBSTONES, DELETED, KEYS];
+/// A grant that is still to be revoked is kept until it is.
+const FALLBACK_GRANTS: &str = "
+    DELETE FROM fallback_grants WHERE id IN (
+        SELECT id FROM fallback_grants
+        WHERE stored_at <= (SELECT now_ms FROM clock) + $1 - $2
+            AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')
+        ORDER BY stored_at LIMIT $3)";
 
-/// How many of each [`Store::purge_expired`] forgot.
+/// Each is then deleted with the state of its connection, by [`Store::drop_pending_until`].
+const PENDING_GRANTS: &str = "
+    SELECT connection_id, received_at FROM pending_grants
+    WHERE received_at <= (SELECT now_ms FROM clock) + $1 - $2
+        AND connection_id NOT IN (SELECT id FROM connections WHERE state = 'revoking')
+    ORDER BY received_at LIMIT $3";
+
+/// The token that a connection presented last is kept: an operator may present it again.
+const SPENT_TOKENS: &str = "
+    DELETE FROM spent_tokens WHERE refresh_hash IN (
+        SELECT refresh_hash FROM spent_tokens
+        WHERE marked_at <= (SELECT now_ms FROM clock) + $1 - $2
+            AND NOT EXISTS (
+                SELECT 1 FROM grants g
+                WHERE g.connection_id = spent_tokens.connection_id
+                    AND g.attempt_refresh_hash = spent_tokens.refresh_hash)
+        ORDER BY marked_at LIMIT $3)";
+
+const DELETED_CONNECTIONS: &str = "
+    DELETE FROM deleted_connections WHERE id IN (
+        SELECT id FROM deleted_connections
+        WHERE deleted_at <= (SELECT now_ms FROM clock) + $1 - $2
+        ORDER BY deleted_at LIMIT $3)";
+
+const KEYS: &str = "
+    DELETE FROM keys WHERE id IN (
+        SELECT id FROM keys
+        WHERE expires_at <= (SELECT now_ms FROM clock) + $1 - $2
+        ORDER BY expires_at LIMIT $3)";
+
+/// The statements of [`Store::purge_expired`], for a test that asks a database how it would run them.
+pub const PURGES: [&str; 9] = [
+    CONSENTS,
+    CODE_EXCHANGES,
+    KEY_EXCHANGES,
+    LINKS,
+    FALLBACK_GRANTS,
+    PENDING_GRANTS,
+    SPENT_TOKENS,
+    DELETED_CONNECTIONS,
+    KEYS,
+];
+
+/// How many rows of each kind [`Store::purge_expired`] deleted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Purged {
     /// Consent links that ended a day ago.
@@ -109,10 +115,10 @@ pub struct Purged {
     pub pending_grants: u64,
     /// API-key exchanges whose code never came.
     pub exchanges: u64,
-    /// Grants that lay in escrow for a week.
-    pub escrow: u64,
+    /// Fallback grants that were kept for a week.
+    pub fallback_grants: u64,
     /// Refresh tokens that were spent or refused half a year ago.
-    pub tombstones: u64,
+    pub spent_tokens: u64,
     /// Connections that were deleted half a year ago.
     pub deleted: u64,
     /// Keys that ended three months ago.
@@ -120,35 +126,38 @@ pub struct Purged {
 }
 
 impl Store {
-    /// Forgets what has ended.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; what was forgotten by then stays so.
+    /// Deletes what has ended. When the database does not answer, what was deleted by then stays so.
     pub async fn purge_expired(&self) -> Result<Purged, StoreError> {
-        let consents = self.forget(CONSENTS, Duration::ZERO).await?;
-        // What a crash left; those that ended otherwise are gone.
-        self.forget(CODE_EXCHANGES, Duration::ZERO).await?;
-        let exchanges = self.forget(EXCHANGES, Duration::ZERO).await?;
-        let links = self.forget(LINKS, LINK_MEMORY).await?;
+        let consents = self.purge(CONSENTS, Duration::ZERO).await?;
+        // Left by a crash; an exchange that ends otherwise deletes its row.
+        self.purge(CODE_EXCHANGES, Duration::ZERO).await?;
+        let exchanges = self.purge(KEY_EXCHANGES, Duration::ZERO).await?;
+        let links = self.purge(LINKS, LINK_RETENTION).await?;
         let pending_grants = self.purge_pending().await?;
-        let escrow = self.forget(ESCROW, ESCROW_LIFE).await?;
-        let tombstones = self.forget(TOMBSTONES, SPENT_RETENTION).await?;
-        let deleted = self.forget(DELETED, SPENT_RETENTION).await?;
-        let keys = self.forget(KEYS, KEY_MEMORY).await?;
-        Ok(Purged { links, consents, pending_grants, exchanges, escrow, tombstones, deleted, keys })
+        let fallback_grants = self.purge(FALLBACK_GRANTS, FALLBACK_RETENTION).await?;
+        let spent_tokens = self.purge(SPENT_TOKENS, SPENT_RETENTION).await?;
+        let deleted = self.purge(DELETED_CONNECTIONS, SPENT_RETENTION).await?;
+        let keys = self.purge(KEYS, KEY_RETENTION).await?;
+        Ok(Purged {
+            links,
+            consents,
+            pending_grants,
+            exchanges,
+            fallback_grants,
+            spent_tokens,
+            deleted,
+            keys,
+        })
     }
 
-    async fn forget(&self, sql: &'static str, kept_for: Duration) -> Result<u64, StoreError> {
-        let mut forgotten = 0;
+    async fn purge(&self, sql: &'static str, kept_for: Duration) -> Result<u64, StoreError> {
+        let mut purged = 0;
         loop {
-            let batch = on!(self, |pool| {
-                let ended = sqlx::query(sql).bind(self.ahead()).bind(millis(kept_for)).bind(BATCH);
-                ended.execute(pool).await?.rows_affected()
-            });
-            forgotten += batch;
-            if batch < BATCH.unsigned_abs() {
-                return Ok(forgotten);
+            let batch = query(sql).bind(self.offset()).bind(kept_for).bind(BATCH);
+            let deleted = batch.execute(&self.engine).await?;
+            purged += deleted;
+            if deleted < BATCH.into() {
+                return Ok(purged);
             }
         }
     }
@@ -156,23 +165,15 @@ impl Store {
     async fn purge_pending(&self) -> Result<u64, StoreError> {
         let mut purged = 0;
         loop {
-            let ended: Vec<(ConnectionId, Timestamp)> = on!(self, |pool| {
-                let rows = sqlx::query(PENDING)
-                    .bind(self.ahead())
-                    .bind(millis(CONFIRM_LIFE))
-                    .bind(BATCH)
-                    .fetch_all(pool)
-                    .await?;
-                rows.iter()
-                    .map(|row| Ok((row.parsed("connection_id")?, row.time("received_at")?)))
-                    .collect::<Result<_, StoreError>>()?
-            });
-            let batch = i64::try_from(ended.len()).unwrap_or(BATCH);
-            for (connection, received_at) in ended {
+            let batch = query(PENDING_GRANTS).bind(self.offset()).bind(CONFIRM_LIFE).bind(BATCH);
+            let rows = batch.fetch_all(&self.engine).await?;
+            for row in &rows {
+                let connection: ConnectionId = row.parsed("connection_id")?;
+                let received_at: Timestamp = row.time("received_at")?;
                 // A newer grant may have taken its place since.
                 purged += u64::from(self.drop_pending_until(connection, received_at).await?);
             }
-            if batch < BATCH {
+            if rows.len() < BATCH as usize {
                 return Ok(purged);
             }
         }

@@ -101,7 +101,7 @@ async fn an_attempt_that_died_is_taken_over_when_its_lease_ends(database: TestDa
     let store = broker.broker().store().clone();
     let seen = store.record("amocrm-shop").await.unwrap().unwrap();
     let lease = Duration::from_mins(1);
-    assert!(store.claim(&seen, "of-the-dead", None, lease).await.unwrap().is_ok());
+    assert!(store.claim(&seen, "of-the-dead", None, lease).await.unwrap().held().is_some());
     broker.advance(Duration::from_secs(59)).await;
     assert_eq!(broker.refresh_due().await, 0);
     broker.advance(Duration::from_secs(2)).await;

@@ -127,7 +127,7 @@ async fn a_change_on_one_replica_is_hinted_to_the_others() {
         })
         .await;
     };
-    beside_keeping_in_step(&replica, NO_TICK, story).await;
+    Box::pin(beside_keeping_in_step(&replica, NO_TICK, story)).await;
     replica.stop().await;
     broker.stop().await;
 }
@@ -149,7 +149,7 @@ async fn without_hints_polling_finds_every_change() {
                 sees(&replica, generation).await;
             }
         };
-        beside_keeping_in_step(&replica, Duration::from_millis(200), story).await;
+        Box::pin(beside_keeping_in_step(&replica, Duration::from_millis(200), story)).await;
         replica.stop().await;
         broker.stop().await;
     }

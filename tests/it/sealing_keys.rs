@@ -183,7 +183,7 @@ async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDataba
     let other = async {
         broker.until_presented(Simulated::Amocrm).await;
         let commit = Commit::refreshed(held.connection.id, &sibling, None, None);
-        assert!(store.commit_grant(&commit).await.unwrap());
+        assert!(store.durable().commit_grant(&commit).await.unwrap());
     };
     // Ours is on the disk and is served, and waits until the two can be compared.
     let (served, ()) = tokio::join!(broker.refresh("amocrm-shop"), other);

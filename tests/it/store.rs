@@ -133,8 +133,8 @@ async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
     db.execute(
         "DROP VIEW IF EXISTS connections_readable; DROP VIEW clock; DROP TABLE consents;
          DROP TABLE code_exchanges;
-         DROP TABLE consent_links; DROP TABLE key_exchanges; DROP TABLE pending_grants; DROP TABLE refresh_tombstones;
-         DROP TABLE escrow; DROP TABLE grants; DROP TABLE connections; DROP TABLE deleted_connections;
+         DROP TABLE consent_links; DROP TABLE key_exchanges; DROP TABLE pending_grants; DROP TABLE spent_tokens;
+         DROP TABLE fallback_grants; DROP TABLE grants; DROP TABLE connections; DROP TABLE deleted_connections;
          DROP TABLE services; DROP TABLE operators; DROP TABLE keys; DROP TABLE meta;
          DROP TABLE identity; DROP TABLE events; DROP TABLE events_head; DROP TABLE freezes;
          DROP TABLE _sqlx_migrations",

@@ -141,7 +141,7 @@ impl Shared {
             origin: None,
         };
         let commit = Commit::refreshed(connection.id, &grant, Some(now), Some(refresh_hash));
-        assert!(store.commit_grant(&commit).await.unwrap());
+        assert!(store.durable().commit_grant(&commit).await.unwrap());
         connection.id
     }
 

@@ -13,7 +13,7 @@ use crate::{
     broker::{
         BrokerError, ConnectionView, NewConnection, access::Access, audit::AuditLog, cache::Cache,
         clients::Clients, connections::Connections, limits::Limits, process::Process,
-        provider_calls::ProviderCalls, refresh::commit::retry_forever,
+        provider_calls::ProviderCalls,
     },
     domain::{
         connection::{GrantType, Vars},
@@ -22,7 +22,7 @@ use crate::{
     },
     provider::{Verdict, amocrm},
     seal::secret::Digest,
-    store::Store,
+    store::{Store, retry::retry_forever},
 };
 
 /// How many codes are tried for one exchange.
@@ -181,7 +181,7 @@ impl ApiKeys {
             };
             let connection = record.connection.clone();
             let outcome = exchanges.exchange.run(&client, record, exchange).await;
-            retry_forever(|| exchanges.store.end_code_exchange(&under_way)).await;
+            retry_forever(|| exchanges.store.durable().end_code_exchange(&under_way)).await;
             let grant = exchanges.cache.grant_label(&connection);
             exchanges.audit.record_ending(&by, &connection, grant, outcome.as_ref());
             match outcome.map(|ending| ending.outcome) {

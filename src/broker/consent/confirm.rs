@@ -111,7 +111,7 @@ impl Confirmations {
             token_url: pending.token_url.as_deref(),
             refresh_hash: open.refresh_hash(),
         };
-        if !self.store.commit_confirmed(&commit).await? {
+        if !self.store.durable().commit_confirmed(&commit).await? {
             return Err(changed());
         }
         tracing::info!(connection.name = %name, by = %caller.label(), "account confirmed");

@@ -13,10 +13,7 @@ use crate::{
         cache::Cache,
         provider_calls::ProviderCalls,
         recovery::Recovery,
-        refresh::{
-            commit::{Committer, retry_forever},
-            schedule::due_at,
-        },
+        refresh::{commit::Committer, schedule::due_at},
         vault::Vault,
     },
     clock::Clock,
@@ -26,7 +23,7 @@ use crate::{
         grant::{GrantSlot, OpenGrant, PendingGrant},
     },
     provider::{CurrentTokens, Grant, ProviderError, Verdict, client::Client, request},
-    store::{self, Store},
+    store::{self, Store, retry::retry_forever},
 };
 
 /// Exchanges codes, and stores what they bring.
@@ -146,7 +143,7 @@ impl CodeExchange {
                         vars: exchange.vars,
                         token_url: Some(client.profile.token.url.as_str().to_owned()),
                     };
-                    if !retry_forever(|| self.store.put_pending(id, &pending)).await {
+                    if !retry_forever(|| self.store.durable().put_pending(id, &pending)).await {
                         return Err(BrokerError::Revoked);
                     }
                     self.cache.reload(id).await?;
@@ -190,7 +187,7 @@ impl CodeExchange {
             token_url: Some(client.profile.token.url.as_str()),
             refresh_hash: received.refresh_hash(),
         };
-        if retry_forever(|| self.store.commit_grant(&commit)).await {
+        if retry_forever(|| self.store.durable().commit_grant(&commit)).await {
             return Ok(None);
         }
         let newest = retry_forever(|| self.store.record_by_id(connection.id)).await;

@@ -27,7 +27,7 @@ pub use self::{
 };
 use super::{
     BrokerError, Gone, access::Access, audit::AuditLog, cache::Cache, clients::Clients,
-    limits::Limits, process::Process, refresh::commit::retry_forever, vault::Vault,
+    limits::Limits, process::Process, vault::Vault,
 };
 use crate::{
     audit::{Actor, EventKind},
@@ -40,7 +40,7 @@ use crate::{
         SealedField,
         secret::{self, Digest},
     },
-    store::Store,
+    store::{Store, retry::retry_forever},
 };
 
 /// What a browser brings back from the provider: its query, checked for duplicates.
@@ -247,7 +247,7 @@ impl ConsentFlow {
                 tracing::warn!(link.id = %consent.link, %error, "consent failed");
                 Outcome::Failed.into()
             });
-            retry_forever(|| flow.store.finish_link(consent.link, &state, &ending)).await;
+            retry_forever(|| flow.store.durable().finish_link(consent.link, &state, &ending)).await;
         });
         task.await.map_err(|_| BrokerError::Internal)?;
         Ok(self.links.url(&back))

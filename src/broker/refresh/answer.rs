@@ -7,7 +7,6 @@ use secrecy::SecretString;
 
 use super::{
     Attempt, Refresher,
-    commit::retry_forever,
     in_flight::RefreshRequest,
     outcome::{self, Outcome, SUPPRESSED_PAUSE},
     schedule::due_at,
@@ -26,7 +25,7 @@ use crate::{
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict, client::Client},
     seal::secret::{self, Digest},
-    store,
+    store::{self, retry::retry_forever},
 };
 
 impl Refresher {
@@ -171,7 +170,7 @@ impl Refresher {
             refresh_at: (state != State::NeedsConsent).then(|| last_error.at + pause),
             failures,
         };
-        let recorded = retry_forever(|| self.store.record_failure(&failure)).await;
+        let recorded = retry_forever(|| self.store.durable().record_failure(&failure)).await;
         if weight == RefusalWeight::Believed && self.limits.gate(client).is_suppressing() {
             // Many were refused in the time that it took to write this verdict down.
             self.revert_refusals(client).await;

@@ -23,31 +23,11 @@ use crate::{
     os::blocking::blocking,
     seal::{OpenError, Sealed},
     spool::{Entry, Reservation, Spool, SpooledGrant},
-    store::{Commit, FallbackGrant, Store, StoreError},
+    store::{Commit, FallbackGrant, Store, retry::retry_forever},
 };
 
 /// The time without an answer from the database after which a grant that is on the disk is served.
 const SERVED_UNCOMMITTED: Duration = Duration::from_secs(2);
-
-/// Repeats a step of the store until it succeeds: an answer of a provider exists nowhere else and is
-/// never dropped because the database is away.
-pub(crate) async fn retry_forever<T, F>(step: impl Fn() -> F) -> T
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match step().await {
-            Ok(done) => return done,
-            Err(error) => tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "cannot store what a provider answered; trying again"
-            ),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
-    }
-}
 
 /// Stores received grants.
 #[derive(Debug)]
@@ -184,7 +164,7 @@ impl Committer {
     ) -> bool {
         let refresh_hash = self.vault.refresh_hash(id, grant);
         let commit = Commit::refreshed(id, grant, refresh_at, refresh_hash);
-        retry_forever(|| self.store.commit_grant(&commit)).await
+        retry_forever(|| self.store.durable().commit_grant(&commit)).await
     }
 
     /// Stores a grant again that this replica has stored and the database has forgotten, unless the
@@ -250,7 +230,7 @@ impl Committer {
             refresh_hash,
             grant: self.vault.seal(id, slot, &open),
         };
-        if retry_forever(|| self.store.put_fallback(&fallback, account)).await {
+        if retry_forever(|| self.store.durable().put_fallback(&fallback, account)).await {
             tracing::warn!(connection.id = %id, "kept a received grant as a fallback");
         } else {
             tracing::warn!(
@@ -276,7 +256,7 @@ impl Committer {
         let promoted = self.commit(id, &next, Some(self.process.clock.now())).await;
         if promoted {
             tracing::warn!(connection.id = %id, "a fallback grant replaces a refused one");
-            retry_forever(|| self.store.drop_fallback(fallback.id)).await;
+            retry_forever(|| self.store.durable().drop_fallback(fallback.id)).await;
         }
         promoted
     }

@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 pub(crate) use self::in_flight::SingleFlight;
 use self::{
-    commit::{Committer, retry_forever},
+    commit::Committer,
     in_flight::RefreshRequest,
     plan::{Facts, NoRefreshToken, Plan, Present, plan},
     schedule::{SEND_WINDOW, lease},
@@ -64,7 +64,7 @@ use crate::{
     },
     seal::secret::Digest,
     spool::Reservation,
-    store::{ClaimRejected, Store},
+    store::{Claim, ClaimRejected, Store, retry::retry_forever},
 };
 
 /// The time for which a refresh is left alone that could not even be begun.
@@ -104,7 +104,7 @@ struct Attempt {
 }
 
 /// A claim, or the reason why there is none.
-enum Claim {
+enum Claimed {
     Held(Attempt),
     Rejected(ClaimRejected),
 }
@@ -162,14 +162,14 @@ impl Refresher {
             }
         };
         let mut attempt = match self.claim(&record, request.presents, lease).await? {
-            Claim::Held(attempt) => attempt,
-            Claim::Rejected(ClaimRejected::Contended) => {
+            Claimed::Held(attempt) => attempt,
+            Claimed::Rejected(ClaimRejected::Contended) => {
                 return self.wait_for_other_replica(&record, lease, job.reason()).await;
             }
-            Claim::Rejected(ClaimRejected::TokenSpent) => {
+            Claimed::Rejected(ClaimRejected::TokenSpent) => {
                 return self.reload_after_spent(&record).await;
             }
-            Claim::Rejected(ClaimRejected::DatabaseChanged) => {
+            Claimed::Rejected(ClaimRejected::DatabaseChanged) => {
                 return Err(BrokerError::unavailable(
                     "the database is not as this replica last saw it",
                     Duration::from_secs(5),
@@ -181,7 +181,9 @@ impl Refresher {
         self.limits.gate(&client).record_response(&client.name, job.connection, &reply);
         match reply {
             Ok(grant) => self.accept(&client, &record, attempt, grant, sent_at, job).await,
-            Err(error) => self.reject(&client, &record, attempt, error, job.reason()).await,
+            Err(error) => {
+                Box::pin(self.reject(&client, &record, attempt, error, job.reason())).await
+            }
         }
     }
 
@@ -242,7 +244,7 @@ impl Refresher {
         );
         tracing::error!(connection.name = %record.connection.name, "{message}");
         let error = self.last_error(broker_code::TOKEN_URL_CHANGED, &message);
-        self.suspend(record, State::BlockedConfig, broker_code::TOKEN_URL_CHANGED, Some(&error))
+        self.suspend(record, State::EndpointChanged, broker_code::TOKEN_URL_CHANGED, Some(&error))
             .await?;
         self.cache.reload(record.connection.id).await?;
         Err(BrokerError::Misconfigured(message))
@@ -354,7 +356,7 @@ impl Refresher {
         record: &Record,
         presented: Option<Digest>,
         lease: Duration,
-    ) -> Result<Claim, BrokerError> {
+    ) -> Result<Claimed, BrokerError> {
         let Process { replica, clock, failpoints, .. } = &*self.process;
         let id = format!("{replica}.{}", Uuid::now_v7());
         let reservation = self.committer.reserve(&id).await.map_err(|error| {
@@ -371,23 +373,23 @@ impl Refresher {
             Ok(claimed) => claimed,
             Err(error) => {
                 // It may stand all the same. Nothing was sent, and nobody else will ever know.
-                let _ = self.store.release(connection, &id).await;
+                let _ = self.store.durable().release(connection, &id).await;
                 return Err(error.into());
             }
         };
         let claimed_at = match claimed {
-            Ok(claimed_at) => claimed_at,
-            Err(rejected) => return Ok(Claim::Rejected(rejected)),
+            Claim::Held(claimed_at) => claimed_at,
+            Claim::Rejected(rejected) => return Ok(Claimed::Rejected(rejected)),
         };
         failpoints.reach(Point::Claimed).await;
         if clock.since_boot() >= send_before {
-            self.store.release(connection, &id).await?;
+            self.store.durable().release(connection, &id).await?;
             return Err(BrokerError::unavailable(
                 "the claim took too long to be safe to use",
                 Duration::from_secs(1),
             ));
         }
-        Ok(Claim::Held(Attempt {
+        Ok(Claimed::Held(Attempt {
             id,
             reservation,
             presented,
@@ -413,7 +415,7 @@ impl Refresher {
             && let Some(refused) = &attempt.presented
             && reply.as_ref().is_err_and(refuses_the_token)
         {
-            retry_forever(|| self.store.mark_spent(record.connection.id, refused)).await;
+            retry_forever(|| self.store.durable().mark_spent(record.connection.id, refused)).await;
             attempt.refused = true;
             if let Ok(request) = client_credentials(client, record) {
                 return self.calls.token(client, request.outbound, None).await;

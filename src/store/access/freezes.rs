@@ -1,3 +1,5 @@
+//! Freezes: what operators have stopped from being served.
+
 use crate::{
     domain::{
         freeze::{Freeze, FreezeKind},
@@ -6,20 +8,15 @@ use crate::{
     store::{
         Store, StoreError,
         engine::{
-            in_transaction, on,
-            row::{RowExt, ok_or_log},
+            row::{Row, ok_or_log},
+            statement::query,
         },
-        now,
     },
 };
 
 impl Store {
     /// Freezes a thing from now on. Returns the freeze that stands and whether it is a new one: a
     /// thing that was frozen already keeps its first.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn freeze(
         &self,
         kind: FreezeKind,
@@ -27,62 +24,43 @@ impl Store {
         reason: &str,
         by: &Slug,
     ) -> Result<(Freeze, bool), StoreError> {
-        let insert = concat!(
-            "INSERT INTO freezes (kind, name, reason, frozen_by, frozen_at)
-            VALUES ($2, $3, $4, $5, ",
-            now!(),
-            ") ON CONFLICT (kind, name) DO NOTHING"
-        );
-        let read = "SELECT kind, name, reason, frozen_by, frozen_at FROM freezes
+        let insert = "
+            INSERT INTO freezes (kind, name, reason, frozen_by, frozen_at)
+            VALUES ($2, $3, $4, $5, (SELECT now_ms FROM clock) + $1)
+            ON CONFLICT (kind, name) DO NOTHING";
+        let read = "
+            SELECT kind, name, reason, frozen_by, frozen_at FROM freezes
             WHERE kind = $1 AND name = $2";
-        Ok(in_transaction!(self, |tx| {
-            let inserted = sqlx::query(insert)
-                .bind(self.ahead())
-                .bind(kind.as_str())
-                .bind(name.as_str())
-                .bind(reason)
-                .bind(by.as_str())
-                .execute(&mut *tx)
-                .await?;
-            let row = sqlx::query(read)
-                .bind(kind.as_str())
-                .bind(name.as_str())
-                .fetch_one(&mut *tx)
-                .await?;
-            (freeze(&row)?, inserted.rows_affected() == 1)
-        }))
+        let mut tx = self.begin().await?;
+        let inserted = query(insert)
+            .bind(self.offset())
+            .bind(kind.as_str())
+            .bind(name)
+            .bind(reason)
+            .bind(by)
+            .execute(&mut tx)
+            .await?;
+        let row = query(read).bind(kind.as_str()).bind(name).fetch_one(&mut tx).await?;
+        tx.commit((freeze(&row)?, inserted == 1)).await
     }
 
     /// Ends a freeze. False when the thing is not frozen.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn unfreeze(&self, kind: FreezeKind, name: &str) -> Result<bool, StoreError> {
         let sql = "DELETE FROM freezes WHERE kind = $1 AND name = $2";
-        on!(self, |pool| {
-            let ended = sqlx::query(sql).bind(kind.as_str()).bind(name).execute(pool).await?;
-            Ok(ended.rows_affected() == 1)
-        })
+        Ok(query(sql).bind(kind.as_str()).bind(name).execute(&self.engine).await? == 1)
     }
 
-    /// Everything that is frozen, by kind and name. One that cannot be understood is left out, and
-    /// logged: it must not keep the others from being seen.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
+    /// All freezes, by kind and name. One that cannot be understood is left out, and logged: it must
+    /// not hide the others.
     pub async fn freezes(&self) -> Result<Vec<Freeze>, StoreError> {
         let sql =
             "SELECT kind, name, reason, frozen_by, frozen_at FROM freezes ORDER BY kind, name";
-        on!(self, |pool| {
-            let rows = sqlx::query(sql).fetch_all(pool).await?;
-            Ok(rows.iter().filter_map(|row| ok_or_log("freeze", freeze(row))).collect())
-        })
+        let rows = query(sql).fetch_all(&self.engine).await?;
+        Ok(rows.iter().filter_map(|row| ok_or_log("freeze", freeze(row))).collect())
     }
 }
 
-fn freeze(row: &impl RowExt) -> Result<Freeze, StoreError> {
+fn freeze(row: &Row) -> Result<Freeze, StoreError> {
     Ok(Freeze {
         kind: row.parsed("kind")?,
         name: row.parsed("name")?,

@@ -1,8 +1,10 @@
+//! The errors of the store.
+
 use sqlx::migrate::MigrateError;
 
 use crate::domain::slug::Slug;
 
-/// Why a step did not happen. Every message is one line and holds neither SQL nor the URL.
+/// The reason why a step failed. Every message is one line and holds neither SQL nor the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A stored value cannot be understood: somebody else wrote it, or a newer program.
@@ -14,6 +16,12 @@ pub enum StoreError {
     /// The database refused the step, for a reason that should not arise.
     #[error("the database refused: {}", first_line(.0))]
     Database(#[source] sqlx::Error),
+    /// The database was made by a build from before the first release.
+    #[error(
+        "the database was made by an earlier build of token-broker, whose schema this one cannot \
+         migrate: name a new, empty database, and let each account consent again"
+    )]
+    EarlierBuild,
     /// The setting does not name a database.
     #[error("the database URL is not valid: expected `postgres://…`, `sqlite:FILE` or a file path")]
     InvalidUrl,
@@ -57,9 +65,10 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Whether a refusal says "not now": SQLSTATE classes 08 (connection), 53 (resources), 57 (operator
-/// intervention, which includes `statement_timeout`), 55P03 (`lock_timeout`), 25006 (a standby, or a
-/// primary that was made read-only), 40 (serialization, deadlock); and SQLite's BUSY, CANTOPEN and their extended forms, whose low byte is 5 or 14.
+/// Whether the same step may succeed later. Of PostgreSQL: SQLSTATE classes 08 (connection), 40
+/// (serialization, deadlock), 53 (resources) and 57 (operator intervention, which includes
+/// `statement_timeout`), 55P03 (`lock_timeout`) and 25006 (a standby, or a primary that was made
+/// read-only). Of SQLite: BUSY, CANTOPEN and their extended forms, whose low byte is 5 or 14.
 fn is_passing(code: &str) -> bool {
     let sqlite = code.parse::<u32>().ok().filter(|_| code.len() < 5).map(|code| code & 0xff);
     matches!(sqlite, Some(5 | 14))

@@ -1,8 +1,14 @@
+//! The two databases behind one interface: pools, statements and transactions, rows, the schema,
+//! notifications, errors.
+//!
+//! Nothing here knows a table but `schema` and `notifications`. Used by the rest of the store only.
+
 pub(crate) mod error;
 pub(crate) mod notifications;
 pub(crate) mod postgres;
 pub(crate) mod row;
 pub(crate) mod schema;
+pub(crate) mod statement;
 
 use std::{
     fs::OpenOptions,
@@ -21,10 +27,10 @@ use sqlx::{
 use strum::Display;
 use utoipa::ToSchema;
 
-use self::postgres::Postgres;
+use self::{postgres::Postgres, statement::Tx};
 use super::StoreError;
 
-/// How long a step waits for a connection.
+/// Limit on the wait for a connection.
 pub(crate) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The database engine behind the store.
@@ -44,43 +50,6 @@ pub(crate) enum Engine {
     Postgres(Postgres),
     Sqlite(SqlitePool),
 }
-
-/// Runs the same expression on whichever engine the store has, each of its statements alone.
-macro_rules! on {
-    ($store:expr, |$pool:ident| $body:expr) => {
-        match &$store.engine {
-            $crate::store::engine::Engine::Postgres($pool) => $body,
-            $crate::store::engine::Engine::Sqlite($pool) => $body,
-        }
-    };
-}
-pub(crate) use on;
-
-/// Runs the same expression in a transaction on whichever engine the store has, and commits. To
-/// leave the expression by `return` or `?` is to roll back.
-///
-/// SQLite takes its write lock at once: a lock asked for in the middle of a transaction is refused
-/// without waiting when another process wrote in between.
-macro_rules! in_transaction {
-    ($store:expr, |$tx:ident| $body:expr) => {
-        match &$store.engine {
-            $crate::store::engine::Engine::Postgres(postgres) => {
-                let mut step = postgres.begin().await?;
-                let $tx = &mut step;
-                let value = $body;
-                step.commit().await?;
-                value
-            }
-            $crate::store::engine::Engine::Sqlite(pool) => {
-                let mut $tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-                let value = $body;
-                $tx.commit().await?;
-                value
-            }
-        }
-    };
-}
-pub(crate) use in_transaction;
 
 impl Engine {
     #[expect(clippy::disallowed_methods, reason = "the database URL may hold a password")]
@@ -105,7 +74,26 @@ impl Engine {
         }
     }
 
-    /// The same database, with connections that other steps do not use up. SQLite has but one.
+    /// Begins a transaction.
+    ///
+    /// SQLite takes its write lock at once: a lock that is asked for in the middle of a transaction is
+    /// refused without waiting when another process wrote in between.
+    pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(match self {
+            Self::Postgres(postgres) => Tx::Postgres(postgres.begin().await?),
+            Self::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+        })
+    }
+
+    /// Waits for running steps and closes the connections.
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::Postgres(postgres) => postgres.close().await,
+            Self::Sqlite(pool) => pool.close().await,
+        }
+    }
+
+    /// The same database, over connections that ordinary steps do not use up. SQLite has only one.
     pub(crate) fn durable(&self) -> Self {
         match self {
             Self::Postgres(postgres) => Self::Postgres(postgres.durable()),
@@ -114,7 +102,7 @@ impl Engine {
     }
 }
 
-/// One connection, because more writers ruin the tail of the latency. `FULL`, because `NORMAL` may
+/// One connection, because more writers make the slowest steps much slower. `FULL`, because `NORMAL` may
 /// lose the last commits with the power, and a lost refresh token is a lost account.
 async fn sqlite(path: PathBuf) -> Result<SqlitePool, StoreError> {
     make_private(&path)?;
@@ -136,7 +124,7 @@ async fn sqlite(path: PathBuf) -> Result<SqlitePool, StoreError> {
         .map_err(StoreError::Unreachable)
 }
 
-/// Makes a missing file, for its owner alone; SQLite gives the files beside it the same mode.
+/// Makes a missing file that only its owner may read. SQLite gives the files beside it the same mode.
 fn make_private(path: &Path) -> Result<(), StoreError> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -148,7 +136,7 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{statement::query, *};
     use crate::{clock::Clock, store::Store};
 
     #[tokio::test]
@@ -157,26 +145,22 @@ mod tests {
         let url = SecretString::from(folder.path().join("test.db").to_str().unwrap());
         let one = Store::connect(&url, Clock::system()).await.unwrap();
         let two = Store::connect(&url, Clock::system()).await.unwrap();
-        on!(one, |pool| {
-            sqlx::query("CREATE TABLE counter (value BIGINT)").execute(pool).await.unwrap();
-            sqlx::query("INSERT INTO counter VALUES (0)").execute(pool).await.unwrap();
-        });
+        query("CREATE TABLE counter (value BIGINT)").execute(&one.engine).await.unwrap();
+        query("INSERT INTO counter VALUES (0)").execute(&one.engine).await.unwrap();
         let count = async |store: &Store| -> Result<(), StoreError> {
             for _ in 0..20 {
-                in_transaction!(store, |tx| {
-                    let sql = "SELECT value FROM counter";
-                    let (value,): (i64,) = sqlx::query_as(sql).fetch_one(&mut *tx).await?;
-                    let sql = "UPDATE counter SET value = $1";
-                    sqlx::query(sql).bind(value + 1).execute(&mut *tx).await?;
-                });
+                let mut tx = store.begin().await?;
+                let row = query("SELECT value FROM counter").fetch_one(&mut tx).await?;
+                let next = row.number("value")? + 1;
+                query("UPDATE counter SET value = $1").bind(next).execute(&mut tx).await?;
+                tx.commit(()).await?;
             }
             Ok(())
         };
         let (first, second) = tokio::join!(count(&one), count(&two));
         first.unwrap();
         second.unwrap();
-        let sql = "SELECT value FROM counter";
-        let (value,): (i64,) = on!(one, |pool| sqlx::query_as(sql).fetch_one(pool).await.unwrap());
-        assert_eq!(value, 40);
+        let row = query("SELECT value FROM counter").fetch_one(&one.engine).await.unwrap();
+        assert_eq!(row.number("value").unwrap(), 40);
     }
 }

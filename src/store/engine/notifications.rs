@@ -1,5 +1,5 @@
-//! Hints that something may have changed. Never the truth, which is what polling finds: a hint only
-//! makes a replica look sooner.
+//! Notifications of PostgreSQL: hints that something may have changed. Polling finds the truth; a hint
+//! only makes a replica poll sooner.
 
 use std::{future::pending, time::Duration};
 
@@ -9,17 +9,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Engine, postgres::Postgres, row::RowExt as _};
+use super::{Engine, postgres::Postgres, statement::query};
 use crate::store::{Store, StoreError};
 
-/// How long a notification of one's own may take to arrive. Behind a pooler in transaction mode
-/// none ever does.
-const OWN_ARRIVES: Duration = Duration::from_secs(5);
+/// Limit on the wait for a notification of our own. Behind a pooler in transaction mode none arrives.
+const OWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to do without before trying again.
+/// Pause before listening is tried again.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Why no hints come.
+/// Why no notifications arrive.
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
     #[error("the connection for notifications was lost")]
@@ -42,27 +41,32 @@ impl Store {
     /// which is logged when it begins.
     pub async fn listen(&self, hint: &Notify) {
         let Engine::Postgres(postgres) = &self.engine else { return pending().await };
-        let mut said = false;
+        let mut logged = false;
         loop {
-            let mut heard = false;
-            let deaf = self.pass_on(postgres, hint, &mut heard).await;
-            if heard || !said {
-                tracing::info!("changes elsewhere are found by polling alone for now: {deaf}");
+            let mut was_connected = false;
+            let error = self.forward(postgres, hint, &mut was_connected).await;
+            if was_connected || !logged {
+                tracing::info!("changes elsewhere are found by polling alone for now: {error}");
             }
-            said = true;
+            logged = true;
             sleep(PAUSE).await;
         }
     }
 
-    /// Passes hints on until none can come any more; `heard` says whether any did.
-    async fn pass_on(&self, postgres: &Postgres, hint: &Notify, heard: &mut bool) -> ListenError {
+    /// Turns notifications into hints until none can come any more. Says whether any could.
+    async fn forward(
+        &self,
+        postgres: &Postgres,
+        hint: &Notify,
+        was_connected: &mut bool,
+    ) -> ListenError {
         let mut listener = match self.listener(postgres).await {
             Ok(listener) => listener,
-            Err(deaf) => return deaf,
+            Err(error) => return error,
         };
-        *heard = true;
+        *was_connected = true;
         loop {
-            // The first one, too: something may have changed before we listened.
+            // Before the first notification, too: something may have changed before we listened.
             hint.notify_one();
             match listener.try_recv().await {
                 Ok(Some(_)) => {}
@@ -72,16 +76,15 @@ impl Store {
         }
     }
 
-    /// A listener that has been seen to hear.
+    /// A listener that has received a notification of our own.
     async fn listener(&self, postgres: &Postgres) -> Result<PgListener, ListenError> {
-        let channel = channel(postgres).await?;
+        let channel = channel(&self.engine).await?;
         let mut listener = PgListener::connect_with(&postgres.connection_apart()).await?;
-        // What is missed meanwhile must be looked for: a new listener begins with a hint.
+        // A silent reconnect would miss notifications; a new listener begins with a hint.
         listener.eager_reconnect(false);
         listener.listen(&channel).await?;
-        let notify = "SELECT pg_notify($1, '')";
-        sqlx::query(notify).bind(&channel).execute(postgres).await?;
-        match timeout(OWN_ARRIVES, listener.try_recv()).await {
+        query("SELECT pg_notify($1, '')").bind(&channel).execute(&self.engine).await?;
+        match timeout(OWN_TIMEOUT, listener.try_recv()).await {
             Err(_) => Err(ListenError::Nothing),
             Ok(Ok(None)) => Err(ListenError::Lost),
             Ok(Ok(Some(_))) => Ok(listener),
@@ -91,9 +94,10 @@ impl Store {
 }
 
 /// The channel of the schema that our tables are in, as the triggers name it.
-async fn channel(postgres: &Postgres) -> Result<String, StoreError> {
-    let sql = "SELECT 'token_broker_' || md5(n.nspname) AS channel
+async fn channel(engine: &Engine) -> Result<String, StoreError> {
+    let sql = "
+        SELECT 'token_broker_' || md5(n.nspname) AS channel
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.oid = 'connections'::regclass";
-    sqlx::query(sql).fetch_one(postgres).await?.text("channel")
+    query(sql).fetch_one(engine).await?.text("channel")
 }

@@ -1,86 +1,31 @@
+//! The schema: its migrations, and how that of a database compares with them.
+
+use std::fmt::Write as _;
+
 use sqlx::{
-    Row as _, SqlSafeStr as _,
+    SqlSafeStr as _,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use super::Engine;
+use super::{Engine, statement::query};
 use crate::store::{Store, StoreError};
 
-/// The migrations, oldest first: the words for people, the text for PostgreSQL and for SQLite.
-const MIGRATIONS: &[(&str, &str, &str)] = &[
-    (
-        "init",
-        include_str!("../../../migrations/postgres/0001_init.sql"),
-        include_str!("../../../migrations/sqlite/0001_init.sql"),
-    ),
-    (
-        "siblings and escrow",
-        include_str!("../../../migrations/postgres/0002_siblings_and_escrow.sql"),
-        include_str!("../../../migrations/sqlite/0002_siblings_and_escrow.sql"),
-    ),
-    (
-        "identity",
-        include_str!("../../../migrations/postgres/0003_identity.sql"),
-        include_str!("../../../migrations/sqlite/0003_identity.sql"),
-    ),
-    (
-        "hints",
-        include_str!("../../../migrations/postgres/0004_hints.sql"),
-        include_str!("../../../migrations/sqlite/0004_hints.sql"),
-    ),
-    (
-        "reports",
-        include_str!("../../../migrations/postgres/0005_reports.sql"),
-        include_str!("../../../migrations/sqlite/0005_reports.sql"),
-    ),
-    (
-        "token endpoint",
-        include_str!("../../../migrations/postgres/0006_token_endpoint.sql"),
-        include_str!("../../../migrations/sqlite/0006_token_endpoint.sql"),
-    ),
-    (
-        "events",
-        include_str!("../../../migrations/postgres/0007_events.sql"),
-        include_str!("../../../migrations/sqlite/0007_events.sql"),
-    ),
-    (
-        "break glass",
-        include_str!("../../../migrations/postgres/0008_break_glass.sql"),
-        include_str!("../../../migrations/sqlite/0008_break_glass.sql"),
-    ),
-    (
-        "expiry indexes",
-        include_str!("../../../migrations/postgres/0009_expiry_indexes.sql"),
-        include_str!("../../../migrations/sqlite/0009_expiry_indexes.sql"),
-    ),
-    (
-        "tombstones by time",
-        include_str!("../../../migrations/postgres/0010_tombstones_by_time.sql"),
-        include_str!("../../../migrations/sqlite/0010_tombstones_by_time.sql"),
-    ),
-    (
-        "consents in flight",
-        include_str!("../../../migrations/postgres/0011_consents_in_flight.sql"),
-        include_str!("../../../migrations/sqlite/0011_consents_in_flight.sql"),
-    ),
-    (
-        "requesters",
-        include_str!("../../../migrations/postgres/0012_requesters.sql"),
-        include_str!("../../../migrations/sqlite/0012_requesters.sql"),
-    ),
-    (
-        "consented",
-        include_str!("../../../migrations/postgres/0013_consented.sql"),
-        include_str!("../../../migrations/sqlite/0013_consented.sql"),
-    ),
-];
+/// The migrations, oldest first: the title, the text for PostgreSQL and the one for SQLite. One that
+/// was released never changes.
+const MIGRATIONS: &[(&str, &str, &str)] = &[(
+    "init",
+    include_str!("../../../migrations/postgres/0001_init.sql"),
+    include_str!("../../../migrations/sqlite/0001_init.sql"),
+)];
 
-/// How the database's schema compares with what this program knows.
+/// How the database's schema compares with the one that this program knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SchemaStatus {
-    /// What this program needs.
+    /// It is the same.
     Current,
-    /// No schema yet.
+    /// A build from before the first release has made it. There is no way from there to here.
+    EarlierBuild,
+    /// There is none yet.
     Fresh,
     /// A newer program has migrated it; this one must not touch it.
     Newer {
@@ -98,35 +43,47 @@ pub enum SchemaStatus {
     },
 }
 
-impl Store {
-    /// Compares the schema with what this program knows. Changes nothing.
+impl SchemaStatus {
+    /// Refuses a database that this program must not touch.
     ///
     /// # Errors
     ///
-    /// When the database does not answer.
+    /// [`StoreError::EarlierBuild`] and [`StoreError::NewerSchema`].
+    pub fn usable(self) -> Result<Self, StoreError> {
+        match self {
+            Self::EarlierBuild => Err(StoreError::EarlierBuild),
+            Self::Newer { found, known } => Err(StoreError::NewerSchema { found, known }),
+            Self::Current | Self::Fresh | Self::Older { .. } => Ok(self),
+        }
+    }
+}
+
+impl Store {
+    /// Compares the schema with the one that this program knows. Changes nothing.
     pub async fn schema_status(&self) -> Result<SchemaStatus, StoreError> {
-        let exists = match &self.engine {
-            Engine::Postgres(postgres) => {
-                sqlx::query("SELECT 1 WHERE to_regclass('_sqlx_migrations') IS NOT NULL")
-                    .fetch_optional(postgres)
-                    .await?
-                    .is_some()
-            }
-            Engine::Sqlite(pool) => {
-                sqlx::query("SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'")
-                    .fetch_optional(pool)
-                    .await?
-                    .is_some()
-            }
+        let (exists, first_differs) = match &self.engine {
+            Engine::Postgres(_) => (
+                "SELECT 1 WHERE to_regclass('_sqlx_migrations') IS NOT NULL",
+                "SELECT 1 FROM _sqlx_migrations
+                WHERE version = 1 AND encode(checksum, 'hex') <> $1",
+            ),
+            Engine::Sqlite(_) => (
+                "SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'",
+                "SELECT 1 FROM _sqlx_migrations
+                WHERE version = 1 AND lower(hex(checksum)) <> $1",
+            ),
         };
-        if !exists {
+        if !query(exists).finds(&self.engine).await? {
             return Ok(SchemaStatus::Fresh);
         }
-        let sql = "SELECT max(version) FROM _sqlx_migrations WHERE success";
-        let found: Option<i64> =
-            super::on!(self, |pool| sqlx::query(sql).fetch_one(pool).await?.try_get(0)?);
-        let known = known();
-        Ok(match found {
+        let first = first_checksum(&self.engine);
+        if query(first_differs).bind(first).finds(&self.engine).await? {
+            return Ok(SchemaStatus::EarlierBuild);
+        }
+        let newest = "SELECT max(version) AS version FROM _sqlx_migrations WHERE success";
+        let newest = query(newest).fetch_one(&self.engine).await?.number_or_null("version")?;
+        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        Ok(match newest {
             None => SchemaStatus::Fresh,
             Some(found) if found < known => SchemaStatus::Older { found, known },
             Some(found) if found > known => SchemaStatus::Newer { found, known },
@@ -138,12 +95,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NewerSchema`], with nothing changed; or when a migration fails, which leaves
-    /// PostgreSQL's schema as it was, and SQLite's as it was before that migration.
+    /// Those of [`SchemaStatus::usable`], with nothing changed. [`StoreError::Migration`], which leaves
+    /// PostgreSQL's schema as it was, and SQLite's as it was before the migration that failed.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        if let SchemaStatus::Newer { found, known } = self.schema_status().await? {
-            return Err(StoreError::NewerSchema { found, known });
-        }
+        self.schema_status().await?.usable()?;
         let migrated = match &self.engine {
             Engine::Postgres(postgres) => postgres.migrate(&migrator(&self.engine)).await,
             Engine::Sqlite(pool) => migrator(&self.engine).run(pool).await,
@@ -155,21 +110,26 @@ impl Store {
     }
 }
 
-/// The newest version this program knows.
-fn known() -> i64 {
-    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
-}
-
 fn migrator(engine: &Engine) -> Migrator {
-    let migrations = (1..).zip(MIGRATIONS).map(|(version, &(words, postgres, sqlite))| {
+    let migrations = (1..).zip(MIGRATIONS).map(|(version, &(title, postgres, sqlite))| {
         let sql = match engine {
             Engine::Postgres(_) => postgres,
             Engine::Sqlite(_) => sqlite,
         };
-        Migration::new(version, words.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        Migration::new(version, title.into(), MigrationType::Simple, sql.into_sql_str(), false)
     });
     let mut migrator = Migrator::with_migrations(migrations.collect());
-    // Its own lock belongs to a session, and there is none behind a pooler.
+    // The migrator's own lock belongs to a session, and there is none behind a pooler.
     migrator.set_locking(false);
     migrator
+}
+
+/// The checksum of the first migration, in hexadecimal.
+fn first_checksum(engine: &Engine) -> String {
+    let migrator = migrator(engine);
+    let first = migrator.iter().next().expect("there is a first migration");
+    first.checksum.iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a text takes all that is written to it");
+        hex
+    })
 }

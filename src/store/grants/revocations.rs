@@ -1,38 +1,42 @@
-//! Deleted connections on their way out: whatever they hold is revoked at the provider first, and a
-//! row is forgotten only when that is done or a person has said so.
+//! Deletion: all that a connection holds is revoked at the provider first, and its row is deleted only
+//! when that is done or a person has said so.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::{
     fallback::sealed_grant,
-    schedule::{list, listed},
-    spent_tokens::MARK_SPENT,
+    spent_tokens::mark_spent,
+    transitions::{Schedule, Transition},
 };
 use crate::{
     domain::{
-        connection::{Connection, ConnectionId, LastError},
-        grant::SealedGrant,
+        connection::{Connection, ConnectionId, LastError, Record, State},
+        grant::{PendingGrant, SealedGrant},
         slug::Slug,
     },
     seal::secret::Digest,
     store::{
-        Store, StoreError,
-        connections::{record, select_records},
-        engine::{in_transaction, on, row::RowExt},
-        millis, now,
+        DurableStore, Store, StoreError,
+        connections::{delete_listed, record, select_records},
+        engine::{
+            row::Row,
+            statement::{Statement, Tx, placeholders, query},
+        },
     },
 };
 
-/// Why a connection stays as `revoked`, or will: the word for a person's task.
+/// The reason of a connection that is `revoked`, or will be: a person has to remove the application at
+/// the provider.
 pub const REMOVE_AT_PROVIDER: &str = "remove_at_provider";
 
-/// Where a deleted connection holds what is still to be revoked.
+/// Where a deleted connection holds tokens that are still to be revoked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Holding {
-    /// As a fallback grant, under this id.
+    /// As a fallback grant with this id.
     Fallback(Uuid),
     /// As its grant, of this generation.
     Grant(i64),
@@ -54,338 +58,172 @@ pub struct Revocable {
 pub struct Revoking {
     /// The connection.
     pub connection: Connection,
-    /// What is to be revoked next; none when nothing is left.
+    /// The tokens to revoke next; none when nothing is left.
     pub next: Option<Revocable>,
 }
 
 /// How the revocation of a connection ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DeletionStep {
-    /// All is revoked: the connection is forgotten.
+    /// All is revoked: the connection is deleted.
     Forgotten,
-    /// It is a person's turn: the connection stays as `revoked`.
+    /// The rest is a person's task: the connection stays as `revoked`.
     LeftToPerson,
     /// Something is left to be revoked, or it is no longer being revoked.
     NotYet,
 }
 
-/// Forgets by which ways a connection could get a grant; the attempts go with their links.
-const DELETE_PENDING_CONSENTS: [&str; 2] = [
-    "DELETE FROM consent_links WHERE connection_id = $1",
-    "DELETE FROM key_exchanges WHERE connection_id = $1",
-];
-
-/// Empties a grant and keeps its place: a late one must not take the generation again.
-macro_rules! erase_grant {
-    ($($rest:expr),*) => {
-        concat!(
-            "UPDATE grants SET access = NULL, refresh = NULL, scopes = NULL, received_at = NULL,
-                expires_at = NULL, parent_hash = NULL, asked_at = NULL, lease_until = NULL,
-                attempt_id = NULL, attempt_started_at = NULL, attempt_refresh_hash = NULL,
-                attempts = 0, crashes = 0
-            WHERE connection_id = $1 ",
-            $($rest),*
-        )
-    };
-}
-
-/// Buries the refresh token that was last presented for connection `$2`.
-const MARK_PRESENTED_SPENT: &str = concat!(
-    "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
-    SELECT attempt_refresh_hash, connection_id, ",
-    now!(),
-    " FROM grants WHERE connection_id = $2 AND attempt_refresh_hash IS NOT NULL
-    ON CONFLICT DO NOTHING"
-);
-
-/// Whether a code of this connection is being exchanged: there is or will be a grant of it.
-macro_rules! exchanging {
-    ($id:literal) => {
-        concat!(
-            "EXISTS (SELECT 1 FROM code_exchanges WHERE connection_id = ",
-            $id,
-            " AND ends_at > ",
-            now!(),
-            ")"
-        )
-    };
-}
-
-/// Puts connection `$2` on the list of what polling replicas must forget.
-pub(crate) const LIST_DELETED: &str = concat!(
-    "INSERT INTO deleted_connections (id, name, deleted_at) SELECT id, name, ",
-    now!(),
-    " FROM connections WHERE id = $2 ON CONFLICT (id) DO NOTHING"
-);
+/// Empties the grant of a connection and keeps its generation, which a late grant must not take again.
+const ERASE_GRANT: &str = "
+    UPDATE grants SET access = NULL, refresh = NULL, scopes = NULL, received_at = NULL,
+        expires_at = NULL, parent_hash = NULL, asked_at = NULL, lease_until = NULL,
+        attempt_id = NULL, attempt_started_at = NULL, attempt_refresh_hash = NULL, attempts = 0,
+        abandoned_attempts = 0
+    WHERE connection_id = $1";
 
 impl Store {
-    /// Forgets a connection that was never granted anything and is not about to be, as
+    /// Deletes a connection that was never granted anything and is not about to be, as
     /// [`Store::delete`] does. False, with nothing changed, when there is or was a grant, a refresh or
     /// the exchange of a code is under way, or there is no such connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn delete_ungranted(&self, id: ConnectionId) -> Result<bool, StoreError> {
-        let lock = "UPDATE connections SET name = name WHERE id = $1";
-        let granted = concat!(
-            "SELECT 1 FROM grants WHERE connection_id = $2
-                AND (generation > 0 OR lease_until IS NOT NULL)
+        let granted = "
+            SELECT 1 FROM grants
+                WHERE connection_id = $2 AND (generation > 0 OR lease_until IS NOT NULL)
             UNION ALL SELECT 1 FROM pending_grants WHERE connection_id = $2
-            UNION ALL SELECT 1 FROM escrow WHERE connection_id = $2
-            UNION ALL SELECT 1 WHERE ",
-            exchanging!("$2")
-        );
-        let id = id.to_string();
-        in_transaction!(self, |tx| {
-            let locked = sqlx::query(lock).bind(&id).execute(&mut *tx).await?;
-            let granted = sqlx::query(granted).bind(self.ahead()).bind(&id);
-            let granted = granted.fetch_optional(&mut *tx).await?;
-            if locked.rows_affected() == 0 || granted.is_some() {
-                return Ok(false);
-            }
-            sqlx::query(LIST_DELETED).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-            let forget = "DELETE FROM connections WHERE id = $1";
-            sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
-        });
-        Ok(true)
+            UNION ALL SELECT 1 FROM fallback_grants WHERE connection_id = $2
+            UNION ALL SELECT 1 FROM code_exchanges
+                WHERE connection_id = $2 AND ends_at > (SELECT now_ms FROM clock) + $1";
+        let mut tx = self.begin().await?;
+        if !tx.lock_connection(id).await?
+            || query(granted).bind(self.offset()).bind(id).finds(&mut tx).await?
+        {
+            return tx.roll_back(false);
+        }
+        delete_listed(&mut tx, id, self.offset()).await?;
+        tx.commit(true).await
     }
 
-    /// Begins the end of a connection: it is `revoking` and due, its tokens stay sealed where they
+    /// Begins the deletion of a connection: it is `revoking` and due, its tokens stay sealed where they
     /// are until they are revoked, and no consent leads to it any more. False when it was begun
     /// already, or there is no such connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn begin_deletion(&self, id: ConnectionId) -> Result<bool, StoreError> {
-        let begin = concat!(
-            "UPDATE connections SET state = 'revoking', reason = NULL, failures = 0,
+        let begin = "
+            UPDATE connections SET state = 'revoking', reason = NULL, failures = 0,
                 last_error_code = NULL, last_error_message = NULL, last_error_at = NULL,
-                refresh_at = ",
-            now!(),
-            ", changed_at = ",
-            now!(),
-            " WHERE id = $2 AND state NOT IN ('revoked', 'revoking')"
-        );
-        let id = id.to_string();
-        in_transaction!(self, |tx| {
-            let begun = sqlx::query(begin).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-            if begun.rows_affected() == 0 {
-                return Ok(false);
-            }
-            for close in DELETE_PENDING_CONSENTS {
-                sqlx::query(close).bind(&id).execute(&mut *tx).await?;
-            }
-        });
-        Ok(true)
+                refresh_at = now_ms + $1, changed_at = now_ms + $1
+            FROM clock
+            WHERE id = $2 AND state NOT IN ('revoked', 'revoking')";
+        let mut tx = self.begin().await?;
+        let begun = query(begin).bind(self.offset()).bind(id).execute(&mut tx).await?;
+        if begun == 0 {
+            return tx.roll_back(false);
+        }
+        delete_pending_consents(&mut tx, id).await?;
+        tx.commit(true).await
     }
 
-    /// Ends a connection whose tokens nobody can revoke from here: it is `revoked` with the reason
+    /// Ends a connection whose tokens cannot be revoked from here: it is `revoked` with the reason
     /// [`REMOVE_AT_PROVIDER`], and all that it held is gone. The refresh token `held` and the one
-    /// that was presented last are buried. False when there is no such connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
+    /// that was presented last are marked as spent. False when there is no such connection.
     pub async fn require_manual_removal(
         &self,
         id: ConnectionId,
         held: Option<&Digest>,
     ) -> Result<bool, StoreError> {
-        let leave = concat!(
-            "UPDATE connections SET state = 'revoked', reason = 'remove_at_provider',
-                refresh_at = NULL, changed_at = ",
-            now!(),
-            " WHERE id = $2"
-        );
-        let id = id.to_string();
-        in_transaction!(self, |tx| {
-            let left = sqlx::query(leave).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-            if left.rows_affected() == 0 {
-                return Ok(false);
-            }
-            if let Some(hash) = held {
-                let bury =
-                    sqlx::query(MARK_SPENT).bind(self.ahead()).bind(hash.to_string()).bind(&id);
-                bury.execute(&mut *tx).await?;
-            }
-            sqlx::query(MARK_PRESENTED_SPENT)
-                .bind(self.ahead())
-                .bind(&id)
-                .execute(&mut *tx)
-                .await?;
-            let shreds = [
-                erase_grant!(),
-                "DELETE FROM pending_grants WHERE connection_id = $1",
-                "DELETE FROM escrow WHERE connection_id = $1",
-            ];
-            for sql in shreds.into_iter().chain(DELETE_PENDING_CONSENTS) {
-                sqlx::query(sql).bind(&id).execute(&mut *tx).await?;
-            }
-        });
-        Ok(true)
+        let end = "
+            UPDATE connections SET state = 'revoked', reason = 'remove_at_provider',
+                refresh_at = NULL, changed_at = (SELECT now_ms FROM clock) + $1
+            WHERE id = $2";
+        let mark_presented_spent = "
+            INSERT INTO spent_tokens (refresh_hash, connection_id, marked_at)
+            SELECT attempt_refresh_hash, connection_id, (SELECT now_ms FROM clock) + $1
+            FROM grants WHERE connection_id = $2 AND attempt_refresh_hash IS NOT NULL
+            ON CONFLICT DO NOTHING";
+        let mut tx = self.begin().await?;
+        if query(end).bind(self.offset()).bind(id).execute(&mut tx).await? == 0 {
+            return tx.roll_back(false);
+        }
+        if let Some(hash) = held {
+            mark_spent(id, hash, self.offset()).execute(&mut tx).await?;
+        }
+        query(mark_presented_spent).bind(self.offset()).bind(id).execute(&mut tx).await?;
+        for sql in [
+            ERASE_GRANT,
+            "DELETE FROM pending_grants WHERE connection_id = $1",
+            "DELETE FROM fallback_grants WHERE connection_id = $1",
+        ] {
+            query(sql).bind(id).execute(&mut tx).await?;
+        }
+        delete_pending_consents(&mut tx, id).await?;
+        tx.commit(true).await
     }
 
-    /// The connections of these clients whose revocation is due, the longest due first. One that is
-    /// being refreshed, or revoked by somebody, or whose code is being exchanged, is due when that is
-    /// over.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
+    /// The connections of these clients whose revocation is due, the longest due first. A connection
+    /// that is being refreshed, is being revoked already, or whose code is being exchanged is due when
+    /// that is over.
     pub async fn revocations_due(
         &self,
         clients: impl IntoIterator<Item = &Slug>,
         limit: u32,
     ) -> Result<Vec<(ConnectionId, Slug)>, StoreError> {
-        let sql = concat!(
+        let clients: Vec<_> = clients.into_iter().collect();
+        if clients.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = format!(
             "SELECT c.id, c.client FROM connections c JOIN grants g ON g.connection_id = c.id
-            WHERE c.state = 'revoking' AND ",
-            listed!("c.client", "$3"),
-            " AND c.refresh_at <= ",
-            now!(),
-            " AND COALESCE(g.lease_until, 0) <= ",
-            now!(),
-            " AND NOT ",
-            exchanging!("c.id"),
-            " ORDER BY c.refresh_at, c.id LIMIT $2"
+            WHERE c.state = 'revoking' AND c.client IN {}
+                AND c.refresh_at <= (SELECT now_ms FROM clock) + $1
+                AND COALESCE(g.lease_until, 0) <= (SELECT now_ms FROM clock) + $1
+                AND NOT EXISTS (
+                    SELECT 1 FROM code_exchanges e
+                    WHERE e.connection_id = c.id AND e.ends_at > (SELECT now_ms FROM clock) + $1)
+            ORDER BY c.refresh_at, c.id LIMIT $2",
+            placeholders(3, clients.len())
         );
-        on!(self, |pool| {
-            let rows = sqlx::query(sql)
-                .bind(self.ahead())
-                .bind(i64::from(limit))
-                .bind(list(clients))
-                .fetch_all(pool)
-                .await?;
-            let due = |row| Ok((RowExt::parsed(row, "id")?, RowExt::parsed(row, "client")?));
-            rows.iter().map(due).collect()
-        })
+        let due = query(AssertSqlSafe(sql)).bind(self.offset()).bind(limit).bind_all(clients);
+        let rows = due.fetch_all(&self.engine).await?;
+        rows.iter().map(|row| Ok((row.parsed("id")?, row.parsed("client")?))).collect()
     }
 
-    /// Claims a connection that is due to be revoked, for `lease`. None when somebody else holds its
-    /// claim, its code is being exchanged, it is not due, or it is not being revoked.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; a claim that stands all the same runs out.
+    /// Claims a connection that is due to be revoked, for `lease`. None when it is claimed already,
+    /// its code is being exchanged, it is not due, or it is not being revoked. When the database does
+    /// not answer, a claim that stands all the same ends with its lease.
     pub async fn claim_revocation(
         &self,
         id: ConnectionId,
         attempt: &str,
         lease: Duration,
     ) -> Result<Option<Revoking>, StoreError> {
-        let claim = concat!(
-            "UPDATE grants SET lease_until = ",
-            now!(),
-            " + $4, attempt_id = $3, attempt_started_at = ",
-            now!(),
-            " WHERE connection_id = $2 AND COALESCE(lease_until, 0) <= ",
-            now!(),
-            " AND EXISTS (SELECT 1 FROM connections
-                WHERE id = $2 AND state = 'revoking' AND refresh_at <= ",
-            now!(),
-            ") AND NOT ",
-            exchanging!("$2")
-        );
-        let read = select_records!("WHERE c.id = $1");
-        let fallback = "SELECT * FROM escrow WHERE connection_id = $1
-            ORDER BY put_at, id LIMIT 1";
-        let id = id.to_string();
-        Ok(in_transaction!(self, |tx| {
-            let claimed = sqlx::query(claim)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(attempt)
-                .bind(millis(lease))
-                .execute(&mut *tx)
-                .await?;
-            if claimed.rows_affected() == 0 {
-                return Ok(None);
-            }
-            let record = record(&sqlx::query(read).bind(&id).fetch_one(&mut *tx).await?)?;
-            let next = if let Some(grant) = record.grant {
-                Some(Revocable { holding: Holding::Grant(grant.generation()), grant })
-            } else if let Some(pending) = record.pending {
-                let holding = Holding::Pending(pending.grant.received_at);
-                Some(Revocable { holding, grant: pending.grant })
-            } else {
-                let row = sqlx::query(fallback).bind(&id).fetch_optional(&mut *tx).await?;
-                row.as_ref().map(revocable).transpose()?
-            };
-            Some(Revoking { connection: record.connection, next })
-        }))
+        let claim = "
+            UPDATE grants SET lease_until = now_ms + $1 + $4, attempt_id = $3,
+                attempt_started_at = now_ms + $1
+            FROM clock
+            WHERE connection_id = $2 AND COALESCE(lease_until, 0) <= now_ms + $1
+                AND EXISTS (
+                    SELECT 1 FROM connections
+                    WHERE id = $2 AND state = 'revoking' AND refresh_at <= now_ms + $1)
+                AND NOT EXISTS (
+                    SELECT 1 FROM code_exchanges
+                    WHERE connection_id = $2 AND ends_at > now_ms + $1)";
+        let mut tx = self.begin().await?;
+        let claimed = query(claim)
+            .bind(self.offset())
+            .bind(id)
+            .bind(attempt)
+            .bind(lease)
+            .execute(&mut tx)
+            .await?;
+        if claimed == 0 {
+            return tx.roll_back(None);
+        }
+        let read = select_records("WHERE c.id = $1").bind(id);
+        let record = record(&read.fetch_one(&mut tx).await?)?;
+        let next = revocable(&mut tx, &record).await?;
+        tx.commit(Some(Revoking { connection: record.connection, next })).await
     }
 
-    /// Shreds what was revoked, or what the provider refused to revoke; then it will be a person's
-    /// task, with the refusal as the last error. The claim ends, and what is left is due. The refresh
-    /// token is buried. False when this attempt no longer holds the claim: nothing is shredded then.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
-    pub async fn erase_token(
-        &self,
-        id: ConnectionId,
-        attempt: &str,
-        holding: Holding,
-        refresh: Option<&Digest>,
-        refusal: Option<&LastError>,
-    ) -> Result<bool, StoreError> {
-        let describe = concat!(
-            "UPDATE connections SET failures = 0, changed_at = ",
-            now!(),
-            ", reason = CASE WHEN $3 IS NULL THEN reason ELSE 'remove_at_provider' END,
-                last_error_code = COALESCE($3, last_error_code),
-                last_error_message = COALESCE($4, last_error_message),
-                last_error_at = COALESCE($5, last_error_at)
-            WHERE id = $2 AND state = 'revoking'"
-        );
-        let text = id.to_string();
-        in_transaction!(self.durable(), |tx| {
-            let described = sqlx::query(describe)
-                .bind(self.ahead())
-                .bind(&text)
-                .bind(refusal.map(|error| error.code.as_str()))
-                .bind(refusal.map(|error| error.message.as_str()))
-                .bind(refusal.map(|error| error.at.as_millisecond()))
-                .execute(&mut *tx)
-                .await?;
-            let released = sqlx::query(RELEASE).bind(&text).bind(attempt).execute(&mut *tx).await?;
-            if described.rows_affected() == 0 || released.rows_affected() == 0 {
-                return Ok(false);
-            }
-            if let Some(hash) = refresh {
-                let bury =
-                    sqlx::query(MARK_SPENT).bind(self.ahead()).bind(hash.to_string()).bind(&text);
-                bury.execute(&mut *tx).await?;
-            }
-            let shredded = match holding {
-                Holding::Grant(generation) => {
-                    let sql = erase_grant!("AND generation = $2");
-                    sqlx::query(sql).bind(&text).bind(generation).execute(&mut *tx).await
-                }
-                Holding::Pending(received_at) => {
-                    let sql =
-                        "DELETE FROM pending_grants WHERE connection_id = $1 AND received_at = $2";
-                    let received_at = received_at.as_millisecond();
-                    sqlx::query(sql).bind(&text).bind(received_at).execute(&mut *tx).await
-                }
-                Holding::Fallback(escrowed) => {
-                    let sql = "DELETE FROM escrow WHERE connection_id = $1 AND id = $2";
-                    sqlx::query(sql).bind(&text).bind(escrowed.to_string()).execute(&mut *tx).await
-                }
-            };
-            shredded?;
-        });
-        Ok(true)
-    }
-
-    /// Puts a revocation off that failed for a passing reason: nothing is shredded. The claim ends.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; the claim then runs out, and it is tried again.
+    /// Postpones a revocation that failed for a passing reason: nothing is erased. The claim ends.
     pub async fn defer_revocation(
         &self,
         id: ConnectionId,
@@ -393,76 +231,149 @@ impl Store {
         error: &LastError,
         until: Timestamp,
     ) -> Result<(), StoreError> {
-        let describe = concat!(
-            "UPDATE connections SET failures = failures + 1, refresh_at = $3, last_error_code = $4,
-                last_error_message = $5, last_error_at = $6, changed_at = ",
-            now!(),
-            " WHERE id = $2 AND state = 'revoking'
-                AND EXISTS (SELECT 1 FROM grants WHERE connection_id = $2 AND attempt_id = $7)"
-        );
-        let id = id.to_string();
-        in_transaction!(self, |tx| {
-            sqlx::query(describe)
-                .bind(self.ahead())
-                .bind(&id)
-                .bind(until.as_millisecond())
-                .bind(&error.code)
-                .bind(&error.message)
-                .bind(error.at.as_millisecond())
-                .bind(attempt)
-                .execute(&mut *tx)
-                .await?;
-            sqlx::query(RELEASE).bind(&id).bind(attempt).execute(&mut *tx).await?;
-        });
-        Ok(())
+        let claimed = "SELECT 1 FROM grants WHERE connection_id = $1 AND attempt_id = $2";
+        let defer = Transition {
+            error: Some(error),
+            schedule: Schedule::At(until),
+            fails: true,
+            ..Transition::within(|state| state == State::Revoking)
+        };
+        let mut tx = self.begin().await?;
+        defer.apply(&mut tx, id, self.offset()).await?;
+        // Read under the lock of the update.
+        if !query(claimed).bind(id).bind(attempt).finds(&mut tx).await? {
+            return tx.roll_back(());
+        }
+        release(id, attempt).execute(&mut tx).await?;
+        tx.commit(()).await
     }
 
     /// Ends a revocation when nothing is left to be revoked.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn finish_deletion(
         &self,
         id: ConnectionId,
         attempt: &str,
     ) -> Result<DeletionStep, StoreError> {
         // Locks the connection: what is stored for it meanwhile comes before or after all of this.
-        let lock = concat!(
-            "UPDATE connections SET changed_at = ",
-            now!(),
-            " WHERE id = $2 AND state = 'revoking'"
-        );
-        let left = "SELECT 1 FROM grants WHERE connection_id = $1
-                AND (access IS NOT NULL OR COALESCE(attempt_id, '') <> $2)
+        let touch = "
+            UPDATE connections SET changed_at = (SELECT now_ms FROM clock) + $1
+            WHERE id = $2 AND state = 'revoking'";
+        let left = "
+            SELECT 1 FROM grants
+                WHERE connection_id = $1
+                    AND (access IS NOT NULL OR COALESCE(attempt_id, '') <> $2)
             UNION ALL SELECT 1 FROM pending_grants WHERE connection_id = $1
-            UNION ALL SELECT 1 FROM escrow WHERE connection_id = $1";
-        let leave = "UPDATE connections SET state = 'revoked', refresh_at = NULL
+            UNION ALL SELECT 1 FROM fallback_grants WHERE connection_id = $1";
+        let leave_to_person = "
+            UPDATE connections SET state = 'revoked', refresh_at = NULL
             WHERE id = $1 AND reason = 'remove_at_provider'";
-        let id = id.to_string();
-        Ok(in_transaction!(self, |tx| {
-            let locked = sqlx::query(lock).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-            let left = sqlx::query(left).bind(&id).bind(attempt).fetch_optional(&mut *tx).await?;
-            sqlx::query(RELEASE).bind(&id).bind(attempt).execute(&mut *tx).await?;
-            if locked.rows_affected() == 0 || left.is_some() {
-                DeletionStep::NotYet
-            } else if sqlx::query(leave).bind(&id).execute(&mut *tx).await?.rows_affected() == 1 {
-                DeletionStep::LeftToPerson
-            } else {
-                sqlx::query(LIST_DELETED).bind(self.ahead()).bind(&id).execute(&mut *tx).await?;
-                let forget = "DELETE FROM connections WHERE id = $1";
-                sqlx::query(forget).bind(&id).execute(&mut *tx).await?;
-                DeletionStep::Forgotten
-            }
-        }))
+        let mut tx = self.begin().await?;
+        let touched = query(touch).bind(self.offset()).bind(id).execute(&mut tx).await?;
+        let left = query(left).bind(id).bind(attempt).finds(&mut tx).await?;
+        release(id, attempt).execute(&mut tx).await?;
+        if touched == 0 || left {
+            return tx.commit(DeletionStep::NotYet).await;
+        }
+        if query(leave_to_person).bind(id).execute(&mut tx).await? == 1 {
+            return tx.commit(DeletionStep::LeftToPerson).await;
+        }
+        delete_listed(&mut tx, id, self.offset()).await?;
+        tx.commit(DeletionStep::Forgotten).await
     }
 }
 
-/// Lets go of the claim that this attempt holds.
-const RELEASE: &str = "UPDATE grants SET lease_until = NULL, attempt_id = NULL,
-        attempt_started_at = NULL
-    WHERE connection_id = $1 AND attempt_id = $2";
+impl DurableStore {
+    /// Erases tokens that were revoked, or that the provider refused to revoke; the rest is then a
+    /// person's task, with the refusal as the last error. The claim ends, and what is left is due. The
+    /// refresh token is marked as spent. False, with nothing erased, when this attempt no longer holds
+    /// the claim.
+    pub async fn erase_token(
+        self,
+        id: ConnectionId,
+        attempt: &str,
+        holding: Holding,
+        refresh: Option<&Digest>,
+        refusal: Option<&LastError>,
+    ) -> Result<bool, StoreError> {
+        let describe = "
+            UPDATE connections SET failures = 0,
+                reason = CASE WHEN $3 IS NULL THEN reason ELSE 'remove_at_provider' END,
+                last_error_code = COALESCE($3, last_error_code),
+                last_error_message = COALESCE($4, last_error_message),
+                last_error_at = COALESCE($5, last_error_at),
+                changed_at = (SELECT now_ms FROM clock) + $1
+            WHERE id = $2 AND state = 'revoking'";
+        let mut tx = self.0.begin().await?;
+        let described = query(describe)
+            .bind(self.0.offset())
+            .bind(id)
+            .bind(refusal.map(|error| &error.code))
+            .bind(refusal.map(|error| &error.message))
+            .bind(refusal.map(|error| error.at))
+            .execute(&mut tx)
+            .await?;
+        let released = release(id, attempt).execute(&mut tx).await?;
+        if described == 0 || released == 0 {
+            return tx.roll_back(false);
+        }
+        if let Some(hash) = refresh {
+            mark_spent(id, hash, self.0.offset()).execute(&mut tx).await?;
+        }
+        let erase = match holding {
+            Holding::Grant(generation) => {
+                let sql = format!("{ERASE_GRANT} AND generation = $2");
+                query(AssertSqlSafe(sql)).bind(id).bind(generation)
+            }
+            Holding::Pending(received_at) => {
+                let sql =
+                    "DELETE FROM pending_grants WHERE connection_id = $1 AND received_at = $2";
+                query(sql).bind(id).bind(received_at)
+            }
+            Holding::Fallback(fallback) => {
+                let sql = "DELETE FROM fallback_grants WHERE connection_id = $1 AND id = $2";
+                query(sql).bind(id).bind(fallback)
+            }
+        };
+        erase.execute(&mut tx).await?;
+        tx.commit(true).await
+    }
+}
 
-fn revocable(row: &impl RowExt) -> Result<Revocable, StoreError> {
-    Ok(Revocable { holding: Holding::Fallback(row.parsed("id")?), grant: sealed_grant(row)? })
+/// The tokens of a connection to revoke next: its grant, the one that waits for confirmation, then
+/// each fallback grant.
+async fn revocable(tx: &mut Tx, record: &Record) -> Result<Option<Revocable>, StoreError> {
+    if let Some(grant) = record.grant.clone() {
+        return Ok(Some(Revocable { holding: Holding::Grant(grant.generation()), grant }));
+    }
+    if let Some(PendingGrant { grant, .. }) = record.pending.clone() {
+        return Ok(Some(Revocable { holding: Holding::Pending(grant.received_at), grant }));
+    }
+    let fallback = "
+        SELECT id, generation, access, refresh, scopes, received_at, expires_at, parent_hash, asked_at
+        FROM fallback_grants WHERE connection_id = $1 ORDER BY stored_at, id LIMIT 1";
+    let row = query(fallback).bind(record.connection.id).fetch_optional(tx).await?;
+    let revocable = |row: &Row| {
+        let holding = Holding::Fallback(row.parsed("id")?);
+        Ok(Revocable { holding, grant: sealed_grant(row)? })
+    };
+    row.as_ref().map(revocable).transpose()
+}
+
+/// Releases the claim that this attempt holds.
+fn release(id: ConnectionId, attempt: &str) -> Statement {
+    let sql = "
+        UPDATE grants SET lease_until = NULL, attempt_id = NULL, attempt_started_at = NULL
+        WHERE connection_id = $1 AND attempt_id = $2";
+    query(sql).bind(id).bind(attempt)
+}
+
+/// Deletes all by which a connection could get a grant; the attempts go with their links.
+async fn delete_pending_consents(tx: &mut Tx, id: ConnectionId) -> Result<(), StoreError> {
+    for sql in [
+        "DELETE FROM consent_links WHERE connection_id = $1",
+        "DELETE FROM key_exchanges WHERE connection_id = $1",
+    ] {
+        query(sql).bind(id).execute(&mut *tx).await?;
+    }
+    Ok(())
 }

@@ -1,52 +1,43 @@
-//! Refresh tokens that are never presented again.
+//! Refresh tokens that are never presented again, known by their digests.
 
 use crate::{
     domain::connection::ConnectionId,
     seal::secret::Digest,
-    store::{Store, StoreError, engine::on, now},
+    store::{
+        DurableStore, Store, StoreError,
+        engine::statement::{Statement, query},
+    },
 };
 
-/// Buries the refresh token `$2` of connection `$3`.
-pub(crate) const MARK_SPENT: &str = concat!(
-    "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at) VALUES ($2, $3, ",
-    now!(),
-    ") ON CONFLICT DO NOTHING"
-);
-
-/// Finds a row if the refresh token `$1` is buried.
-pub(crate) const IS_SPENT: &str = "SELECT 1 FROM refresh_tombstones WHERE refresh_hash = $1";
-
-impl Store {
-    /// Buries a refresh token that was refused, whatever becomes of its connection.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
+impl DurableStore {
+    /// Marks a refresh token that was refused as spent, whatever becomes of its connection.
     pub async fn mark_spent(
-        &self,
+        self,
         id: ConnectionId,
         refresh_hash: &Digest,
     ) -> Result<(), StoreError> {
-        on!(self, |pool| {
-            sqlx::query(MARK_SPENT)
-                .bind(self.ahead())
-                .bind(refresh_hash.to_string())
-                .bind(id.to_string())
-                .execute(pool)
-                .await?;
-            Ok(())
-        })
+        mark_spent(id, refresh_hash, self.0.offset()).execute(&self.0.engine).await?;
+        Ok(())
     }
+}
 
+impl Store {
     /// Whether a refresh token was spent or refused before.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer.
     pub async fn is_spent(&self, refresh_hash: &Digest) -> Result<bool, StoreError> {
-        on!(self, |pool| {
-            let found = sqlx::query(IS_SPENT).bind(refresh_hash.to_string()).fetch_optional(pool);
-            Ok(found.await?.is_some())
-        })
+        is_spent(Some(refresh_hash)).finds(&self.engine).await
     }
+}
+
+/// Marks a refresh token of a connection as spent.
+pub(crate) fn mark_spent(id: ConnectionId, refresh_hash: &Digest, offset: i64) -> Statement {
+    let sql = "
+        INSERT INTO spent_tokens (refresh_hash, connection_id, marked_at)
+        VALUES ($2, $3, (SELECT now_ms FROM clock) + $1)
+        ON CONFLICT DO NOTHING";
+    query(sql).bind(offset).bind(refresh_hash).bind(id)
+}
+
+/// Finds a row if the refresh token is spent.
+pub(crate) fn is_spent(refresh_hash: Option<&Digest>) -> Statement {
+    query("SELECT 1 FROM spent_tokens WHERE refresh_hash = $1").bind(refresh_hash)
 }

@@ -74,7 +74,7 @@ async fn with_connections(machine: &mut Machine, connections: usize) {
         store.create(&connection).await.unwrap();
         let grant = sealed(&ring, connection.id);
         let commit = Commit::refreshed(connection.id, &grant, None, None);
-        assert!(store.commit_grant(&commit).await.unwrap());
+        assert!(store.durable().commit_grant(&commit).await.unwrap());
     }
     store.close().await;
 }

@@ -31,7 +31,7 @@ async fn a_promoted_standby_is_no_restore_and_another_cluster_is() {
     broker
         .execute(
             "DO $$ BEGIN
-                 ASSERT (SELECT home FROM identity) =
+                 ASSERT (SELECT home_cluster FROM identity) =
                      (SELECT system_identifier::text FROM pg_control_system());
                  UPDATE identity SET home = '1';
              END $$",

@@ -70,7 +70,7 @@ async fn only_what_is_held_is_marked_as_unreadable(db: TestDatabase) {
     for generation in 1..=2 {
         let held = grant(&db, generation);
         let commit = Commit::refreshed(id, &held, None, None);
-        assert!(db.store.commit_grant(&commit).await.unwrap());
+        assert!(db.store.durable().commit_grant(&commit).await.unwrap());
     }
     // Somebody read the first and saw that it does not open: the second may well do.
     assert!(!db.store.mark_unreadable(id, 1).await.unwrap());
@@ -90,7 +90,9 @@ async fn a_grant_that_is_being_stored_is_not_marked_for_the_one_before() {
     let db = TestDatabase::postgres().await;
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
-    assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
+    assert!(
+        db.store.durable().commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap()
+    );
     let mut storing = db.hold("UPDATE connections SET failures = 0").await;
     let mark = db.store.mark_unreadable(id, 1);
     let store = async {
@@ -137,7 +139,13 @@ async fn an_account_that_is_learned_late_replaces_none(db: TestDatabase) {
     let read = async || db.store.record_by_id(id).await.unwrap().unwrap().connection.account;
     for generation in 1..=2 {
         let held = grant(&db, generation);
-        assert!(db.store.commit_grant(&Commit::refreshed(id, &held, None, None)).await.unwrap());
+        assert!(
+            db.store
+                .durable()
+                .commit_grant(&Commit::refreshed(id, &held, None, None))
+                .await
+                .unwrap()
+        );
     }
     assert!(!db.store.set_account(id, 1, &account()).await.unwrap(), "a grant was stored since");
     assert_eq!(read().await, None);
@@ -153,8 +161,8 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let held = grant(&db, 1);
     let commit = Commit::refreshed(id, &held, None, None);
-    assert!(db.store.commit_grant(&commit).await.unwrap());
-    assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit).await.unwrap());
+    assert!(db.store.durable().put_pending(id, &pending(&db, "one")).await.unwrap());
     consents::started(&db, id).await;
     let before = db.contents().await;
     for sealed in ["sealed-access", "sealed-refresh", "sealed-pending", "sealed-verifier"] {
@@ -163,8 +171,11 @@ async fn deleting_leaves_nothing_sealed(db: TestDatabase) {
 
     assert!(db.store.delete(id).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
-    assert!(!db.store.commit_grant(&commit).await.unwrap(), "a late grant has nowhere to go");
-    assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
+    assert!(
+        !db.store.durable().commit_grant(&commit).await.unwrap(),
+        "a late grant has nowhere to go"
+    );
+    assert!(!db.store.durable().put_pending(id, &pending(&db, "two")).await.unwrap());
 }
 
 #[apply(on_both_engines!)]

@@ -123,7 +123,11 @@ async fn a_link_ends_with_whoever_asked_for_it(db: TestDatabase) {
     assert_eq!(insert(&db, &of("operator alic"), "another").await, LinkInserted::Kept);
     assert_eq!(insert(&db, &of("operator alice"), "spent").await, LinkInserted::Kept);
     let spent = db.store.link(&digest("spent")).await.unwrap().unwrap().id;
-    db.store.finish_link(spent, &digest("spent"), &Outcome::Connected.into()).await.unwrap();
+    db.store
+        .durable()
+        .finish_link(spent, &digest("spent"), &Outcome::Connected.into())
+        .await
+        .unwrap();
 
     assert!(db.store.delete_operator(&theirs.requested_by.name).await.unwrap());
     assert!(db.store.link(&digest("link")).await.unwrap().is_none());
@@ -219,23 +223,35 @@ async fn an_ended_or_foreign_link_starts_nothing(db: TestDatabase) {
 async fn a_spent_link_starts_and_finishes_nothing(db: TestDatabase) {
     let link = started(&db, stored(&db, "avito-main").await.id).await;
     assert!(start(&db, &link, "other tab", 5).await);
-    db.store.finish_link(link.id, &digest("one"), &Outcome::Denied.into()).await.unwrap();
+    db.store.durable().finish_link(link.id, &digest("one"), &Outcome::Denied.into()).await.unwrap();
     let read = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!((read.outcome, read.spent_at), (Some(Outcome::Denied), None));
     assert!(start(&db, &link, "again", 5).await, "denial leads back to the page");
 
-    db.store.finish_link(link.id, &digest("one"), &Outcome::Connected.into()).await.unwrap();
+    db.store
+        .durable()
+        .finish_link(link.id, &digest("one"), &Outcome::Connected.into())
+        .await
+        .unwrap();
     let read = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(read.outcome, Some(Outcome::Connected));
     assert!(read.spent_at.is_some());
-    db.store.finish_link(link.id, &digest("again"), &Outcome::Denied.into()).await.unwrap();
+    db.store
+        .durable()
+        .finish_link(link.id, &digest("again"), &Outcome::Denied.into())
+        .await
+        .unwrap();
     let late = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(late.outcome, read.outcome, "what fails later is of no consequence");
     assert!(!start(&db, &link, "once more", 5).await);
     assert!(take(&db, "other tab", "mine", &client()).await.is_none());
 
     db.clock.advance(Duration::from_mins(1));
-    db.store.finish_link(link.id, &digest("one"), &Outcome::Connected.into()).await.unwrap();
+    db.store
+        .durable()
+        .finish_link(link.id, &digest("one"), &Outcome::Connected.into())
+        .await
+        .unwrap();
     let again = db.store.link(&digest("link")).await.unwrap().unwrap();
     assert_eq!(again.spent_at, read.spent_at);
 }
@@ -251,7 +267,11 @@ async fn what_a_taken_attempt_may_bring_keeps_its_connection(db: TestDatabase) {
     take("one").await;
     take("two").await;
     let finish = async |state: &str| {
-        db.store.finish_link(link.id, &digest(state), &Outcome::Denied.into()).await.unwrap();
+        db.store
+            .durable()
+            .finish_link(link.id, &digest(state), &Outcome::Denied.into())
+            .await
+            .unwrap();
     };
     finish("one").await;
     assert!(!db.store.delete_ungranted(id).await.unwrap(), "the other one is under way");
@@ -326,7 +346,7 @@ async fn what_has_ended_is_forgotten(db: TestDatabase) {
     db.set_state(connection.id, State::PendingConsent, None).await;
     started(&db, connection.id).await;
     db.store.insert_exchange(&exchange(&db, connection.id)).await.unwrap();
-    db.store.put_pending(connection.id, &pending(&db, "one")).await.unwrap();
+    db.store.durable().put_pending(connection.id, &pending(&db, "one")).await.unwrap();
     assert_eq!(db.store.purge_expired().await.unwrap(), Purged::default());
 
     db.clock.advance(Duration::from_hours(1));
@@ -386,7 +406,7 @@ async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
     held_up(&mut held, 1).await;
     let store = db.store.clone();
     let end = tasks.spawn(async move {
-        store.finish_link(link.id, &digest("state"), &Outcome::Connected.into()).await
+        store.durable().finish_link(link.id, &digest("state"), &Outcome::Connected.into()).await
     });
     held_up(&mut held, 2).await;
     drop(held);

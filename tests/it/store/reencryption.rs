@@ -20,8 +20,14 @@ async fn sealed_values_are_counted_by_table_and_key(db: TestDatabase) {
     for name in ["one", "two", "three"] {
         let id = stored(&db, name).await.id;
         let grant = grant(&db, 1);
-        assert!(db.store.commit_grant(&Commit::refreshed(id, &grant, None, None)).await.unwrap());
-        db.store.put_pending(id, &pending(&db, name)).await.unwrap();
+        assert!(
+            db.store
+                .durable()
+                .commit_grant(&Commit::refreshed(id, &grant, None, None))
+                .await
+                .unwrap()
+        );
+        db.store.durable().put_pending(id, &pending(&db, name)).await.unwrap();
     }
     db.store.put_meta_if_absent("sealing_check", "v1.K1.check").await.unwrap();
     db.store.put_meta_if_absent("another", "v1.k1.no-secret").await.unwrap();
@@ -57,7 +63,13 @@ async fn a_value_that_changed_meanwhile_is_not_exchanged(db: TestDatabase) {
     let id = stored(&db, "one").await.id;
     let commit = async |generation| {
         let grant = grant(&db, generation);
-        assert!(db.store.commit_grant(&Commit::refreshed(id, &grant, None, None)).await.unwrap());
+        assert!(
+            db.store
+                .durable()
+                .commit_grant(&Commit::refreshed(id, &grant, None, None))
+                .await
+                .unwrap()
+        );
     };
     let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
     commit(1).await;

@@ -39,8 +39,8 @@ async fn fill(db: &TestDatabase) {
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT 'exchange-' || i, connection_id, client, 'host', started_at, started_at + 86400000 + i * 7919 % 20000
          FROM n, consents WHERE client = 'avito' AND browser_hash <> 'browser'",
-        "INSERT INTO escrow (id, connection_id, generation, access, refresh, refresh_hash, scopes,
-            received_at, expires_at, put_at)
+        "INSERT INTO fallback_grants (id, connection_id, generation, access, refresh, refresh_hash, scopes,
+            received_at, expires_at, stored_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT 'escrow-' || i, connection_id, 1, 'access', 'refresh', 'hash-' || i, '[]',
             started_at, started_at, started_at + i * 7919 % 20000
@@ -53,7 +53,7 @@ async fn fill(db: &TestDatabase) {
         "INSERT INTO pending_grants (connection_id, access, scopes, received_at, expires_at, vars)
          SELECT id, 'access', '[]', created_at, created_at, '{}' FROM connections
          WHERE name LIKE 'name-%'",
-        "INSERT INTO refresh_tombstones (refresh_hash, connection_id, buried_at)
+        "INSERT INTO spent_tokens (refresh_hash, connection_id, marked_at)
          WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
          SELECT 'spent-' || i, id, created_at + i * 7919 % 20000 FROM n, connections
          WHERE name = 'avito-main'",
@@ -80,9 +80,9 @@ async fn what_has_ended_is_found_by_index(db: TestDatabase) {
             "code_exchanges",
             "consent_links",
             "key_exchanges",
-            "escrow",
+            "fallback_grants",
             "pending_grants",
-            "refresh_tombstones",
+            "spent_tokens",
             "deleted_connections",
             "keys",
         ] {
@@ -134,12 +134,10 @@ async fn a_backlog_is_forgotten_whole(db: TestDatabase) {
 async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let [spent, refused] = [b"spent".as_slice(), b"refused"].map(Digest::of_bytes);
-    db.store.mark_spent(id, &refused).await.unwrap();
-    db.execute(
-        "UPDATE grants SET attempt_refresh_hash = (SELECT refresh_hash FROM refresh_tombstones)",
-    )
-    .await;
-    db.store.mark_spent(id, &spent).await.unwrap();
+    db.store.durable().mark_spent(id, &refused).await.unwrap();
+    db.execute("UPDATE grants SET attempt_refresh_hash = (SELECT refresh_hash FROM spent_tokens)")
+        .await;
+    db.store.durable().mark_spent(id, &spent).await.unwrap();
     let gone = stored(&db, "avito-gone").await.id;
     assert!(db.store.delete_ungranted(gone).await.unwrap());
 
@@ -148,7 +146,7 @@ async fn what_is_long_buried_is_forgotten(db: TestDatabase) {
     db.clock.advance(Duration::from_hours(2 * 24));
     assert_eq!(
         db.store.purge_expired().await.unwrap(),
-        Purged { tombstones: 1, deleted: 1, ..Purged::default() }
+        Purged { spent_tokens: 1, deleted: 1, ..Purged::default() }
     );
     assert!(!db.store.is_spent(&spent).await.unwrap());
     assert!(db.store.is_spent(&refused).await.unwrap(), "it is what would be presented again");

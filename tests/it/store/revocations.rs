@@ -18,7 +18,7 @@ fn commit(id: ConnectionId, grant: &SealedGrant) -> Commit<'_> {
 
 async fn held(db: &TestDatabase) -> ConnectionId {
     let id = stored(db, "avito-main").await.id;
-    assert!(db.store.commit_grant(&commit(id, &grant(db, 1))).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(db, 1))).await.unwrap());
     id
 }
 
@@ -30,7 +30,7 @@ async fn record(db: &TestDatabase, id: ConnectionId) -> Record {
 async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
     let id = held(&db).await;
     let seen = record(&db, id).await;
-    assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().is_ok());
+    assert!(db.store.claim(&seen, "r.one", None, LEASE).await.unwrap().held().is_some());
     assert!(db.store.begin_deletion(id).await.unwrap());
     assert!(!db.store.begin_deletion(id).await.unwrap(), "once");
     let client = &["avito".parse().unwrap()];
@@ -50,7 +50,7 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
         refresh_at: None,
         failures: 1,
     };
-    assert!(db.store.record_failure(&failure).await.unwrap());
+    assert!(db.store.durable().record_failure(&failure).await.unwrap());
     assert_eq!(record(&db, id).await.connection.state, State::Revoking);
     assert_eq!(due().await, 1, "however the refresh ended");
     // An attempt that ended without a word, as somebody saw before the deletion.
@@ -61,23 +61,23 @@ async fn what_was_under_way_does_not_undo_a_deletion(db: TestDatabase) {
         !db.store.suspend_refresh(&seen, State::Suspect, "crashes", None, later).await.unwrap()
     );
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert_eq!((record(&db, id).await.connection.state, due().await), (State::Revoking, 1));
 }
 
 #[apply(on_both_engines!)]
 async fn what_is_revoked_takes_nothing_in(db: TestDatabase) {
     let id = held(&db).await;
-    assert!(db.store.put_pending(id, &pending(&db, "one")).await.unwrap());
-    assert!(db.store.put_fallback(&fallback(&db, id, "one"), None).await.unwrap());
+    assert!(db.store.durable().put_pending(id, &pending(&db, "one")).await.unwrap());
+    assert!(db.store.durable().put_fallback(&fallback(&db, id, "one"), None).await.unwrap());
     let hash = Digest::of_bytes(b"the refresh token");
     assert!(db.store.require_manual_removal(id, Some(&hash)).await.unwrap());
     assert!(db.store.is_spent(&hash).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
-    assert!(!db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert!(!db.store.commit_confirmed(&commit(id, &grant(&db, 2))).await.unwrap());
-    assert!(!db.store.put_pending(id, &pending(&db, "two")).await.unwrap());
-    assert!(db.store.put_fallback(&fallback(&db, id, "two"), None).await.unwrap());
+    assert!(!db.store.durable().commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert!(!db.store.durable().commit_confirmed(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert!(!db.store.durable().put_pending(id, &pending(&db, "two")).await.unwrap());
+    assert!(db.store.durable().put_fallback(&fallback(&db, id, "two"), None).await.unwrap());
     assert!(!db.contents().await.contains("v1.k1"));
     let read = record(&db, id).await.connection;
     assert_eq!((read.state, read.reason.as_deref()), (State::Revoked, Some(REMOVE_AT_PROVIDER)));
@@ -96,19 +96,19 @@ async fn a_revocation_ends_only_when_nothing_is_left(db: TestDatabase) {
     assert_eq!(claim("r.one").await.unwrap().holding, Holding::Grant(1));
     assert!(db.store.claim_revocation(id, "r.two", LEASE).await.unwrap().is_none(), "claimed");
     let shred = async |attempt: &str, holding| {
-        db.store.erase_token(id, attempt, holding, None, None).await.unwrap()
+        db.store.durable().erase_token(id, attempt, holding, None, None).await.unwrap()
     };
     assert!(!shred("r.two", Holding::Grant(1)).await, "only by the claim's own attempt");
     assert!(shred("r.one", Holding::Grant(1)).await);
     assert!(claim("r.three").await.is_none(), "nothing is held");
     // A late grant comes before the end.
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert_eq!(db.store.finish_deletion(id, "r.three").await.unwrap(), DeletionStep::NotYet);
     assert_eq!(claim("r.four").await.unwrap().holding, Holding::Grant(2));
     assert!(shred("r.four", Holding::Grant(2)).await);
     let late = fallback(&db, id, "late");
     assert!(claim("r.five").await.is_none());
-    assert!(db.store.put_fallback(&late, None).await.unwrap());
+    assert!(db.store.durable().put_fallback(&late, None).await.unwrap());
     assert_eq!(db.store.finish_deletion(id, "r.five").await.unwrap(), DeletionStep::NotYet);
     assert_eq!(claim("r.six").await.unwrap().holding, Holding::Fallback(late.id));
     assert!(shred("r.six", Holding::Fallback(late.id)).await);

@@ -54,11 +54,11 @@ fn of_generation(fallback: FallbackGrant, generation: i64) -> FallbackGrant {
 async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
     let seen = record().await;
     // Somebody else claims it: what was seen is no ground for a verdict, nor for another schedule.
     let lease = Duration::from_mins(1);
-    assert!(db.store.claim(&seen, "other", None, lease).await.unwrap().is_ok());
+    assert!(db.store.claim(&seen, "other", None, lease).await.unwrap().held().is_some());
     let until = Some(db.clock.now() + Duration::from_hours(9));
     let why = lost(&db);
     for until in [None, until] {
@@ -66,7 +66,7 @@ async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
         assert!(!db.store.give_up_refresh(&record().await, until, &why).await.unwrap());
     }
     // And brings a grant.
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(&db, 2))).await.unwrap());
     assert!(!db.store.give_up_refresh(&seen, None, &why).await.unwrap());
     let untouched = record().await.connection;
     assert_eq!((untouched.state, untouched.reason), (State::Active, None));
@@ -86,12 +86,12 @@ async fn nobody_is_given_up_who_was_refreshed_meanwhile(db: TestDatabase) {
 async fn what_was_given_up_unasked_is_not_taken_back(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
     let record = async || db.store.record_by_id(id).await.unwrap().unwrap();
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
     let presented = Digest::of_bytes(b"refresh token 1");
     let claimed = db.store.claim(&record().await, "lost", Some(&presented), Duration::ZERO).await;
-    assert!(claimed.unwrap().is_ok());
+    assert!(claimed.unwrap().held().is_some());
     assert!(db.store.give_up_refresh(&record().await, None, &lost(&db)).await.unwrap());
-    db.store.mark_spent(id, &presented).await.unwrap();
+    db.store.durable().mark_spent(id, &presented).await.unwrap();
     let clients = ["avito".parse().unwrap()];
     let (within, until) = (Duration::from_mins(10), db.clock.now());
     assert_eq!(db.store.revert_refusals(&clients, within, until).await.unwrap(), 0);
@@ -108,36 +108,36 @@ async fn a_grant_in_escrow_waits_a_week_for_its_turn(db: TestDatabase) {
     });
     let of_nobody = fallback(&db, ConnectionId::new(), "nobody's");
     for grant in [&newer, &older, &of_nobody] {
-        assert!(db.store.put_fallback(grant, None).await.unwrap());
+        assert!(db.store.durable().put_fallback(grant, None).await.unwrap());
     }
     // The same refresh token again is the same grant.
-    assert!(db.store.put_fallback(&fallback(&db, id, "newer"), None).await.unwrap());
+    assert!(db.store.durable().put_fallback(&fallback(&db, id, "newer"), None).await.unwrap());
     let first = db.store.fallback(id).await.unwrap().unwrap();
     assert_eq!(format!("{first:?}"), format!("{newer:?}"));
-    db.store.mark_spent(id, &newer.refresh_hash).await.unwrap();
+    db.store.durable().mark_spent(id, &newer.refresh_hash).await.unwrap();
     assert_eq!(
         db.store.fallback(id).await.unwrap().unwrap().id,
         older.id,
         "the refused one is passed over"
     );
-    db.store.drop_fallback(older.id).await.unwrap();
+    db.store.durable().drop_fallback(older.id).await.unwrap();
     assert!(db.store.fallback(id).await.unwrap().is_none());
-    assert_eq!(db.store.purge_expired().await.unwrap().escrow, 0);
+    assert_eq!(db.store.purge_expired().await.unwrap().fallback_grants, 0);
     db.clock.advance(Duration::from_hours(7 * 24));
-    assert_eq!(db.store.purge_expired().await.unwrap().escrow, 1);
+    assert_eq!(db.store.purge_expired().await.unwrap().fallback_grants, 1);
 }
 
 #[apply(on_both_engines!)]
 async fn a_new_consent_ends_what_lies_in_escrow(db: TestDatabase) {
     let id = stored(&db, "avito-main").await.id;
-    assert!(db.store.put_fallback(&fallback(&db, id, "old"), None).await.unwrap());
-    assert!(db.store.commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
+    assert!(db.store.durable().put_fallback(&fallback(&db, id, "old"), None).await.unwrap());
+    assert!(db.store.durable().commit_grant(&commit(id, &grant(&db, 1))).await.unwrap());
     assert!(db.store.fallback(id).await.unwrap().is_some(), "a refresh leaves it");
     // Whether the provider says whose it is, or not.
     let second = grant(&db, 2);
     let judged = record(&db, id).await.connection;
     let consented = Commit { source: Source::Consent { judged: &judged }, ..commit(id, &second) };
-    assert!(db.store.commit_grant(&consented).await.unwrap());
+    assert!(db.store.durable().commit_grant(&consented).await.unwrap());
     assert!(db.store.fallback(id).await.unwrap().is_none(), "it may be another account's");
 }
 
@@ -161,23 +161,29 @@ async fn what_was_asked_for_before_a_consent_is_kept_for_its_account_only(db: Te
         let next = grant(&db, generation);
         let source = Source::Consent { judged: &held.connection };
         let consented = Commit { source, account: now, ..commit(id, &next) };
-        assert!(db.store.commit_grant(&consented).await.unwrap());
+        assert!(db.store.durable().commit_grant(&consented).await.unwrap());
         // Its refresh wanted the place that the consent has taken.
         let late = of_generation(fallback(&db, id, &round.to_string()), generation);
         let of = of.map(|account| account.id.as_str());
-        assert_eq!(db.store.put_fallback(&late, of).await.unwrap(), kept, "{round}");
+        assert_eq!(db.store.durable().put_fallback(&late, of).await.unwrap(), kept, "{round}");
         assert_eq!(db.store.fallback(id).await.unwrap().is_some(), kept, "{round}");
         assert_eq!(db.store.is_spent(&late.refresh_hash).await.unwrap(), !kept, "{round}");
         // What was asked for since is of the same authorisation.
         let mark = format!("since {round}");
         let since = of_generation(fallback(&db, id, &mark), generation + 1);
-        assert!(db.store.put_fallback(&since, None).await.unwrap(), "{round}");
-        assert!(db.store.commit_grant(&commit(id, &grant(&db, generation + 1))).await.unwrap());
+        assert!(db.store.durable().put_fallback(&since, None).await.unwrap(), "{round}");
+        assert!(
+            db.store
+                .durable()
+                .commit_grant(&commit(id, &grant(&db, generation + 1)))
+                .await
+                .unwrap()
+        );
         // A refresh later it is still an older one's.
         let later = of_generation(fallback(&db, id, &format!("later {round}")), generation);
-        assert_eq!(db.store.put_fallback(&later, of).await.unwrap(), kept, "{round}");
+        assert_eq!(db.store.durable().put_fallback(&later, of).await.unwrap(), kept, "{round}");
     }
     // Who is being revoked is revoked with all that comes.
     db.set_state(id, State::Revoking, None).await;
-    assert!(db.store.put_fallback(&fallback(&db, id, "too late"), None).await.unwrap());
+    assert!(db.store.durable().put_fallback(&fallback(&db, id, "too late"), None).await.unwrap());
 }

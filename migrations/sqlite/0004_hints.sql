@@ -1,1 +1,0 @@
--- Nothing: hints of a change are for other replicas, and SQLite serves one process.
