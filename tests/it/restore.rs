@@ -494,6 +494,33 @@ async fn a_plan_changes_nothing(database: TestDatabase) {
     broker.stop().await;
 }
 
+#[apply(on_both_engines!)]
+async fn the_database_of_an_earlier_build_is_refused_by_every_command(database: TestDatabase) {
+    let broker = TestBroker::start(database).await;
+    broker.connect("amocrm-shop", Simulated::Amocrm).await;
+    broker.execute("UPDATE _sqlx_migrations SET checksum = 'another text'").await;
+    broker.halt().await;
+    for command in [
+        &["serve"][..],
+        &["migrate"],
+        &["check"],
+        &["keys", "status"],
+        &["keys", "rotate"],
+        &["operators", "list"],
+        &["release", "--plan"],
+    ] {
+        let refused = broker.command(command).await;
+        let said: Vec<_> =
+            refused.stderr.iter().filter(|line| line.contains("earlier build")).collect();
+        let told =
+            said.len() == 1 || refused.stdout.iter().any(|line| line.contains("earlier build"));
+        assert!(told, "{command:?}: {refused:?}");
+        if command != &["check"] {
+            assert_eq!(refused.status.code(), Some(64), "{command:?}: {refused:?}");
+        }
+    }
+}
+
 fn sqlite_file(database: &TestDatabase) -> PathBuf {
     database.plain_url().strip_prefix("sqlite:").unwrap().into()
 }

@@ -129,6 +129,16 @@ async fn a_newer_schema_is_refused(db: TestDatabase) {
 }
 
 #[apply(on_both_engines!)]
+async fn the_schema_of_an_earlier_build_is_refused(db: TestDatabase) {
+    // The first migration had this number in all builds, and another text.
+    db.execute("UPDATE _sqlx_migrations SET checksum = 'another text' WHERE version = 1").await;
+    assert_eq!(db.store.schema_status().await.unwrap(), SchemaStatus::EarlierBuild);
+    let error = db.store.migrate().await.unwrap_err();
+    assert!(matches!(error, StoreError::EarlierBuild), "{error:?}");
+    assert!(!error.to_string().contains('\n'), "{error}");
+}
+
+#[apply(on_both_engines!)]
 async fn replicas_that_start_together_migrate_in_turn(db: TestDatabase) {
     db.execute(
         "DROP VIEW IF EXISTS connections_readable; DROP VIEW clock; DROP TABLE consents;

@@ -1,22 +1,9 @@
 //! The schema: its migrations, and how that of a database compares with them.
 
-use std::fmt::Write as _;
-
-use sqlx::{
-    SqlSafeStr as _,
-    migrate::{MigrateError, Migration, MigrationType, Migrator},
-};
+use sqlx::migrate::{MigrateError, Migrator};
 
 use super::{Engine, statement::query};
 use crate::store::{Store, StoreError};
-
-/// The migrations, oldest first: the title, the text for PostgreSQL and the one for SQLite. One that
-/// was released never changes.
-const MIGRATIONS: &[(&str, &str, &str)] = &[(
-    "init",
-    include_str!("../../../migrations/postgres/0001_init.sql"),
-    include_str!("../../../migrations/sqlite/0001_init.sql"),
-)];
 
 /// How the database's schema compares with the one that this program knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -76,13 +63,13 @@ impl Store {
         if !query(exists).finds(&self.engine).await? {
             return Ok(SchemaStatus::Fresh);
         }
-        let first = first_checksum(&self.engine);
-        if query(first_differs).bind(first).finds(&self.engine).await? {
+        let migrator = migrator(&self.engine);
+        if query(first_differs).bind(first_checksum(&migrator)).finds(&self.engine).await? {
             return Ok(SchemaStatus::EarlierBuild);
         }
         let newest = "SELECT max(version) AS version FROM _sqlx_migrations WHERE success";
         let newest = query(newest).fetch_one(&self.engine).await?.number_or_null("version")?;
-        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        let known = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
         Ok(match newest {
             None => SchemaStatus::Fresh,
             Some(found) if found < known => SchemaStatus::Older { found, known },
@@ -110,26 +97,19 @@ impl Store {
     }
 }
 
+/// The migrations of an engine. One that was released never changes. The migrator's own lock is off: it
+/// belongs to a session, and there is none behind a pooler.
 fn migrator(engine: &Engine) -> Migrator {
-    let migrations = (1..).zip(MIGRATIONS).map(|(version, &(title, postgres, sqlite))| {
-        let sql = match engine {
-            Engine::Postgres(_) => postgres,
-            Engine::Sqlite(_) => sqlite,
-        };
-        Migration::new(version, title.into(), MigrationType::Simple, sql.into_sql_str(), false)
-    });
-    let mut migrator = Migrator::with_migrations(migrations.collect());
-    // The migrator's own lock belongs to a session, and there is none behind a pooler.
+    let mut migrator = match engine {
+        Engine::Postgres(_) => sqlx::migrate!("migrations/postgres"),
+        Engine::Sqlite(_) => sqlx::migrate!("migrations/sqlite"),
+    };
     migrator.set_locking(false);
     migrator
 }
 
 /// The checksum of the first migration, in hexadecimal.
-fn first_checksum(engine: &Engine) -> String {
-    let migrator = migrator(engine);
+fn first_checksum(migrator: &Migrator) -> String {
     let first = migrator.iter().next().expect("there is a first migration");
-    first.checksum.iter().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a text takes all that is written to it");
-        hex
-    })
+    hex::encode(&first.checksum)
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _, postgres::PgListener};
 use token_broker::{
     domain::{
         caller::{Holder, Operator, new_key},
@@ -412,4 +412,36 @@ async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
     drop(held);
     assert!(deletion.await.unwrap().unwrap());
     end.await.unwrap().unwrap();
+}
+
+/// A link, a press, a callback and a code exchange change nothing that readers see: no replica is
+/// woken.
+#[tokio::test]
+async fn a_consent_under_way_notifies_nobody() {
+    let db = TestDatabase::postgres().await;
+    let id = stored(&db, "avito-main").await.id;
+    let first = link(&db, id);
+    assert_eq!(insert(&db, &first, "first").await, LinkInserted::Kept);
+    let mut session = db.session().await;
+    let channel = "SELECT 'token_broker_' || md5(current_schema()) AS channel";
+    let channel: String = sqlx::query(channel).fetch_one(&mut session).await.unwrap().get(0);
+    let mut listener = PgListener::connect(db.plain_url()).await.unwrap();
+    listener.listen(&channel).await.unwrap();
+
+    let link = link(&db, id);
+    let kept = db.store.insert_link(&link, &digest("link"), 20).await.unwrap();
+    assert_eq!(kept, LinkInserted::Kept);
+    assert!(db.store.bind_browser(link.id, &digest("mine")).await.unwrap());
+    let consent = consent(&db, &link);
+    let state = digest("state");
+    assert!(db.store.start_consent(&consent, &state, &digest("mine"), 5).await.unwrap());
+    let taken = db.store.take_consent(&state, &digest("mine"), &client()).await.unwrap();
+    assert!(taken.is_some());
+    db.store.begin_code_exchange(&digest("code"), id).await.unwrap();
+    db.store.durable().end_code_exchange(&digest("code")).await.unwrap();
+
+    // Notifications arrive in order: the first one is ours, unless a step above has sent one.
+    let ours = "SELECT pg_notify($1, 'ours')";
+    sqlx::query(ours).bind(&channel).execute(&mut session).await.unwrap();
+    assert_eq!(listener.recv().await.unwrap().payload(), "ours");
 }
