@@ -215,10 +215,6 @@ impl AuditLog {
     }
 
     /// Ships what lies in the audit files to the store. Returns how many records it were.
-    ///
-    /// # Errors
-    ///
-    /// When the files or the store fail: the rest stays in the files. That is logged when it begins.
     pub(crate) async fn ship(&self) -> Result<usize, ShipError> {
         let mut shipped = 0;
         loop {
@@ -245,10 +241,6 @@ impl AuditLog {
     }
 
     /// The events after a place, in their order, `limit` at the most.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
     pub(crate) async fn events(
         &self,
         after: i64,

@@ -103,10 +103,6 @@ pub(crate) struct Connections {
 impl Connections {
     /// Makes a connection. One that obtains its tokens by client credentials has its first token
     /// when this returns, or says in `last_error` why not.
-    ///
-    /// # Errors
-    ///
-    /// When the client is unknown, the provider does not offer the grant, or the name is taken.
     pub(crate) async fn create(
         &self,
         by: &Actor,
@@ -210,10 +206,6 @@ impl Connections {
     }
 
     /// Refreshes a connection now, whatever its schedule or backoff says.
-    ///
-    /// # Errors
-    ///
-    /// When it does not exist, its state does not allow it, or the refresh fails.
     pub(crate) async fn refresh_now(
         &self,
         by: &Actor,

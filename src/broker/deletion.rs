@@ -95,10 +95,6 @@ impl Deletions {
     /// Deletes a connection: from now on nothing of it is served. It is forgotten at once when nobody
     /// granted anything; otherwise when its tokens are revoked, or when a person has removed the
     /// application at the provider and it is deleted once more.
-    ///
-    /// # Errors
-    ///
-    /// When it does not exist or the store fails.
     pub(crate) async fn delete(&self, by: &Actor, name: &str) -> Result<Deleted, BrokerError> {
         let unknown = || BrokerError::no_connection(name);
         let slug: Slug = name.parse().map_err(|_| unknown())?;
@@ -187,10 +183,6 @@ impl Deletions {
     }
 
     /// Starts up to `limit` revocations that are due at each provider, and leaves them to run.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot say what is due. How each one went is recorded with its connection.
     pub(crate) async fn start_revocations(self: &Arc<Self>, limit: u32) -> Result<(), BrokerError> {
         for (id, client) in self.revocations_due(limit).await? {
             let deletions = Arc::clone(self);
@@ -201,10 +193,6 @@ impl Deletions {
 
     /// As [`Deletions::start_revocations`], and waits for them: a step of the background, for tests.
     /// Returns how many there were.
-    ///
-    /// # Errors
-    ///
-    /// As [`Deletions::start_revocations`].
     pub(crate) async fn revoke_due(&self, limit: u32) -> Result<usize, BrokerError> {
         let due = self.revocations_due(limit).await?;
         for (id, client) in &due {

@@ -107,7 +107,6 @@ impl BrokerError {
     }
 
     /// A thing is unknown, or not the caller's to know.
-    #[must_use]
     pub fn no_connection(name: &str) -> Self {
         let name = Slug::quoted(name);
         Self::NotFound(format!("there is no connection {name} that you may use"))

@@ -63,55 +63,46 @@ impl IssuedToken {
     }
 
     /// The access token itself.
-    #[must_use]
     pub fn access_token(&self) -> &SecretString {
         &self.grant().access
     }
 
     /// The headers that carry the token to the provider's API.
-    #[must_use]
     pub fn headers(&self) -> &BTreeMap<String, SecretString> {
         &self.grant().headers
     }
 
     /// Where the account's API is, if the profile says.
-    #[must_use]
     pub fn api_base_url(&self) -> Option<&str> {
         self.grant().api_base_url.as_deref()
     }
 
     /// When the token ends.
-    #[must_use]
     pub fn expires_at(&self) -> Timestamp {
         self.grant().expires_at
     }
 
     /// The scopes that the provider granted.
-    #[must_use]
     pub fn scopes(&self) -> &[String] {
         &self.grant().scopes
     }
 
     /// What to report the token by, should the API refuse it.
-    #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.grant().fingerprint
     }
 
     /// How many grants the connection has held.
-    #[must_use]
     pub fn generation(&self) -> i64 {
         self.grant().generation
     }
 
     /// The connection's name.
-    #[must_use]
     pub fn connection(&self) -> &str {
         self.live.connection.name.as_str()
     }
 
     /// The provider's id of the account, if known.
-    #[must_use]
     pub fn account(&self) -> Option<&str> {
         self.live.connection.account.as_ref().map(|account| account.id.as_str())
     }
@@ -201,10 +192,6 @@ impl TokenReader {
 
     /// A service reports that the API refused a token: at most one refresh is forced, and an older
     /// fingerprint changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`TokenReader::token`].
     pub(crate) async fn token_rejected(
         &self,
         service: &Service,

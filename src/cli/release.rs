@@ -13,7 +13,8 @@ use crate::{
     clock::Clock,
     config::Config,
     domain::{
-        connection::{GrantType, Record, State},
+        connection::{GrantType, State},
+        record::Record,
         slug::Slug,
     },
     provider::{Rotation, client::Client},

@@ -10,10 +10,7 @@ use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{
-    grant::{PendingGrant, SealedGrant},
-    slug::Slug,
-};
+use super::slug::Slug;
 
 /// The id of a connection: it never changes and is never reused, unlike the name.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -295,40 +292,6 @@ pub struct Connection {
     pub failures: u32,
     /// The last failure, kept until the next success.
     pub last_error: Option<LastError>,
-}
-
-/// A connection with what it holds.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// The connection itself.
-    pub connection: Connection,
-    /// Its live grant.
-    pub grant: Option<SealedGrant>,
-    /// A grant that waits for its account to be confirmed.
-    pub pending: Option<PendingGrant>,
-    /// The token endpoint that issued the live grant, as the profile had it; none where nobody knows.
-    pub token_url: Option<String>,
-    /// How many refreshes from this generation were begun and have no known outcome.
-    pub open_attempts: u32,
-    /// How many of them ended without a word: the process died, or was cut off.
-    pub crashes: u32,
-    /// When the claim that stands was made, on the database's clock; it may have run out.
-    pub claimed_at: Option<Timestamp>,
-    /// When any of this last changed, on the database's clock.
-    pub changed_at: Timestamp,
-}
-
-impl Record {
-    /// How many grants the connection has held.
-    pub fn generation(&self) -> i64 {
-        self.grant.as_ref().map_or(0, SealedGrant::generation)
-    }
-
-    /// Whether an attempt from this generation ended without a word, as far as is known before the
-    /// next one is claimed.
-    pub fn has_crashed(&self) -> bool {
-        self.crashes > 0 || self.claimed_at.is_some()
-    }
 }
 
 /// How long to wait after a passing failure: doubling from 2 s to 5 min, varied by `seed`.

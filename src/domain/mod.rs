@@ -11,4 +11,5 @@ pub mod database_identity;
 pub mod freeze;
 pub mod grant;
 pub mod grant_conflict;
+pub mod record;
 pub mod slug;

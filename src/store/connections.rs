@@ -14,8 +14,9 @@ use super::{
     json,
 };
 use crate::domain::{
-    connection::{Account, Connection, ConnectionId, LastError, Record},
+    connection::{Account, Connection, ConnectionId, LastError},
     grant::{GrantSlot, PendingGrant, SealedGrant},
+    record::Record,
     slug::Slug,
 };
 

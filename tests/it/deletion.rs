@@ -6,7 +6,7 @@ use std::{fs, sync::Arc, time::Duration};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use token_broker::{
-    domain::connection::{ConnectionId, Record},
+    domain::{connection::ConnectionId, record::Record},
     seal::{Keyring, add_key, promote_key},
     simulator::{End, Endpoint, Fault, Kind, Known, Simulated},
 };

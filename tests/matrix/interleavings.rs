@@ -18,7 +18,8 @@ use token_broker::{
     broker::{Broker, LastSeen, Parts},
     clock::Clock,
     domain::{
-        connection::{Account, Connection, ConnectionId, GrantType, Record, State, Vars},
+        connection::{Account, Connection, ConnectionId, GrantType, State, Vars},
+        record::Record,
         slug::Slug,
     },
     failpoint::{Failpoints, Point},

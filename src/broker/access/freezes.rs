@@ -85,10 +85,6 @@ impl Access {
     }
 
     /// Everything that is frozen, by kind and name.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
     pub(crate) async fn list_freezes(&self) -> Result<Vec<Freeze>, BrokerError> {
         self.load_freezes().await?;
         Ok(self.current_freezes().iter().cloned().collect())

@@ -35,13 +35,11 @@ pub enum Caller {
 
 impl Caller {
     /// The name in records: `operator alice`, `service billing`.
-    #[must_use]
     pub fn label(&self) -> String {
         self.requester().to_string()
     }
 
     /// Who it is.
-    #[must_use]
     pub fn requester(&self) -> Requester {
         let (holder, name) = match self {
             Self::Operator(name) => (Holder::Operator, name),
@@ -104,16 +102,11 @@ impl Access {
     }
 
     /// Whether any operator exists; until then operators' routes do not.
-    #[must_use]
     pub(crate) fn has_operators(&self) -> bool {
         self.keys().operators
     }
 
     /// Makes an operator and their first key.
-    ///
-    /// # Errors
-    ///
-    /// When the name is taken or the store fails.
     pub(crate) async fn create_operator(&self, name: Slug) -> Result<SecretString, BrokerError> {
         let now = self.process.clock.now();
         let (key, stored) = caller::new_key(Holder::Operator, name.clone(), now, None);
@@ -124,10 +117,6 @@ impl Access {
     }
 
     /// Makes a service and its first key, which is shown once.
-    ///
-    /// # Errors
-    ///
-    /// When the name is taken, nothing is allowed, or the store fails.
     pub(crate) async fn create_service(
         &self,
         by: &Actor,
@@ -155,10 +144,6 @@ impl Access {
     }
 
     /// Makes another key for a service, so that the first can be replaced without a gap.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such service, it has two live keys already, or the store fails.
     pub(crate) async fn add_service_key(
         &self,
         by: &Actor,
@@ -180,10 +165,6 @@ impl Access {
     }
 
     /// Every service with its keys.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
     pub(crate) async fn services(&self) -> Result<Vec<(Service, Vec<StoredKey>)>, BrokerError> {
         let services = self.store.services().await?;
         let keys = self.store.keys().await?;
@@ -201,10 +182,6 @@ impl Access {
     }
 
     /// One service with its keys.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such service or the store fails.
     pub(crate) async fn service(
         &self,
         name: &Slug,
@@ -217,10 +194,6 @@ impl Access {
     }
 
     /// Deletes a service with all its keys, and withdraws the links that it made.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such service or the store fails.
     pub(crate) async fn delete_service(&self, by: &Actor, name: &Slug) -> Result<(), BrokerError> {
         let existed = self.store.delete_service(name).await?;
         if existed {
@@ -236,10 +209,6 @@ impl Access {
     }
 
     /// Ends one key of a service.
-    ///
-    /// # Errors
-    ///
-    /// When the service has no such key or the store fails.
     pub(crate) async fn delete_service_key(
         &self,
         by: &Actor,

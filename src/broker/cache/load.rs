@@ -9,8 +9,9 @@ use crate::{
     audit::{Actor, EventKind},
     broker::BrokerError,
     domain::{
-        connection::{ConnectionId, Record, State},
+        connection::{ConnectionId, State},
         grant::{OpenGrant, SealedGrant},
+        record::Record,
         slug::Slug,
     },
     provider::request::{api_base_url, resource_headers},
@@ -103,10 +104,6 @@ impl Cache {
     }
 
     /// Brings the cache up to date with the store: what other replicas and commands have changed.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be read; the cache keeps what it has.
     pub(crate) async fn sync(&self) -> Result<(), StoreError> {
         let mark = self.changes_mark.load(Ordering::Relaxed);
         let mark = Timestamp::from_millisecond(mark).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -57,11 +57,6 @@ pub(crate) struct ApiKeys {
 impl ApiKeys {
     /// Makes a connection by exchanging an API key. The connection is live once the code has
     /// arrived and the account is the one of `account_host`.
-    ///
-    /// # Errors
-    ///
-    /// When the provider has no such exchange, the host is not one of its accounts, no way into the
-    /// connection is open, the provider refuses, or the store fails.
     pub(crate) async fn connect(
         &self,
         by: &Actor,

@@ -36,10 +36,6 @@ pub(crate) struct Confirmations {
 
 impl Confirmations {
     /// Accepts the account that consented, named by the provider's id of it.
-    ///
-    /// # Errors
-    ///
-    /// When nothing waits, or another account consented: then its tokens are discarded.
     pub(crate) async fn confirm(
         &self,
         caller: &Caller,

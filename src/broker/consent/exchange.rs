@@ -18,9 +18,10 @@ use crate::{
     },
     clock::Clock,
     domain::{
-        connection::{Account, Connection, Record, State, Vars},
+        connection::{Account, Connection, State, Vars},
         consent::{Ending, Outcome, extra_scopes, missing_scopes},
         grant::{GrantSlot, OpenGrant, PendingGrant},
+        record::Record,
     },
     provider::{CurrentTokens, Grant, ProviderError, Verdict, client::Client, request},
     store::{self, Store, retry::retry_forever},

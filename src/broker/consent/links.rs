@@ -16,11 +16,12 @@ use crate::{
     clock::Clock,
     domain::{
         caller::{Requester, Service, Verb},
-        connection::{Account, Connection, GrantType, Record},
+        connection::{Account, Connection, GrantType},
         consent::{
             ConsentLink, LINK_LIFE, LinkId, MAX_LINKS, MAX_LIVE_LINKS, MAX_LIVE_LINKS_EACH,
             OWN_LINK_LIFE,
         },
+        record::Record,
         slug::Slug,
     },
     provider::client::Client,
@@ -95,11 +96,6 @@ pub(crate) struct Links {
 
 impl Links {
     /// Makes a consent link, and its connection if that does not exist.
-    ///
-    /// # Errors
-    ///
-    /// When the caller may not, a name is unknown, the connection obtains its tokens without
-    /// consent, or the store fails.
     pub(crate) async fn make(
         &self,
         caller: &Caller,

@@ -82,10 +82,6 @@ pub(crate) struct ConsentFlow {
 
 impl ConsentFlow {
     /// A person pressed the button: binds the link to their browser and returns where to go.
-    ///
-    /// # Errors
-    ///
-    /// When the link has ended, belongs to another browser, or has too many attempts under way.
     pub(crate) async fn begin(
         &self,
         secret: &SecretString,

@@ -64,13 +64,11 @@ impl MassRefusal {
     const LONGEST: Duration = Duration::from_hours(24);
 
     /// How long nothing may be sent; none while something may.
-    #[must_use]
     pub(crate) fn shut_for(&self, now: Duration) -> Option<Duration> {
         self.held.map(|held| held.next_probe.saturating_sub(now)).filter(|left| !left.is_zero())
     }
 
     /// Whether verdicts are held.
-    #[must_use]
     pub(crate) fn are_held(&self) -> bool {
         self.held.is_some()
     }

@@ -16,7 +16,6 @@ pub(crate) struct RateLimiter {
 
 impl RateLimiter {
     /// `per_second` requests a second, `burst` of them at once.
-    #[must_use]
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let interval = Duration::from_secs(1) / per_second.max(1);
         Self { interval, tolerance: interval * burst.saturating_sub(1), next: Duration::ZERO }
@@ -67,19 +66,16 @@ struct Open {
 
 impl Breaker {
     /// A closed breaker.
-    #[must_use]
     pub(crate) fn new(trip: BreakerConfig) -> Self {
         Self { trip, failures_in_a_row: 0, recent: VecDeque::new(), open: None }
     }
 
     /// How long nothing may be sent; none while something may, if only a probe.
-    #[must_use]
     pub(crate) fn shut_for(&self, now: Duration) -> Option<Duration> {
         self.open.map(|open| open.until.saturating_sub(now)).filter(|left| !left.is_zero())
     }
 
     /// Whether it is open, a probe being due or not.
-    #[must_use]
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }

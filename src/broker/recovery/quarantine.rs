@@ -14,10 +14,6 @@ use crate::{
 impl Recovery {
     /// Looks whether the database is the one that this replica last saw, and no older. If it is not,
     /// all that it would refresh is quarantined before this returns. Takes note of what it sees.
-    ///
-    /// # Errors
-    ///
-    /// When the database does not answer; nothing is noted then.
     pub(crate) async fn check_database(&self) -> Result<(), StoreError> {
         let seen = self.watermark.lock().await;
         self.verify(seen).await

@@ -23,11 +23,6 @@ impl WatermarkFile {
     }
 
     /// What was last written; none in a new folder.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read or understood. Who removes it then loses the only evidence that a
-    /// database was restored.
     fn read(&self) -> io::Result<Option<Watermark>> {
         match fs::read(self.path()) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -38,10 +33,6 @@ impl WatermarkFile {
 
     /// Replaces what was written, and waits until that is on the disk. A crash leaves the one or the
     /// other.
-    ///
-    /// # Errors
-    ///
-    /// When the disk fails; what was written before stays.
     fn write(&self, watermark: &Watermark) -> io::Result<()> {
         replace(&self.path(), &serde_json::to_vec(watermark)?, |_| Ok(()))
     }
@@ -62,11 +53,6 @@ pub struct LastSeen {
 
 impl LastSeen {
     /// Reads the file `watermark` of this folder.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read or understood. Who removes it then loses the only evidence that a
-    /// database was restored.
     pub fn read(state_dir: &Path) -> io::Result<Self> {
         let file = WatermarkFile::of(state_dir);
         Ok(Self { watermark: file.read()?, file, kept: true })

@@ -17,11 +17,7 @@ use crate::{
         BrokerError, RefreshReason,
         limits::{MassRefusal, RefusalWeight},
     },
-    domain::{
-        connection::{Record, State},
-        grant::OpenGrant,
-        grant_conflict::GrantLineage,
-    },
+    domain::{connection::State, grant::OpenGrant, grant_conflict::GrantLineage, record::Record},
     failpoint::Point,
     provider::{Grant, ProviderError, Rotation, Verdict, client::Client},
     seal::secret::{self, Digest},

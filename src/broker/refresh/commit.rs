@@ -15,9 +15,10 @@ use uuid::Uuid;
 use crate::{
     broker::{cache::Cache, process::Process, vault::Vault},
     domain::{
-        connection::{ConnectionId, Record, State},
+        connection::{ConnectionId, State},
         grant::{GrantSlot, OpenGrant, SealedGrant},
         grant_conflict::{self, Candidate, Winner},
+        record::Record,
     },
     failpoint::Point,
     os::blocking::blocking,

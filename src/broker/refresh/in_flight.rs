@@ -158,11 +158,6 @@ impl SingleFlight {
 
     /// Starts the refresh of up to `limit` connections that are due at each provider, the most urgent
     /// first. They run on whether they are waited for or not: a slow provider holds up nobody else.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot say what is due. The outcome of each refresh is recorded with its
-    /// connection.
     pub(crate) async fn start_due(
         self: &Arc<Self>,
         limit: u32,

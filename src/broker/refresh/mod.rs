@@ -55,7 +55,8 @@ use crate::{
     clock::BootInstant,
     domain::{
         broker_code,
-        connection::{GrantType, LastError, Record, State},
+        connection::{GrantType, LastError, State},
+        record::Record,
     },
     failpoint::Point,
     provider::{

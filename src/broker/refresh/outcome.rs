@@ -6,7 +6,8 @@ use crate::{
     broker::limits::MassRefusal,
     domain::{
         broker_code,
-        connection::{GrantType, LastError, Record, State, backoff},
+        connection::{GrantType, LastError, State, backoff},
+        record::Record,
     },
     provider::{ProviderError, Verdict},
 };

@@ -4,10 +4,7 @@ use jiff::Timestamp;
 
 use crate::{
     broker::RefreshReason,
-    domain::{
-        broker_code,
-        connection::{GrantType, Record},
-    },
+    domain::{broker_code, connection::GrantType, record::Record},
     provider::Profile,
 };
 

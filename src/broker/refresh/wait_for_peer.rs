@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::Refresher;
 use crate::{
     broker::{BrokerError, RefreshReason},
-    domain::connection::Record,
+    domain::record::Record,
 };
 
 impl Refresher {

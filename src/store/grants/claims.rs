@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 
 use super::spent_tokens::is_spent;
 use crate::{
-    domain::connection::{ConnectionId, Record},
+    domain::{connection::ConnectionId, record::Record},
     seal::secret::Digest,
     store::{
         DurableStore, Store, StoreError, engine::statement::query, grants::refreshing_states,

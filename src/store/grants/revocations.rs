@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     domain::{
-        connection::{Connection, ConnectionId, LastError, Record, State},
+        connection::{Connection, ConnectionId, LastError, State},
         grant::{PendingGrant, SealedGrant},
+        record::Record,
         slug::Slug,
     },
     seal::secret::Digest,

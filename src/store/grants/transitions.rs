@@ -9,7 +9,8 @@ use strum::VariantArray as _;
 use super::states;
 use crate::{
     domain::{
-        connection::{ConnectionId, LastError, Record, State},
+        connection::{ConnectionId, LastError, State},
+        record::Record,
         slug::Slug,
     },
     store::{

@@ -5,8 +5,9 @@ use strum::VariantArray as _;
 use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
     domain::{
-        connection::{Account, Connection, ConnectionId, LastError, Record, State, Vars},
+        connection::{Account, Connection, ConnectionId, LastError, State, Vars},
         consent::CONFIRM_LIFE,
+        record::Record,
         slug::Slug,
     },
     seal::secret::Digest,

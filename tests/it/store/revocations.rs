@@ -2,7 +2,10 @@ use std::time::Duration;
 
 use token_broker::domain::grant::SealedGrant;
 use token_broker::{
-    domain::connection::{ConnectionId, LastError, Record, State},
+    domain::{
+        connection::{ConnectionId, LastError, State},
+        record::Record,
+    },
     seal::secret::Digest,
     store::{Commit, DeletionStep, Failure, Holding, REMOVE_AT_PROVIDER},
 };

@@ -3,8 +3,9 @@ use std::time::Duration;
 use token_broker::domain::grant::{GrantSlot, SealedGrant};
 use token_broker::{
     domain::{
-        connection::{Account, ConnectionId, LastError, Record, State},
+        connection::{Account, ConnectionId, LastError, State},
         grant_conflict::GrantLineage,
+        record::Record,
     },
     seal::{Sealed, secret::Digest},
     store::{Commit, FallbackGrant, Source},
