@@ -80,11 +80,11 @@
 //!    [`provider::read_grant`] reads the answer leniently.
 //! 6. Commit: [`Committer::persist_grant`](broker::refresh::commit::Committer::persist_grant) writes
 //!    the grant to the spool, stores it by compare-and-set on the generation
-//!    ([`Store::commit_grant`](store::Store::commit_grant)), and only then publishes it. Where another
+//!    ([`DurableStore::commit_grant`](store::DurableStore::commit_grant)), and only then publishes it. Where another
 //!    grant was stored first, [`domain::grant_conflict`] decides between the two, and the other one is
 //!    kept as a fallback grant.
 //! 7. A failure is judged ([`Outcome`](broker::refresh::outcome::Outcome), pure) and recorded
-//!    ([`Store::record_failure`](store::Store::record_failure)).
+//!    ([`DurableStore::record_failure`](store::DurableStore::record_failure)).
 //!
 //! A crash in between is made good at the next start: [`Broker::recover`](broker::Broker::recover).
 //!

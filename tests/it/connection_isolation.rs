@@ -121,7 +121,7 @@ async fn a_consent_during_a_refresh_wins(database: TestDatabase) {
     // The grant of the consent stands; the other one is kept aside, not thrown away.
     let token = broker.token("avito-shop").await.json();
     assert_eq!(token["generation"], 2);
-    assert!(broker.has_escrow("avito-shop").await);
+    assert!(broker.has_fallback("avito-shop").await);
     let mended = broker.refresh("avito-shop").await;
     assert_eq!(mended.status, StatusCode::OK, "{mended:?}");
     broker.stop().await;
@@ -150,7 +150,7 @@ async fn a_late_grant_of_nobody_knows_whom_is_dropped(database: TestDatabase) {
     broker.idle().await;
     let token = broker.token("avito-shop").await.json();
     assert_eq!((&token["access_token"], &token["generation"]), (&json!("at-2"), &json!(2)));
-    assert!(!broker.has_escrow("avito-shop").await, "it may be another account's");
+    assert!(!broker.has_fallback("avito-shop").await, "it may be another account's");
     let known = avito.oracle().known;
     let late = known.iter().filter(|known| known.kind == Kind::Refresh).nth(1).unwrap();
     assert!(broker.contents().await.contains(&late.fingerprint), "it is not buried");

@@ -149,7 +149,7 @@ async fn what_is_left_after_the_grace_is_the_one_of_the_hostile_answer(database:
         let answer = broker.refresh(&name).await;
         assert_ne!(answer.status, StatusCode::OK, "{what}: {answer:?}");
         let taken = broker.view(&name).await["generation"] != 1;
-        assert!(taken || broker.has_escrow(&name).await, "{what}: {answer:?}");
+        assert!(taken || broker.has_fallback(&name).await, "{what}: {answer:?}");
     }
     broker.stop().await;
 }

@@ -515,7 +515,7 @@ async fn the_database_of_an_earlier_build_is_refused_by_every_command(database: 
         let told =
             said.len() == 1 || refused.stdout.iter().any(|line| line.contains("earlier build"));
         assert!(told, "{command:?}: {refused:?}");
-        if command != &["check"] {
+        if command != ["check"] {
             assert_eq!(refused.status.code(), Some(64), "{command:?}: {refused:?}");
         }
     }

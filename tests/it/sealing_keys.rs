@@ -193,7 +193,7 @@ async fn a_grant_that_cannot_be_read_yet_is_not_thrown_away(database: TestDataba
     fs::copy(&theirs, &ours).unwrap();
     broker.idle().await;
     assert_eq!(generation().await, 3);
-    assert!(broker.has_escrow("amocrm-shop").await, "the sibling's grant was thrown away");
+    assert!(broker.has_fallback("amocrm-shop").await, "the sibling's grant was thrown away");
     broker.stop().await;
 }
 

@@ -59,7 +59,7 @@ async fn an_answer_outlives_the_database(mut database: TestDatabase) {
         recovery.extend([back.elapsed(); AT_ONCE]);
         for name in &names {
             assert_eq!(generation(broker.broker(), name).await, next, "{name}");
-            assert!(!broker.has_escrow(name).await, "{name}");
+            assert!(!broker.has_fallback(name).await, "{name}");
         }
         assert_eq!(broker.spool_files(), 0);
         assert_eq!(replays(&broker), 0);
@@ -132,7 +132,7 @@ async fn commits_are_swallowed(fault: &str, then: Then, runs: usize) {
         let next = i64::try_from(run).unwrap() + 2;
         assert_eq!(generation(broker.broker(), "avito-0").await, next);
         assert_eq!(broker.token("avito-0").await.json()["generation"], next);
-        assert!(!broker.has_escrow("avito-0").await);
+        assert!(!broker.has_fallback("avito-0").await);
         assert_eq!(broker.spool_files(), 0);
     }
     let replays = replays(&broker);

@@ -187,8 +187,8 @@ impl TestBroker {
         self.broker().sync().await.unwrap();
     }
 
-    /// True if a received grant is kept in escrow because the connection holds another.
-    pub(crate) async fn has_escrow(&self, connection: &str) -> bool {
+    /// True if a received grant is kept as a fallback because the connection holds another.
+    pub(crate) async fn has_fallback(&self, connection: &str) -> bool {
         let store = self.broker().store();
         let id = store.record(connection).await.unwrap().unwrap().connection.id;
         store.fallback(id).await.unwrap().is_some()

@@ -41,13 +41,14 @@ pub(super) async fn status(config: &Config) -> Result<(), CliError> {
     }
     let mut tables: Vec<&str> = SEALED_COLUMNS.iter().map(|column| column.table).collect();
     tables.dedup();
-    let headings = ["KEY", "STATUS", "GRANTS", "PENDING", "ESCROW", "CONSENTS", "META"];
+    let headings = ["KEY", "STATUS", "GRANTS", "PENDING", "FALLBACK", "CONSENTS", "META"];
     let cells = rows.iter().map(|(id, role, counts)| {
         let count = |table: &str| counts.get(table).copied().unwrap_or_default().to_string();
-        let [grants, pending, escrow, consents, meta] = [0, 1, 2, 3, 4].map(|at| count(tables[at]));
+        let [grants, pending, fallback, consents, meta] =
+            [0, 1, 2, 3, 4].map(|at| count(tables[at]));
         let id: String = id.chars().take(64).flat_map(char::escape_debug).collect();
         let id = if id.is_empty() { "-".to_owned() } else { id };
-        [id, role.word().to_owned(), grants, pending, escrow, consents, meta]
+        [id, role.word().to_owned(), grants, pending, fallback, consents, meta]
     });
     table(headings, cells)?;
     for line in advice(&rows) {

@@ -33,7 +33,7 @@ async fn a_promoted_standby_is_no_restore_and_another_cluster_is() {
             "DO $$ BEGIN
                  ASSERT (SELECT home_cluster FROM identity) =
                      (SELECT system_identifier::text FROM pg_control_system());
-                 UPDATE identity SET home = '1';
+                 UPDATE identity SET home_cluster = '1';
              END $$",
         )
         .await;
