@@ -17,7 +17,7 @@ use strum::{Display, EnumString, IntoStaticStr};
 #[derive(Clone, Copy, Debug, Display, EnumString, Eq, IntoStaticStr, PartialEq, PartialOrd)]
 #[strum(serialize_all = "snake_case")]
 pub enum Point {
-    /// Nothing has happened yet.
+    /// The spool has room; nothing is claimed.
     Unclaimed,
     /// The claim and the intent are committed; nothing is sent.
     Claimed,
@@ -33,9 +33,10 @@ pub enum Point {
     Received,
     /// The grant is in the spool.
     Spooled,
-    /// The grant is in the database, and in the spool still.
+    /// The commit has ended: the grant is in the database, kept as a fallback or dropped. It is in the
+    /// spool still.
     Committed,
-    /// The spool is empty again; readers do not have the grant yet.
+    /// The spool is empty again. Readers do not have the grant yet, unless the database was slow.
     Unpublished,
 }
 

@@ -19,7 +19,7 @@
 //! | [`store`] | SQLite and PostgreSQL behind one SQL text, in whole steps |
 //! | [`provider`] | profiles as data, requests and replies as pure functions, the way out, our clients |
 //! | [`spool`] | write-ahead files of received grants, on their way into the store |
-//! | [`audit`] | the audit trail: a file first, then the store |
+//! | [`audit`] | the audit trail: events and their files, which the broker ships to the store |
 //! | [`domain`] | pure rules: connections, grants, consents, callers, freezes, conflicts of grants |
 //! | [`seal`] | secrets at rest, key files, digests |
 //! | [`simulator`] | strict imitations of the built-in providers |
@@ -40,7 +40,7 @@
 //! | lineage, sibling | the refresh that brought a grant; two answers to the same refresh token ([`domain::grant_conflict`]) |
 //! | spent token | a refresh token that was presented and has a successor, or was refused: never presented again, known by its digest |
 //! | lease, claim | the right to refresh a connection for a bounded time: a row with the intent, committed before anything is sent |
-//! | attempt | one refresh that holds the claim |
+//! | attempt | one presentation of a refresh token, from its claim to its known end |
 //! | single-flight | one refresh of a connection at a time in a process; everybody else joins it |
 //! | spool, reservation | the folder of received grants; the room in it that is made before a request is sent |
 //! | gate | pace, circuit breaker and mass-refusal hold before one provider |
@@ -70,21 +70,26 @@
 //! The same for readers, operators and the [background](app::background::run), in the order of
 //! [`Refresher`](broker::refresh::Refresher)'s protocol:
 //!
-//! 1. Admission: the provider's [`Gate`](broker::limits::Gate).
-//! 2. Reload: [`Store::record_by_id`](store::Store::record_by_id).
-//! 3. Plan: [`plan`](broker::refresh::plan::plan), pure, decides whether a refresh token may be
-//!    presented.
-//! 4. Claim: a reservation in the [`spool`], then [`Store::claim`](store::Store::claim).
-//! 5. Send: [`provider::request::refresh`] makes the request,
-//!    [`ProviderCalls::token`](broker::provider_calls::ProviderCalls::token) sends it once,
+//! 1. Start: [`Broker::start_due`](broker::Broker::start_due), or a reader, starts or joins it
+//!    ([`SingleFlight`](broker::refresh::SingleFlight)).
+//! 2. Admission: the provider's [`Gate`](broker::limits::Gate).
+//! 3. Reload: [`Store::record_by_id`](store::Store::record_by_id).
+//! 4. Plan: [`plan`](broker::refresh::plan::plan), pure, decides whether a refresh token may be
+//!    presented, as far as the record tells.
+//! 5. Request: [`Store::is_spent`](store::Store::is_spent) knows the spent tokens;
+//!    [`provider::request::refresh`] makes the request.
+//! 6. Claim: a reservation in the [`spool`], then [`Store::claim`](store::Store::claim).
+//! 7. Send: [`ProviderCalls::token`](broker::provider_calls::ProviderCalls::token) sends it once,
 //!    [`provider::read_grant`] reads the answer leniently.
-//! 6. Commit: [`Committer::persist_grant`](broker::refresh::commit::Committer::persist_grant) writes
-//!    the grant to the spool, stores it by compare-and-set on the generation
-//!    ([`DurableStore::commit_grant`](store::DurableStore::commit_grant)), and only then publishes it. Where another
-//!    grant was stored first, [`domain::grant_conflict`] decides between the two, and the other one is
-//!    kept as a fallback grant.
-//! 7. A failure is judged ([`Outcome`](broker::refresh::outcome::Outcome), pure) and recorded
-//!    ([`DurableStore::record_failure`](store::DurableStore::record_failure)).
+//! 8. Commit: [`Committer::persist_grant`](broker::refresh::commit::Committer::persist_grant) writes
+//!    the grant to the spool and stores it by compare-and-set on the generation
+//!    ([`DurableStore::commit_grant`](store::DurableStore::commit_grant)). Where another grant was
+//!    stored first, [`domain::grant_conflict`] decides between the two, and the other one is kept as a
+//!    fallback grant.
+//! 9. Publish: [`Cache::reload`](broker::cache::Cache::reload). Readers have the grant.
+//!
+//! A failure is judged ([`Outcome`](broker::refresh::outcome::Outcome), pure) and recorded
+//! ([`DurableStore::record_failure`](store::DurableStore::record_failure)).
 //!
 //! A crash in between is made good at the next start: [`Broker::recover`](broker::Broker::recover).
 //!

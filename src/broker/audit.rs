@@ -148,7 +148,6 @@ impl AuditLog {
     ) {
         let refused = match ending {
             Err(BrokerError::Frozen(_)) => Some("frozen"),
-            Err(BrokerError::Conflict(_)) if connection.state.is_deleted() => Some("deleted"),
             Err(BrokerError::Conflict(_)) => Some("quarantined"),
             Err(BrokerError::Revoked) => Some("deleted"),
             Err(BrokerError::Gone(_)) => Some("link ended"),

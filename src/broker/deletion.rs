@@ -234,7 +234,7 @@ impl Deletions {
         }
     }
 
-    /// One step: claims the connection, revokes one token and shreds it. True when there may be more
+    /// One step: claims the connection, revokes one token and erases it. True when there may be more
     /// to do at once.
     async fn revoke_next(&self, id: ConnectionId, client: &Client) -> Result<bool, BrokerError> {
         // Whoever deletes a connection is not kept waiting for what failed before: only the pace counts.
@@ -257,7 +257,7 @@ impl Deletions {
                 return Ok(false);
             }
         };
-        let buried = refresh.as_ref().map(Digest::of);
+        let spent = refresh.as_ref().map(Digest::of);
         let refused = match self.calls.revoke(client, &connection.vars, access, refresh).await {
             Ok(()) => None,
             Err(error) if matches!(error.verdict, Verdict::Refused { .. }) => {
@@ -272,9 +272,8 @@ impl Deletions {
                 return Ok(false);
             }
         };
-        let (buried, refused) = (buried.as_ref(), refused.as_ref());
-        let erase =
-            || self.store.durable().erase_token(id, &attempt, held.holding, buried, refused);
+        let (spent, refused) = (spent.as_ref(), refused.as_ref());
+        let erase = || self.store.durable().erase_token(id, &attempt, held.holding, spent, refused);
         Ok(retry_forever(erase).await)
     }
 
@@ -344,8 +343,8 @@ impl Deletions {
     /// Removes what lies of a connection in this replica's spool, and what was put aside.
     async fn erase_spooled(&self, id: ConnectionId) {
         let spool = self.spool.clone();
-        let shredded = spawn_blocking(move || spool.erase(id)).await;
-        if !matches!(shredded, Ok(Ok(()))) {
+        let erased = spawn_blocking(move || spool.erase(id)).await;
+        if !matches!(erased, Ok(Ok(()))) {
             tracing::error!(connection.id = %id, "the spool may still hold sealed tokens of it");
         }
     }

@@ -22,7 +22,7 @@ pub struct OpenGrant {
     pub access: SecretString,
     /// The refresh token; none where the provider gives none.
     pub refresh: Option<SecretString>,
-    /// The scopes that the provider granted.
+    /// The scopes that the provider granted, in its own names; those asked for where it did not say.
     pub scopes: Vec<String>,
     /// When the request that brought it was sent: lifetimes count from here.
     pub received_at: Timestamp,
@@ -105,7 +105,7 @@ pub struct SealedGrant {
     /// When the access token ends.
     pub expires_at: Timestamp,
     /// The refresh that brought it; none for a consent.
-    #[serde(flatten)]
+    #[serde(flatten, with = "lineage")]
     pub origin: Option<GrantLineage>,
 }
 
@@ -120,6 +120,38 @@ mod live_slot {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<GrantSlot, D::Error> {
         Ok(GrantSlot::Live { generation: i64::deserialize(from)? })
+    }
+}
+
+mod lineage {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::GrantLineage;
+    use crate::seal::secret::Digest;
+
+    /// The form in JSON: a grant of a consent has neither.
+    #[derive(Deserialize, Serialize)]
+    struct Members {
+        parent: Option<Digest>,
+        asked_at: Option<Timestamp>,
+    }
+
+    #[expect(clippy::ref_option, reason = "serde hands over the field")]
+    pub(super) fn serialize<S: Serializer>(
+        lineage: &Option<GrantLineage>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let parent = lineage.as_ref().and_then(|lineage| lineage.parent);
+        let asked_at = lineage.as_ref().map(|lineage| lineage.asked_at);
+        Members { parent, asked_at }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<GrantLineage>, D::Error> {
+        let Members { parent, asked_at } = Members::deserialize(from)?;
+        Ok(asked_at.map(|asked_at| GrantLineage { parent, asked_at }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP client for providers, the only user of `reqwest` that sends: one request, bounded in
+//! The HTTP client for providers, the only way in which the broker sends to one: one request, bounded in
 //! time and size, never repeated and never redirected.
 
 use std::{

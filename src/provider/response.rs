@@ -31,7 +31,8 @@ pub struct Grant {
     pub refresh: Option<SecretString>,
     /// The life of the access token, counted from when the request was sent.
     pub expires_in: Duration,
-    /// The scopes granted; none if the answer does not say, and then they are those asked for.
+    /// The scopes granted; none if the answer does not say: they are those asked for at a consent, and
+    /// those held at a refresh.
     pub scopes: Option<Vec<String>>,
 }
 

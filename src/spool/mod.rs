@@ -240,12 +240,13 @@ impl SpooledGrant {
     }
 }
 
-/// Reads the entry of a reserved file.
+/// The bytes before the first zero: what was written into a reserved file.
 fn text(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     &bytes[..end]
 }
 
+/// Reads the entry of a reserved file.
 fn read(bytes: &[u8]) -> Option<Entry> {
     serde_json::from_slice(text(bytes)).ok()
 }

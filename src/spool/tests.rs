@@ -114,5 +114,7 @@ fn the_form_on_disk_is_fixed() {
         let again: Entry = serde_json::from_slice(&serde_json::to_vec(&entry).unwrap()).unwrap();
         assert_eq!(again.grant.origin, entry.grant.origin);
         assert_eq!(again.grant.slot, entry.grant.slot);
+        let damaged = text.replace(&parent, "ab").replace("null,\"asked_at\":null", "7");
+        assert!(read(damaged.as_bytes()).is_none(), "nothing is guessed");
     }
 }

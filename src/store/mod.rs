@@ -22,14 +22,14 @@
 //!
 //! Every step fails with [`StoreError`] when the database does not answer, or when a row cannot be
 //! understood. An unanswered step may have happened all the same; the steps are made so that repeating
-//! one does no harm. The documentation of a method names only further errors.
+//! one does no harm, but for those that count. The documentation of a method names only further errors.
 //!
 //! # Locks
 //!
 //! There is no deadlock, because rows are locked in one order: a service or operator, then a
 //! connection, then what it owns, and the one row of `identity` last. A step that writes a connection
 //! together with what it owns, or adds an attempt at a consent, locks the row in `connections` first.
-//! A claim touches `grants` alone. A step that touches a link without its connection locks the link
+//! A claim locks a row of `grants` alone. A step that touches a link without its connection locks the link
 //! before its attempts.
 mod access;
 mod connections;

@@ -6,8 +6,8 @@ use tokio::time::sleep;
 
 use super::StoreError;
 
-/// Repeats a step until the database has taken it: what a provider answered exists nowhere else, and
-/// must not be lost because the database is away.
+/// Repeats a step until the database has answered it: what a provider answered exists nowhere else,
+/// and must not be lost because the database is away.
 pub async fn retry_forever<T, F>(step: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -18,7 +18,7 @@ where
             Ok(done) => return done,
             Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "cannot store what a provider answered; trying again"
+                "the database did not take a step that must not be given up; trying again"
             ),
         }
         sleep(pause).await;

@@ -3,9 +3,9 @@
 //! Where an answer was unusable but for a refresh token, that token is presented once: beside the
 //! [refresh](crate::broker::refresh), the only place that does so.
 
-use secrecy::SecretString;
-
 use std::sync::Arc;
+
+use secrecy::SecretString;
 
 use crate::{
     broker::{
@@ -125,7 +125,7 @@ impl CodeExchange {
         };
         loop {
             let verified = match judge_account(&record.connection, account.as_ref(), &exchange) {
-                // Somebody has to look whether it is of any use, or it waits beside what is revoked.
+                // A grant without all its scopes, or of a deleted connection, waits for a person.
                 Verified::Meant if !missing.is_empty() || record.connection.state.is_deleted() => {
                     Verified::Unknown
                 }
@@ -201,7 +201,8 @@ impl CodeExchange {
             Some(hash) => retry_forever(|| self.store.is_spent(&hash)).await,
             None => false,
         };
-        // It was stored, and only the answer to that went lost; or something else was stored meanwhile.
+        // Ours was stored, and the answer was lost; or it was refreshed since. Otherwise another grant
+        // came first.
         Ok(if ours || spent { None } else { Some(newest) })
     }
 }

@@ -36,7 +36,7 @@ pub struct LinkRequest {
     pub connection: Slug,
     /// The client of a connection that does not exist yet.
     pub client: Option<Slug>,
-    /// The scopes to ask for, where they differ from the client's.
+    /// The scopes to ask for; none asks for the connection's. A connection that is made here keeps them.
     pub scopes: Option<Vec<String>>,
     /// The account that makes the connection live without confirmation.
     pub expected_account: Option<String>,

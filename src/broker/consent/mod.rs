@@ -304,8 +304,10 @@ impl ConsentFlow {
         for (name, value) in captured {
             let before = vars.get(&name).map(String::as_str);
             if !amocrm::is_meant(&name, &value, before, meant) {
-                let connection = &record.connection.name;
-                tracing::warn!(%connection, name, "the callback is of another account; nothing was sent");
+                tracing::warn!(
+                    connection.name = %record.connection.name, name,
+                    "the callback is of another account; nothing was sent"
+                );
                 let remark = Some(format!("another {name}"));
                 return Ok(Ending { remark, ..Outcome::WrongAccount.into() });
             }

@@ -122,7 +122,7 @@ impl Refresher {
         record: &Record,
         attempt: Attempt,
         error: ProviderError,
-        reason: RefreshReason,
+        job: &RefreshRequest,
     ) -> Result<(), BrokerError> {
         let connection = &record.connection;
         let attempt_id = attempt.id.clone();
@@ -132,7 +132,7 @@ impl Refresher {
         if outcome.state == State::NeedsConsent {
             // An operator who asks while refusals are suppressed gets a verdict; and our own crash
             // explains a refusal better than a mistake of the provider's does.
-            if reason != RefreshReason::Operator && !record.has_crashed() {
+            if job.reason() != RefreshReason::Operator && !record.has_crashed() {
                 weight = self.classify_refusal(client, record).await;
             }
             if matches!(weight, RefusalWeight::Held | RefusalWeight::SuppressionStarted) {
@@ -202,9 +202,12 @@ impl Refresher {
             return Ok((from, error));
         }
         let open = OpenGrant {
+            access: self.vault.open_access(connection.id, held)?,
             refresh: Some(refresh.clone()),
+            scopes: held.scopes.clone(),
+            received_at: held.received_at,
+            expires_at: held.expires_at,
             origin: Some(attempt.lineage()),
-            ..self.vault.open(connection.id, held)?
         };
         let next = self.committer.seal_live(connection.id, from + 1, &open);
         if client.profile.tokens.rotation == Rotation::Grace {

@@ -1,7 +1,8 @@
 //! The committer: a received grant on its way into the store, through the spool.
 //!
-//! A received grant is given up in two cases only: it may be of another account than the connection's
-//! by now, or its connection was deleted.
+//! A received grant is given up only where its connection was deleted, where it may be of another
+//! account than the connection's by now, or, beside a grant that is held, where it brings no refresh
+//! token or does not open.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -222,7 +223,10 @@ impl Committer {
         account: Option<&str>,
         grant: &SealedGrant,
     ) {
-        let Ok(open) = self.vault.open(id, grant) else { return };
+        let Ok(open) = self.vault.open(id, grant) else {
+            tracing::error!(connection.id = %id, "dropped a late grant that does not open");
+            return;
+        };
         let Some(refresh_hash) = open.refresh_hash() else { return };
         let slot = GrantSlot::Fallback { generation: grant.generation() };
         let fallback = FallbackGrant {

@@ -1,6 +1,6 @@
 //! Single-flight: one refresh of a connection at a time in this process. Whoever wants a connection
-//! refreshed starts one or joins the one that runs. The background's wait for a permit of their
-//! provider, out of which a reader brings them forward.
+//! refreshed starts one or joins the one that runs. A refresh of the background waits for a permit of
+//! its provider; a reader who joins it lets it go at once.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ impl RefreshRequest {
         self.progress.borrow().reason
     }
 
-    /// Waits until somebody waits for the refresh.
+    /// Returns once anybody but the schedule wants the refresh.
     pub(super) async fn brought_forward(&self) {
         let mut progress = self.progress.subscribe();
         // It cannot close: `self` holds a sender.

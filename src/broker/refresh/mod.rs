@@ -1,23 +1,27 @@
 //! The refresh of a connection, the same for readers, operators and the background.
 //!
-//! A refresh token is presented here and, where an exchange of a code brought nothing but one, in
-//! [`consent::exchange`](super::consent). The protocol, in the order of [`Refresher::attempt`]:
+//! A refresh token is presented here and, where a code exchange returned only a refresh token, by
+//! [`CodeExchange`](super::consent::CodeExchange). The protocol, in the order of [`Refresher::attempt`]:
 //!
-//! 1. Admission: circuit breaker, mass refusal, rate, and for the background a permit
-//!    ([`Refresher::admit`]).
+//! 1. Admission ([`Refresher::admit`]): for the background a permit; then circuit breakers, mass
+//!    refusal and rate.
 //! 2. Reload: the record as the store has it now.
-//! 3. Plan: what to do with it ([`plan`](plan::plan), pure).
-//! 4. Claim: room in the spool, then a lease with the intent, committed ([`Refresher::claim`]).
-//! 5. Send: one bounded POST, no database connection held ([`Refresher::send`]).
-//! 6. Commit: the grant goes to the spool, then into the store by compare-and-set on the generation it
-//!    was made from, and only then to readers ([`Committer::persist_grant`]). Or the failure is
-//!    [judged](outcome) and recorded ([`Refresher::reject`]).
+//! 3. Plan: what to do with it ([`plan`](plan::plan), pure), as far as the record tells.
+//! 4. Request ([`Refresher::request`]): the tokens are opened, the refresh token is looked up among
+//!    the spent ones, and the request is made.
+//! 5. Claim ([`Refresher::claim`]): room in the spool, then a lease with the intent, committed.
+//! 6. Send ([`Refresher::send`]): one bounded POST, no database connection held.
+//! 7. Commit: the grant goes to the spool, then into the store by compare-and-set on the generation it
+//!    was made from ([`Committer::persist_grant`]).
+//! 8. Publish ([`Refresher::accept`]): only then readers have it. While the database is silent for
+//!    more than two seconds, a grant that is in the spool is published before it is stored.
+//! 9. Or the failure is [judged](outcome) and recorded ([`Refresher::reject`]).
 //!
 //! One refresh of a connection runs at a time in a process ([`SingleFlight`]), and one at all: the
 //! lease is a row in the store.
 //!
-//! May use: the store, the vault, the cache, the limiters, the provider calls, recovery and the audit
-//! log. Used by the readers of tokens, by operators and by the background.
+//! May use: the store, the spool, the vault, the cache, the clients, the limiters, the provider calls,
+//! recovery and the audit log. Used by the readers of tokens, by operators and by the background.
 
 mod answer;
 pub(crate) mod commit;
@@ -36,7 +40,7 @@ pub(crate) use self::in_flight::SingleFlight;
 use self::{
     commit::Committer,
     in_flight::RefreshRequest,
-    plan::{Facts, NoRefreshToken, Plan, Present, plan},
+    plan::{Facts, NoRefreshToken, Plan, Present, plan, without_refresh_token},
     schedule::{SEND_WINDOW, lease},
 };
 use super::{
@@ -110,6 +114,13 @@ enum Claimed {
     Rejected(ClaimRejected),
 }
 
+/// A request that is ready, or the reason why there is none.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made")]
+enum Prepared {
+    Request(Request),
+    Nothing(NoRefreshToken),
+}
+
 /// A request to refresh a connection.
 struct Request {
     outbound: OutboundRequest,
@@ -135,26 +146,23 @@ impl Refresher {
             cached_generation: self.cache.generation_of(&record.connection),
         };
         let lease = lease(&client.profile, record.connection.grant_type);
-        let present = match plan(&record, &client.profile, &facts) {
+        let plan = plan(&record, &client.profile, &facts);
+        match plan {
             Plan::UpToDate => {
                 self.cache.insert(record).await;
                 return Ok(());
             }
             Plan::RolledBack => return self.repair_rollback(&record).await,
             Plan::EndpointChanged => return self.block_endpoint(&client, &record).await,
-            Plan::CrashLoop => return self.stop_crash_loop(&record, lease, job).await,
-            Plan::GiveUp(why) => {
-                self.accept_endpoint(&client, &record).await?;
-                return self.give_up(&record, why, lease, job).await;
-            }
-            Plan::Send(present) => present,
-        };
+            Plan::CrashLoop | Plan::GiveUp(_) | Plan::Send(_) => {}
+        }
         self.accept_endpoint(&client, &record).await?;
-        let request = match self.request(&client, &record, present).await {
-            Ok(Some(request)) => request,
-            Ok(None) => {
-                return self.give_up(&record, NoRefreshToken::Spent, lease, job).await;
-            }
+        if plan == Plan::CrashLoop {
+            return self.stop_crash_loop(&record, lease, job).await;
+        }
+        let request = match self.request(&client, &record, plan).await {
+            Ok(Prepared::Request(request)) => request,
+            Ok(Prepared::Nothing(why)) => return self.give_up(&record, why, lease, job).await,
             Err(error) => {
                 if matches!(error, BrokerError::Integrity) {
                     self.cache.insert(record).await;
@@ -182,9 +190,7 @@ impl Refresher {
         self.limits.gate(&client).record_response(&client.name, job.connection, &reply);
         match reply {
             Ok(grant) => self.accept(&client, &record, attempt, grant, sent_at, job).await,
-            Err(error) => {
-                Box::pin(self.reject(&client, &record, attempt, error, job.reason())).await
-            }
+            Err(error) => Box::pin(self.reject(&client, &record, attempt, error, job)).await,
         }
     }
 
@@ -322,32 +328,53 @@ impl Refresher {
         Err(BrokerError::ConsentRequired { reason: why.code().to_owned() })
     }
 
-    /// Prepares the request. None where the refresh token is spent, which the plan does not know.
+    /// The request that follows from the plan. Tokens that do not open, and a request that cannot be
+    /// made, are told before anything else. None where nothing may be presented: whether the refresh
+    /// token is spent, the plan does not know.
     async fn request(
         &self,
         client: &Client,
         record: &Record,
-        present: Present,
-    ) -> Result<Option<Request>, BrokerError> {
-        let (Present::RefreshToken, Some(grant)) = (present, &record.grant) else {
-            return client_credentials(client, record).map(Some);
+        plan: Plan,
+    ) -> Result<Prepared, BrokerError> {
+        let refresh = self.refresh_request(client, record)?;
+        let plan = match (plan, &refresh) {
+            (Plan::Send(Present::RefreshToken), Some((_, presents)))
+                if self.store.is_spent(presents).await? =>
+            {
+                without_refresh_token(record, NoRefreshToken::Spent)
+            }
+            (plan, _) => plan,
         };
+        match (plan, refresh) {
+            (Plan::Send(Present::RefreshToken), Some((outbound, presents))) => {
+                Ok(Prepared::Request(Request { outbound, presents: Some(presents) }))
+            }
+            (Plan::GiveUp(why), _) => Ok(Prepared::Nothing(why)),
+            _ => client_credentials(client, record).map(Prepared::Request),
+        }
+    }
+
+    /// The request that presents the refresh token, and that token's digest; none where there is none.
+    fn refresh_request(
+        &self,
+        client: &Client,
+        record: &Record,
+    ) -> Result<Option<(OutboundRequest, Digest)>, BrokerError> {
         let connection = &record.connection;
+        let offered = client.profile.grants.refresh_token.is_some();
+        let Some(grant) = record.grant.as_ref().filter(|_| offered) else { return Ok(None) };
+        if grant.refresh.is_none() {
+            return Ok(None);
+        }
         let open = self.vault.open(connection.id, grant).inspect_err(|_| {
             tracing::error!("a stored token does not open");
         })?;
         let Some(refresh) = &open.refresh else { return Ok(None) };
-        let presents = Digest::of(refresh);
-        if self.store.is_spent(&presents).await? {
-            return match connection.grant_type {
-                GrantType::AuthorizationCode => Ok(None),
-                GrantType::ClientCredentials => client_credentials(client, record).map(Some),
-            };
-        }
         let held = CurrentTokens { refresh, access: &open.access };
         let outbound = request::refresh(client, held, &client.redirect_uri, &connection.vars)
             .map_err(|error| misconfigured(&error))?;
-        Ok(Some(Request { outbound, presents: Some(presents) }))
+        Ok(Some((outbound, Digest::of(refresh))))
     }
 
     /// Makes room for the grant and claims the connection, in this order: what cannot be kept is not

@@ -114,7 +114,7 @@ pub(crate) fn plan(record: &Record, profile: &Profile, facts: &Facts) -> Plan {
 }
 
 /// The plan where no refresh token may be presented: a client that asks for itself needs none.
-fn without_refresh_token(record: &Record, why: NoRefreshToken) -> Plan {
+pub(super) fn without_refresh_token(record: &Record, why: NoRefreshToken) -> Plan {
     match record.connection.grant_type {
         GrantType::ClientCredentials => Plan::Send(Present::ClientCredentials),
         GrantType::AuthorizationCode => Plan::GiveUp(why),

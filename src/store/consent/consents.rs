@@ -213,7 +213,8 @@ impl Store {
             .await?;
         let Some(taken) = taken else { return tx.roll_back(None) };
         mark_code_exchange(state, connection, self.offset()).execute(&mut tx).await?;
-        tx.commit(Some(consent(&taken)?)).await
+        // Taken once and for good, also where the row cannot be understood.
+        tx.commit(consent(&taken).map(Some)).await?
     }
 
     /// The connection that an attempt with this `state` is for, whoever began it, and whether or not

@@ -34,7 +34,7 @@ pub(crate) struct Statement {
 }
 
 /// A value of the only two types that the schema has.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Value {
     Number(Option<i64>),
     Text(Option<String>),

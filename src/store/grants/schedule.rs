@@ -30,8 +30,8 @@ pub struct Due {
     pub id: ConnectionId,
     /// The client it goes through.
     pub client: Slug,
-    /// 0 comes first: the last attempt has no known outcome, and its answer may soon be past asking
-    /// for. 2 comes last: the refresh token was refused already.
+    /// 0 comes first: the last attempt has no known outcome, and a grace period may soon end. 2 comes
+    /// last: the connection is suspect.
     pub rank: i64,
     /// When its token ends; none if it has none.
     pub expires_at: Option<Timestamp>,

@@ -400,6 +400,8 @@ async fn the_end_of_a_consent_and_of_its_connection_take_turns_on_postgres() {
     let id = stored(&db, "avito-main").await.id;
     let link = started(&db, id).await;
     let tasks = TaskTracker::new();
+    // Opens the connection that the end needs: a lock is waited for no longer than a second.
+    db.store.durable().end_code_exchange(&digest("nothing")).await.unwrap();
     let mut held = db.hold("SELECT 1 FROM consents FOR UPDATE").await;
     let store = db.store.clone();
     let deletion = tasks.spawn(async move { store.begin_deletion(id).await });
