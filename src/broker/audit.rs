@@ -1,4 +1,4 @@
-//! What the broker puts on record, and the way of the records into the store.
+//! The audit log: events about use cases, and their way from the audit files into the store.
 
 use std::{
     fmt::Write as _,
@@ -24,15 +24,16 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How many refusals of people we know nothing of are recorded in a minute; more are counted only.
+/// Refusals of unknown people that are recorded in a minute; more are counted only.
 /// Anybody can cause them.
 const MAX_ANONYMOUS_REFUSALS: u32 = 60;
 
-/// How many refusals are recorded in a minute of one connection: whoever has ever seen a link or a
+/// Refusals of one connection that are recorded in a minute: whoever has ever seen a link or a
 /// callback of it can cause them.
 const MAX_REFUSALS_OF_CONNECTION: u32 = 10;
 
-/// How long the end waits for the database to take the last records. The next start ships the rest.
+/// The time that shutdown waits for the database to take the last records. The next start ships the
+/// rest.
 const LAST_SHIPPING: Duration = Duration::from_secs(5);
 
 /// Why audit records were not shipped. They stay where they are.
@@ -182,7 +183,7 @@ impl AuditLog {
         self.trail.append(record).await.map_err(|_| BrokerError::Unaudited)
     }
 
-    /// How the audit file is, and how many of its records are not in the store yet.
+    /// The health of the audit file, and the number of its records that are not in the store yet.
     pub(crate) fn condition(&self) -> (FileHealth, u64) {
         (self.trail.health(), self.trail.unshipped())
     }

@@ -11,7 +11,7 @@ const MAX_SKEW: i64 = 30_000;
 #[derive(Debug)]
 pub(crate) struct ClockSkew {
     clock: Clock,
-    /// How many milliseconds the wall clock is ahead of the database's; zero while they agree.
+    /// The lead of the wall clock over the database's, in milliseconds; zero while they agree.
     apart: AtomicI64,
 }
 

@@ -34,7 +34,7 @@ use crate::{
     store::{DeletionStep, Revocable, Revoking, Store, StoreError, retry::retry_forever},
 };
 
-/// What a claim is longer than the call that it covers.
+/// The safety margin of a claim over the call that it covers.
 const LEASE_SLACK: Duration = Duration::from_secs(20);
 
 /// What became of the tokens of a connection that was deleted.
@@ -165,7 +165,7 @@ impl Deletions {
         Ok(())
     }
 
-    /// Whether the tokens of a connection can be revoked at its provider.
+    /// True if the tokens of a connection can be revoked at its provider.
     fn revokes(&self, connection: &Connection) -> bool {
         let client = self.clients.get(&connection.client);
         client.is_some_and(|client| client.profile.revocation.is_some())
@@ -237,7 +237,7 @@ impl Deletions {
     /// One step: claims the connection, revokes one token and erases it. True when there may be more
     /// to do at once.
     async fn revoke_next(&self, id: ConnectionId, client: &Client) -> Result<bool, BrokerError> {
-        // Whoever deletes a connection is not kept waiting for what failed before: only the pace counts.
+        // A deletion does not wait for breakers that failed refreshes opened: only the pace counts.
         let turn = self.limits.gate(client).enter(&client.name, RefreshReason::Operator);
         let Some(turn) = self.process.draining.run_until_cancelled(turn).await else {
             return Ok(false);

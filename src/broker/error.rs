@@ -1,4 +1,4 @@
-//! What can go wrong in a use case, in the broker's own words.
+//! The errors of the use cases, in the broker's own words.
 
 use std::time::Duration;
 

@@ -190,7 +190,7 @@ impl HealthReporter {
     }
 }
 
-/// What the connections amount to.
+/// The counts over all connections.
 #[derive(Debug, Default)]
 struct Counts {
     clients: BTreeMap<String, ClientHealth>,
@@ -229,7 +229,7 @@ impl Counts {
         self.unrevoked += usize::from(revoking && connection.failures > 0);
     }
 
-    /// What is not as it should be, one sentence each.
+    /// The problems, one sentence each.
     fn notes(&self) -> Vec<String> {
         let states = self.states.iter().filter_map(|(state, count)| {
             concern(*state).map(|concern| format!("{count} × {state}: {concern}"))
@@ -263,20 +263,20 @@ fn due_since(live: &CachedConnection) -> Option<Timestamp> {
     Some(planned.min(end))
 }
 
-/// Whether a reader who asks now has to wait for a refresh, or is turned away.
+/// True if a reader who asks now has to wait for a refresh, or is turned away.
 fn lacks_token(live: &CachedConnection, at: Moment) -> bool {
     let connection = &live.connection;
     let lives = live.grant.as_ref().is_some_and(|grant| !grant.remaining(at).is_zero());
     connection.state.serves() && !lives && !is_on_demand(live)
 }
 
-/// Whether it is refreshed for its readers alone: between two of them its token may well have ended.
+/// True if it is refreshed for its readers alone: between two of them its token may well have ended.
 fn is_on_demand(live: &CachedConnection) -> bool {
     let short = live.grant.as_ref().is_some_and(|grant| grant.life() < MIN_SCHEDULED_LIFE);
     short && live.connection.state == State::Active
 }
 
-/// Whether the last refresh failed for a reason that somebody has to mend on our side; the
+/// True if the last refresh failed for a reason that somebody has to mend on our side; the
 /// connection keeps its state then.
 fn is_misconfigured(live: &CachedConnection) -> bool {
     let error = live.connection.last_error.as_ref();

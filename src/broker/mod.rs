@@ -87,7 +87,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// What the broker is made of.
+/// The parts that a broker is assembled from.
 #[derive(Debug)]
 pub struct Parts {
     /// Where the connections are kept.
@@ -207,7 +207,7 @@ impl Broker {
         self.access.authenticate(shown)
     }
 
-    /// Whether any operator exists; until then operators' routes do not.
+    /// True if any operator exists; until then operators' routes do not.
     pub fn has_operators(&self) -> bool {
         self.access.has_operators()
     }
@@ -370,7 +370,7 @@ impl Broker {
         self.consents.links.make(caller, peer, request).await
     }
 
-    /// What to show behind a link to this browser. Changes nothing.
+    /// The page behind a link, for this browser. Changes nothing.
     ///
     /// # Errors
     ///
@@ -457,7 +457,7 @@ impl Broker {
         self.health.report().await
     }
 
-    /// Whether the broker can take requests: what it holds is confirmed, or not long unconfirmed.
+    /// True if the broker can take requests: its cache is confirmed, or not long unconfirmed.
     pub fn is_ready(&self) -> bool {
         self.health.is_ready()
     }

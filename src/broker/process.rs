@@ -1,4 +1,4 @@
-//! What there is one of in a process: its name, its time, its tasks.
+//! The process: its name, its time, its tasks.
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

@@ -26,19 +26,19 @@ use crate::{
     store::Store,
 };
 
-/// How long a reader without a live token waits for the refresh unless it says otherwise, and the
+/// The time that a reader without a live token waits for a refresh unless it says otherwise, and the
 /// most it may ask for: a little more than the longest token request.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
-/// How many reports in an hour force a refresh of one connection.
+/// Reports in an hour that may force a refresh of one connection.
 const MAX_REPORTS: i64 = 20;
 
-/// What a reader asks for.
+/// The request for a token.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenRequest {
-    /// How long the token should live at least; half of its whole life at the most.
+    /// The time that the token should live at least; half of its whole life at the most.
     pub min_ttl: Duration,
-    /// How long to wait for a running refresh rather than take a token that lives for less. None:
+    /// The time to wait for a running refresh rather than take a token that lives for less. None:
     /// not at all while any token lives, and for a minute when none does.
     pub wait: Option<Duration>,
     /// Where the reader is, for the record of it.
@@ -51,7 +51,7 @@ pub struct IssuedToken {
     live: Arc<CachedConnection>,
     /// The provider's name.
     pub provider: String,
-    /// How long the token lives from now, in whole seconds.
+    /// The rest of the token's life, in whole seconds.
     pub expires_in: u64,
     /// Past its planned refresh, or shorter-lived than was asked for.
     pub stale: bool,
@@ -87,12 +87,12 @@ impl IssuedToken {
         &self.grant().scopes
     }
 
-    /// What to report the token by, should the API refuse it.
+    /// The mark to report the token by, should the API refuse it.
     pub fn fingerprint(&self) -> &str {
         &self.grant().fingerprint
     }
 
-    /// How many grants the connection has held.
+    /// The number of grants that the connection has held.
     pub fn generation(&self) -> i64 {
         self.grant().generation
     }
@@ -238,7 +238,7 @@ impl TokenReader {
         self.audit.write_durable(&record).await
     }
 
-    /// Whether a report forces a refresh: once a minute at most, or once per half life of a token
+    /// True if a report forces a refresh: once a minute at most, or once per half life of a token
     /// that lives for less than two; and when a new token does not help again and again, the
     /// connection becomes suspect instead.
     async fn report_counts(&self, live: &CachedConnection, grant: &CachedGrant) -> bool {
@@ -288,7 +288,7 @@ impl TokenReader {
     }
 
     async fn was_deleted(&self, name: &str) -> Result<bool, BrokerError> {
-        // What is no name was never one, and need not be fit for a database.
+        // A text that is no name was never one, and need not be fit for a database.
         Ok(name.parse::<Slug>().is_ok() && self.store.was_deleted(name).await?)
     }
 
@@ -313,7 +313,7 @@ impl TokenReader {
     }
 }
 
-/// Whether a reader may start or join a refresh: neither the state nor a backoff forbids it.
+/// Refuses a reader's refresh that the state or a backoff forbids.
 fn refresh_is_allowed(live: &CachedConnection, now: Timestamp) -> Result<(), BrokerError> {
     let connection = &live.connection;
     match connection.state {
@@ -351,7 +351,7 @@ fn waiting_for_backoff(
     BrokerError::Unavailable { reason, retry_after }
 }
 
-/// Whether there is a token that can still be used.
+/// True if there is a token that can still be used.
 fn is_alive(live: &CachedConnection, at: Moment) -> bool {
     live.grant.as_ref().is_some_and(|grant| !grant.remaining(at).is_zero())
 }

@@ -109,7 +109,7 @@ impl Vault {
         self.keyring.open(of_link(&link.to_string(), field), sealed)
     }
 
-    /// Whether the key file holds the key of a sealed value.
+    /// True if the key file holds the key of a sealed value.
     pub(crate) fn has_key(&self, sealed: &Sealed) -> bool {
         self.keyring.has_key(sealed)
     }

@@ -7,21 +7,21 @@ use jiff::Timestamp;
 use super::{Store, StoreError, engine::statement::query};
 use crate::domain::{connection::ConnectionId, consent::CONFIRM_LIFE};
 
-/// How long a link is kept past its end, for its page to say that it has ended.
+/// The time that a link is kept past its end, for its page to say that it has ended.
 const LINK_RETENTION: Duration = Duration::from_hours(24);
 
-/// How long a fallback grant is kept.
+/// The time that a fallback grant is kept.
 const FALLBACK_RETENTION: Duration = Duration::from_hours(7 * 24);
 
-/// How long a spent refresh token and a deleted connection are remembered: half a year, an estimate.
+/// The memory of spent refresh tokens and deleted connections: half a year, an estimate.
 /// It is twice the idle life that amoCRM states, the longest that any built-in provider does; Avito
 /// and Admitad state none.
 const SPENT_RETENTION: Duration = Duration::from_hours(180 * 24);
 
-/// How long a key that has ended is kept, for an operator who asks the database whose it was.
+/// The time that a key is kept past its end, for an operator who asks the database whose it was.
 const KEY_RETENTION: Duration = Duration::from_hours(90 * 24);
 
-/// How many rows a statement deletes: so few that PostgreSQL fetches them by index rather than read a
+/// The rows that a statement deletes: so few that PostgreSQL fetches them by index rather than read a
 /// large table whole, and locks them for a moment only.
 const BATCH: u32 = 50;
 

@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Access {
-    /// What is frozen, as this process knows it.
+    /// The freezes, as this process knows them.
     pub(crate) fn current_freezes(&self) -> Arc<Freezes> {
         Arc::clone(&self.freezes.read())
     }
@@ -103,7 +103,7 @@ impl Access {
         self.cache.connections().iter().any(|live| live.connection.client == *client)
     }
 
-    /// What keeps a connection of this name and client from being served, if anything does.
+    /// The freeze that keeps a connection of this name and client from being served, if any.
     fn frozen(&self, connection: &Slug, client: &Slug) -> Option<FreezeKind> {
         let provider = self.clients.provider_of(client);
         self.current_freezes().of_connection(connection.as_str(), client, provider)

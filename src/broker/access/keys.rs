@@ -21,10 +21,10 @@ use crate::{
     store::StoreError,
 };
 
-/// How many keys of a service may live at once: one in use, and the one that replaces it.
+/// The most keys of a service that may live at once: one in use, and the one that replaces it.
 const MAX_LIVE_KEYS: i64 = 2;
 
-/// Who showed a key.
+/// The caller that showed a key.
 #[derive(Clone, Debug)]
 pub enum Caller {
     /// An operator, by name.
@@ -39,7 +39,7 @@ impl Caller {
         self.requester().to_string()
     }
 
-    /// Who it is.
+    /// The caller, as the requester of a link.
     pub fn requester(&self) -> Requester {
         let (holder, name) = match self {
             Self::Operator(name) => (Holder::Operator, name),
@@ -101,7 +101,7 @@ impl Access {
         }
     }
 
-    /// Whether any operator exists; until then operators' routes do not.
+    /// True if any operator exists; until then operators' routes do not.
     pub(crate) fn has_operators(&self) -> bool {
         self.keys().operators
     }

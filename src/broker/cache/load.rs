@@ -25,7 +25,7 @@ impl Cache {
     /// goes on being served, and the key's id is given.
     pub(crate) async fn insert(&self, mut record: Record) -> Option<String> {
         let mut lacking = None;
-        // What was deleted is not even opened.
+        // A deleted connection is not even opened.
         let deleted = record.connection.state.is_deleted();
         let held = record.grant.as_ref().filter(|_| !deleted);
         let grant = match held.map(|grant| self.open(&record, grant)) {
@@ -42,7 +42,7 @@ impl Cache {
             }
             Some(Err(error)) => {
                 if !self.mark_unreadable(&mut record, &error).await {
-                    // What has changed comes with the next look at the store.
+                    // The change comes with the next look at the store.
                     return None;
                 }
                 None

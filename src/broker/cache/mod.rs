@@ -48,7 +48,7 @@ pub(crate) struct CachedConnection {
     pub(crate) connection: Connection,
     /// None where nothing is held, or it does not open.
     pub(crate) grant: Option<CachedGrant>,
-    /// How many grants the connection has held.
+    /// The number of grants that the connection has held.
     pub(crate) generation: i64,
     /// The account that consented and waits to be confirmed, if it is known.
     pub(crate) pending_account: Option<Account>,
@@ -80,18 +80,18 @@ impl CachedGrant {
         (self.fingerprint.clone(), self.expires_at)
     }
 
-    /// How long the access token lives on.
+    /// The rest of the access token's life.
     pub(crate) fn left(&self, at: Moment) -> Duration {
         self.end.left(at)
     }
 
-    /// How long the access token can still be used: what is left, without the skew margin.
+    /// The time for which the access token can still be used: the rest without the skew margin.
     pub(crate) fn remaining(&self, at: Moment) -> Duration {
         grant::remaining(self.life(), self.left(at))
     }
 }
 
-/// What tells one access token of a connection from another. A provider may give the same one again,
+/// The mark of one access token among those of a connection. A provider may give the same one again,
 /// and a longer life with it.
 type Token = (String, Timestamp);
 
@@ -186,7 +186,7 @@ impl Cache {
         self.received.insert(id, (token, end));
     }
 
-    /// Whether this very connection is held, and not another one of its name, a deleted one or none.
+    /// True if this very connection is held, and not another one of its name, a deleted one or none.
     pub(crate) fn holds(&self, connection: &Connection) -> bool {
         let held = self.connections.get(&connection.name);
         held.is_some_and(|held| {
@@ -226,7 +226,7 @@ impl Cache {
         self.synced_at.store(self.process.clock.since_boot().as_millis(), Ordering::Relaxed);
     }
 
-    /// Whether the store has not confirmed what is held for too long to serve it.
+    /// True if the store has not confirmed the cache for too long to serve from it.
     pub(crate) fn is_unconfirmed(&self) -> bool {
         let synced_at = BootInstant::from_millis(self.synced_at.load(Ordering::Relaxed));
         self.process.clock.since_boot().since(synced_at) > MAX_UNCONFIRMED

@@ -40,7 +40,7 @@ impl TokenEnd {
     }
 }
 
-/// What is left of a token's life at this time; never more than the whole of it.
+/// The rest of a token's life at this time; never more than the whole of it.
 fn left(grant: &SealedGrant, now: Timestamp) -> Duration {
     let left = Duration::try_from(grant.expires_at.duration_since(now)).unwrap_or_default();
     left.min(life(grant.received_at, grant.expires_at))

@@ -25,10 +25,10 @@ use crate::{
     store::{Store, retry::retry_forever},
 };
 
-/// How many codes are tried for one exchange.
+/// Codes that are tried for one exchange.
 const MAX_TRIES: i64 = 5;
 
-/// What an API-key exchange needs.
+/// The request of an API-key exchange.
 #[derive(Debug)]
 pub struct KeyExchangeRequest {
     /// The account's own host, such as `example.amocrm.ru`.

@@ -218,7 +218,7 @@ pub(crate) struct Exchange<'a> {
     pub(crate) own_browser: bool,
 }
 
-/// Whether the account that consented is the one that was meant.
+/// The verdict on the account that consented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Verified {
     Meant,

@@ -29,7 +29,7 @@ use crate::{
     store::{LinkInserted, Store},
 };
 
-/// What a consent link is asked for.
+/// The request for a consent link.
 #[derive(Clone, Debug)]
 pub struct LinkRequest {
     /// The connection to authorise; made if it does not exist.
@@ -57,18 +57,18 @@ pub struct MadeLink {
     pub connection: Slug,
 }
 
-/// What the page behind a link shows.
+/// The page behind a link.
 #[derive(Debug)]
 pub struct LinkPage {
     /// The link.
     pub link: ConsentLink,
     /// The connection it authorises.
     pub connection: Connection,
-    /// Whether a grant waits for its account to be confirmed.
+    /// True if a grant waits for its account to be confirmed.
     pub waits: bool,
     /// The account that waits to be confirmed, if it is known.
     pub pending_account: Option<Account>,
-    /// What a person calls the provider.
+    /// The provider, as people call it.
     pub provider: String,
 }
 
@@ -244,7 +244,7 @@ impl Links {
         SecretString::from(format!("{base}/connect/{}", secret.expose_secret()))
     }
 
-    /// What to show behind a link to this browser. Changes nothing.
+    /// The page behind a link, for this browser. Changes nothing.
     ///
     /// # Errors
     ///
@@ -292,7 +292,7 @@ impl Links {
     }
 }
 
-/// Whether the caller may make this link at all.
+/// Refuses a link that the caller may not make at all.
 fn may_ask(caller: &Caller, request: &LinkRequest) -> Result<(), BrokerError> {
     let Caller::Service(service) = caller else { return Ok(()) };
     let name = request.connection.as_str();
@@ -327,7 +327,7 @@ fn may_widen<'a>(
     ))
 }
 
-/// Whether the caller may name this `expected_account`, where the connection has `expected`. The
+/// Refuses an `expected_account` that the caller may not name; the connection has `expected`. The
 /// name confirms an account beforehand: a service that may only ask for consent must not choose it.
 fn may_expect(
     caller: &Caller,

@@ -43,7 +43,7 @@ use crate::{
     store::{Store, retry::retry_forever},
 };
 
-/// What a browser brings back from the provider: its query, checked for duplicates.
+/// A callback: the query that a browser brings back from the provider, checked for duplicates.
 #[derive(Debug)]
 pub struct Callback {
     /// The client that the path names.
@@ -270,7 +270,7 @@ impl ConsentFlow {
         Ok(self.vault.open_of_link(consent.link, SealedField::LinkSecret, sealed)?)
     }
 
-    /// What the provider's answer means, and the exchange if there is a code.
+    /// Reads the provider's answer, and exchanges the code if there is one.
     async fn conclude(
         &self,
         client: &Client,

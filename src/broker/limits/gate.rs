@@ -35,7 +35,7 @@ const MISCONFIGURATION: BreakerConfig = BreakerConfig {
     longest: Duration::from_mins(1),
 };
 
-/// How long to leave a provider alone that asks us to slow down and does not say for how long.
+/// The pause where a provider asks us to slow down and does not say for how long.
 const BUSY: Duration = Duration::from_secs(5);
 
 /// The gate before one provider.
@@ -101,7 +101,7 @@ impl Gate {
         }
     }
 
-    /// Whether a refresh for this client might pass.
+    /// True if a refresh for this client might pass.
     pub(crate) fn is_open(&self, client: &Slug) -> bool {
         let now = self.now();
         self.state().shut(client, now).is_none()
@@ -179,7 +179,7 @@ impl Gate {
         }
     }
 
-    /// What a refusal of a grant is worth.
+    /// Classifies a refusal of a grant.
     pub(crate) fn classify_refusal(&self, id: ConnectionId) -> RefusalWeight {
         let weight = self.state().refusals.refused(id, self.now());
         if weight == RefusalWeight::SuppressionStarted {
@@ -192,12 +192,12 @@ impl Gate {
         weight
     }
 
-    /// Whether verdicts are held: the provider refuses too many to be believed.
+    /// True while refusals are suppressed: the provider refuses too many to be believed.
     pub(crate) fn is_suppressing(&self) -> bool {
         self.state().refusals.are_held()
     }
 
-    /// What is not as it should be, one sentence each, for people.
+    /// The problems, one sentence each, for people.
     pub(crate) fn notes(&self) -> Vec<String> {
         let state = self.state();
         let title = &self.title;

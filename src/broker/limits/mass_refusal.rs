@@ -1,4 +1,4 @@
-//! What a refusal of a grant is worth: a verdict, or one of so many that the provider is doubted.
+//! Mass refusal: one refused grant is a verdict, many at once may be the provider's mistake.
 //!
 //! Pure: `now` is the time since some fixed instant, on a clock that never goes back.
 
@@ -13,7 +13,7 @@ use crate::domain::connection::ConnectionId;
 /// many people's wish, so no verdict follows from them while that lasts.
 #[derive(Debug, Default)]
 pub(crate) struct MassRefusal {
-    /// What the last refreshes came to, within [`Self::WINDOW`].
+    /// The results of the last refreshes, within [`Self::WINDOW`].
     recent: VecDeque<Judged>,
     /// Since when verdicts are held.
     held: Option<Held>,
@@ -34,7 +34,7 @@ struct Held {
     next_probe: Duration,
 }
 
-/// What a refusal is worth.
+/// The weight of a refusal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum RefusalWeight {
     /// It is a verdict, unless it proves to be one of many.
@@ -48,13 +48,13 @@ pub(crate) enum RefusalWeight {
 }
 
 impl MassRefusal {
-    /// How long a refusal counts.
+    /// The time for which a refusal counts.
     pub(crate) const WINDOW: Duration = Duration::from_mins(10);
 
-    /// How often one refresh is tried while verdicts are held.
+    /// The time between two probes while refusals are suppressed.
     pub(crate) const PROBE: Duration = Duration::from_mins(5);
 
-    /// How many connections must be refused within the window for a refusal to be doubted.
+    /// The number of connections refused within the window from which refusals are suppressed.
     const MANY: usize = 5;
 
     /// The most of a window that may be refused for each refusal to be believed: one in five.
@@ -63,12 +63,12 @@ impl MassRefusal {
     /// After that long without a single grant the provider is believed.
     const LONGEST: Duration = Duration::from_hours(24);
 
-    /// How long nothing may be sent; none while something may.
+    /// The time for which nothing may be sent; none while something may.
     pub(crate) fn shut_for(&self, now: Duration) -> Option<Duration> {
         self.held.map(|held| held.next_probe.saturating_sub(now)).filter(|left| !left.is_zero())
     }
 
-    /// Whether verdicts are held.
+    /// True while refusals are suppressed.
     pub(crate) fn are_held(&self) -> bool {
         self.held.is_some()
     }
@@ -85,7 +85,7 @@ impl MassRefusal {
     /// each grant lets the next request through, so that a provider that has come to itself is soon
     /// known for it.
     pub(crate) fn granted(&mut self, id: ConnectionId, now: Duration) -> bool {
-        // What it was refused before was a mistake.
+        // Its earlier refusal was a mistake.
         self.recent.retain(|judged| judged.id != id);
         self.note(Judged { at: now, id, refused: false });
         self.doubted.remove(&id);
@@ -116,7 +116,7 @@ impl MassRefusal {
         }
     }
 
-    /// Whether so many connections are refused that the provider is doubted.
+    /// True if so many connections are refused that it may be the provider's mistake.
     fn are_many(&self) -> bool {
         let refused = self.recent.iter().filter(|judged| judged.refused);
         let refused: BTreeSet<_> = refused.map(|judged| judged.id).collect();
@@ -197,7 +197,7 @@ mod tests {
         assert!(!refusals.granted(ids[0], at(300)));
         assert!(refusals.granted(ids[1], at(300)));
         assert_eq!(refusals.refused(ids[2], at(301)), RefusalWeight::Final);
-        // Who was granted is trusted again, and begins anew.
+        // A connection that was granted a token is trusted again, and begins anew.
         assert!(!refusals.doubted.contains(&ids[0]));
     }
 

@@ -22,7 +22,7 @@ impl<K: Eq + Hash> PerMinuteLimiter<K> {
         Self(Mutex::new(Minute { began: now, admitted: HashMap::new(), left_out: 0 }))
     }
 
-    /// Whether there is room for one more in this minute, of `most`; and, when a minute is over, for
+    /// True if there is room for one more in this minute, of `most`; and, when a minute is over, for
     /// how many there was none.
     pub(crate) fn admits(&self, now: BootInstant, what: K, most: u32) -> (bool, u32) {
         let mut minute = self.0.lock();

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::store::Due;
 
-/// How urgent a refresh is; the least goes first.
+/// The priority of a refresh; the least value goes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Priority {
     rank: i64,
@@ -30,7 +30,7 @@ pub(crate) struct PrioritySemaphore(Arc<Mutex<Queue>>);
 #[derive(Debug)]
 struct Queue {
     free: usize,
-    /// How many have ever waited: of two equally urgent, the first to come is the first to go.
+    /// Counts all that ever waited: of two of the same priority the first to come goes first.
     waited: u64,
     waiting: BTreeMap<(Priority, u64), oneshot::Sender<Permit>>,
 }
@@ -78,7 +78,7 @@ impl Drop for Permit {
             next
         };
         if let Some((_, next)) = next {
-            // Who has gone in the meantime gives it on by dropping it.
+            // A waiter that has gone in the meantime passes it on by dropping it.
             drop(next.send(Self(Arc::clone(&self.0))));
         }
     }

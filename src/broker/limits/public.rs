@@ -1,4 +1,4 @@
-//! What the public listener may take of the store: whoever knows its address may ask.
+//! The share of the public listener in the store: anybody who knows its address may ask.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use tokio::{
 
 use crate::broker::BrokerError;
 
-/// How many visitors are looked up at once, fewer than the store has connections: claims and
+/// Visitors that are looked up at once, fewer than the store has connections: claims and
 /// commits find one while a flood of callbacks waits.
 const AT_ONCE: usize = 4;
 
-/// How long a visitor waits for their turn.
+/// The time that a visitor waits for their turn.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The turns of the visitors, in the order in which they came.

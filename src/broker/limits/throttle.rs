@@ -1,4 +1,4 @@
-//! How fast a provider is asked, and when it is better left alone.
+//! The pace at which a provider is asked (GCRA), and the circuit breaker. Pure: `now` is an argument.
 //!
 //! Pure: `now` is the time since some fixed instant, on a clock that never goes back.
 
@@ -8,7 +8,7 @@ use std::{collections::VecDeque, time::Duration};
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     interval: Duration,
-    /// How far ahead of the even pace a burst may run.
+    /// The lead that a burst may have over the even pace.
     tolerance: Duration,
     /// When the next request would go at an even pace.
     next: Duration,
@@ -36,7 +36,7 @@ pub(crate) struct BreakerConfig {
     pub(crate) consecutive_failures: usize,
     /// It opens when half of at least this many requests within [`WINDOW`] failed.
     pub(crate) min_requests: usize,
-    /// How long it stays open at first; doubled by each failed probe.
+    /// The time that it stays open at first; doubled by each failed probe.
     pub(crate) pause: Duration,
     /// The longest it stays open between two probes.
     pub(crate) longest: Duration,
@@ -70,12 +70,12 @@ impl Breaker {
         Self { trip, failures_in_a_row: 0, recent: VecDeque::new(), open: None }
     }
 
-    /// How long nothing may be sent; none while something may, if only a probe.
+    /// The time for which nothing may be sent; none while something may, if only a probe.
     pub(crate) fn shut_for(&self, now: Duration) -> Option<Duration> {
         self.open.map(|open| open.until.saturating_sub(now)).filter(|left| !left.is_zero())
     }
 
-    /// Whether it is open, a probe being due or not.
+    /// True while it is open, a probe being due or not.
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }

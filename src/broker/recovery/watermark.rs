@@ -22,7 +22,7 @@ impl WatermarkFile {
         Self { folder: folder.to_owned() }
     }
 
-    /// What was last written; none in a new folder.
+    /// The watermark last written; none in a new folder.
     fn read(&self) -> io::Result<Option<Watermark>> {
         match fs::read(self.path()) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -42,12 +42,12 @@ impl WatermarkFile {
     }
 }
 
-/// What this replica last saw of the database, and the file that keeps it.
+/// The database as this replica last saw it, and the file that keeps that.
 #[derive(Debug)]
 pub struct LastSeen {
     file: WatermarkFile,
     pub(crate) watermark: Option<Watermark>,
-    /// Whether the file says the same.
+    /// True if the file says the same.
     kept: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What follows the answer to a refresh: the grant is committed, or the failure is recorded.
+//! The answer to a refresh: its grant is committed, or the failure is recorded.
 
 use std::{sync::Arc, time::Duration};
 
@@ -60,7 +60,7 @@ impl Refresher {
             let (refresher, client, access) = (Arc::clone(self), Arc::clone(client), grant.access);
             let learn = async move { refresher.learn_account(&client, &after, &access).await };
             match job.reason() {
-                // Whoever makes a connection wants to see whose it is.
+                // The answer to the creation of a connection names its account.
                 RefreshReason::Created => learn.await,
                 _ => drop(self.process.tasks.spawn(learn)),
             }
@@ -222,7 +222,7 @@ impl Refresher {
         let Some(kept) = kept else { return Ok((from, error)) };
         tracing::warn!("kept the refresh token of an unusable answer");
         if matches!(error.verdict, Verdict::Refused { .. }) {
-            // What was refused is not what the connection holds by now.
+            // The refused token is not the one that the connection holds by now.
             error.verdict = Verdict::Ambiguous;
         }
         // The commit ended the attempt; the failure is recorded for a new claim. Where another replica

@@ -212,7 +212,7 @@ impl Refresher {
     /// in the way of those that can be refreshed.
     async fn defer(&self, job: &RefreshRequest, error: BrokerError) -> Result<(), BrokerError> {
         tracing::error!(%error, "cannot begin the refresh");
-        // What passes, as a key that this replica lacks does, is no reason to keep others from trying.
+        // A passing failure, as a missing key here, is no reason to keep others from trying.
         if job.reason() == RefreshReason::Due && !matches!(error, BrokerError::Unavailable { .. }) {
             let until = self.process.clock.now() + UNBEGUN_PAUSE;
             self.store.defer_refresh(job.connection, until).await?;
@@ -461,7 +461,7 @@ fn client_credentials(client: &Client, record: &Record) -> Result<Request, Broke
         .map_err(|error| misconfigured(&error))
 }
 
-/// Whether the provider declined for a reason that may lie in the refresh token: reason enough for a
+/// True if the provider declined for a reason that may lie in the refresh token: reason enough for a
 /// client that can ask for itself.
 fn refuses_the_token(error: &ProviderError) -> bool {
     let declined = error.status.is_some_and(|status| (400..500).contains(&status));

@@ -23,7 +23,7 @@ pub(crate) struct Facts {
     pub(crate) cached_generation: Option<i64>,
 }
 
-/// What a refresh presents to the token endpoint.
+/// The credential that a refresh presents to the token endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Present {
     /// The refresh token that the connection holds.
@@ -32,7 +32,7 @@ pub(crate) enum Present {
     ClientCredentials,
 }
 
-/// What to do.
+/// The next step of a refresh.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Plan {
     /// Nothing: the refresh is not needed any more.

@@ -49,7 +49,7 @@ impl Refresher {
         ))
     }
 
-    /// Whether a refresh failed within this time, and the connection backs off.
+    /// True if a refresh failed within this time, and the connection backs off.
     fn has_failed_within(&self, record: &Record, time: Duration) -> bool {
         let (now, connection) = (self.process.clock.now(), &record.connection);
         let backs_off = connection.refresh_at.is_some_and(|at| at > now);
@@ -71,7 +71,7 @@ impl Refresher {
     }
 }
 
-/// Whether nobody has to wait for a refresh any more that was needed when the record was `seen`.
+/// True if the refresh that was needed when the record was `seen` is needed no more.
 fn is_settled_since(record: &Record, seen: &Record) -> bool {
     record.generation() > seen.generation() || !record.connection.state.refreshes()
 }
