@@ -168,26 +168,6 @@ impl Store {
         })
     }
 
-    /// Marks a connection whose grant of this generation does not open. False, with nothing changed,
-    /// when it holds another one by now, was deleted, or there is no such connection.
-    pub async fn mark_unreadable(
-        &self,
-        id: ConnectionId,
-        generation: i64,
-    ) -> Result<bool, StoreError> {
-        let mark = "
-            UPDATE connections SET state = 'integrity_error', reason = NULL,
-                changed_at = (SELECT now_ms FROM clock) + $1
-            WHERE id = $2 AND state NOT IN ('revoked', 'revoking')";
-        let mut tx = self.begin().await?;
-        let marked = query(mark).bind(self.offset()).bind(id).execute(&mut tx).await?;
-        // Read under the lock of the update: a grant that is being stored is seen.
-        if marked == 0 || !holds_generation(&mut tx, id, generation).await? {
-            return tx.roll_back(false);
-        }
-        tx.commit(true).await
-    }
-
     /// Stores whose account it is, for a connection of which that is not known. `generation` is that
     /// of the grant that was used to ask. False, with nothing changed, when a grant was stored since,
     /// the account is known by now, or there is no such connection.
@@ -237,7 +217,7 @@ pub(crate) async fn delete_listed(
     Ok(deleted == 1)
 }
 
-async fn holds_generation(
+pub(crate) async fn holds_generation(
     tx: &mut Tx,
     id: ConnectionId,
     generation: i64,

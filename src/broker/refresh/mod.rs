@@ -162,7 +162,9 @@ impl Refresher {
         }
         let request = match self.request(&client, &record, plan).await {
             Ok(Prepared::Request(request)) => request,
-            Ok(Prepared::Nothing(why)) => return self.give_up(&record, why, lease, job).await,
+            Ok(Prepared::Nothing(why)) => {
+                return Box::pin(self.give_up(&record, why, lease, job)).await;
+            }
             Err(error) => {
                 if matches!(error, BrokerError::Integrity) {
                     self.cache.insert(record).await;

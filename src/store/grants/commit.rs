@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
+use strum::VariantArray as _;
 
 use super::refreshing_states;
 use crate::{
@@ -219,6 +220,11 @@ impl DurableStore {
     ///
     /// A connection that left the refreshing states meanwhile keeps its state.
     pub async fn record_failure(self, failure: &Failure<'_>) -> Result<bool, StoreError> {
+        debug_assert!(
+            State::VARIANTS.iter().all(|from| !from.refreshes() || from.may_become(failure.state)),
+            "not in the table of transitions: a failed refresh to {}",
+            failure.state
+        );
         let refreshing = refreshing_states();
         let describe = format!(
             "UPDATE connections SET

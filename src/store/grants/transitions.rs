@@ -15,6 +15,7 @@ use crate::{
     },
     store::{
         Store, StoreError,
+        connections::holds_generation,
         engine::statement::{Tx, placeholders, query},
     },
 };
@@ -183,6 +184,24 @@ impl Store {
         let sql = "UPDATE connections SET token_url = $1 WHERE id = $2";
         query(sql).bind(token_url).bind(id).execute(&self.engine).await?;
         Ok(())
+    }
+
+    /// Marks a connection whose grant of this generation does not open. False, with nothing changed,
+    /// when it holds another one by now, was deleted, or there is no such connection.
+    pub async fn mark_unreadable(
+        &self,
+        id: ConnectionId,
+        generation: i64,
+    ) -> Result<bool, StoreError> {
+        let alive = |state: State| !state.is_deleted();
+        let change = Transition::to(alive, State::IntegrityError, None);
+        let mut tx = self.begin().await?;
+        let marked = change.apply(&mut tx, id, self.offset()).await?;
+        // Read under the lock of the update: a grant that is being stored is seen.
+        if !marked || !holds_generation(&mut tx, id, generation).await? {
+            return tx.roll_back(false);
+        }
+        tx.commit(true).await
     }
 
     /// Suspects an active connection whose tokens are reported as refused however new they are. Its
