@@ -92,7 +92,8 @@ pub enum EventKind {
     ServiceMade,
     /// A token was handed out.
     TokenIssued,
-    /// What was deleted is revoked at the provider, or left to a person, as `detail` says.
+    /// The tokens of a deleted connection are revoked at the provider, or left to a person, as `detail`
+    /// says.
     TokensRevoked,
     /// Something is served again; `detail` says what.
     Unfrozen,
@@ -154,7 +155,7 @@ pub struct AuditEvent {
     /// When it happened, on the database's clock, to the millisecond.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// What happened: a stable word. There may be more of them one day.
+    /// The kind of event: a stable word. There may be more of them one day.
     #[schema(example = "token_issued")]
     pub kind: String,
     /// Who did it: `service billing`, `operator alice`, `browser`, `broker` or `command line`.

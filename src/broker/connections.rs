@@ -28,7 +28,7 @@ use crate::{
 /// A connection to be made.
 #[derive(Clone, Debug)]
 pub struct NewConnection {
-    /// What it will be called.
+    /// Its name.
     pub name: Slug,
     /// The client it goes through.
     pub client: Slug,
@@ -79,7 +79,7 @@ pub struct ConnectionView {
     pub failures: u32,
     /// The last failure since the last success.
     pub last_error: Option<LastError>,
-    /// What a person has to do, where the broker can do no more.
+    /// The task of a person, where the broker can do no more.
     pub task: Option<String>,
     /// Whether it, its client or its provider is frozen: nothing of it is served then.
     pub frozen: bool,

@@ -37,7 +37,7 @@ use crate::{
 /// The safety margin of a claim over the call that it covers.
 const LEASE_SLACK: Duration = Duration::from_secs(20);
 
-/// What became of the tokens of a connection that was deleted.
+/// The fate of the tokens of a deleted connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[derive(Display, IntoStaticStr)]
@@ -54,7 +54,7 @@ pub enum Revocation {
     Revoking,
 }
 
-/// What became of a connection that was deleted.
+/// The answer to the deletion of a connection.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Deleted {
     /// The connection; it is served no more.
