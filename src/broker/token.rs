@@ -234,7 +234,10 @@ impl TokenReader {
             .about(connection.id, &connection.name)
             .at_provider(&token.provider)
             .with_grant(token.fingerprint(), token.generation());
-        let record = detail.map(|detail| record.clone().with_detail(detail)).unwrap_or(record);
+        let record = match detail {
+            Some(detail) => record.with_detail(detail),
+            None => record,
+        };
         self.audit.write_durable(&record).await
     }
 
