@@ -59,12 +59,7 @@ async fn health(broker: &TestBroker) -> Value {
 async fn a_service_uses_only_the_clients_and_scopes_that_are_open_to_it(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.link("shop-old", "amocrm", json!({})).await;
-    broker
-        .restart(|settings| {
-            let amocrm = settings["clients"]["amocrm"].as_table_mut().unwrap();
-            amocrm.insert("services".into(), "crm-*".into());
-        })
-        .await;
+    broker.restrict_client("amocrm", "crm-*").await;
     let verbs = json!(["consent", "confirm"]);
     let crm = broker.service("crm-web", json!(["*"]), verbs.clone()).await;
     let shop = broker.service("shop", json!(["shop-*"]), verbs).await;

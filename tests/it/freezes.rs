@@ -149,12 +149,7 @@ async fn what_is_not_yours_looks_like_not_there_when_frozen(database: TestDataba
 async fn a_client_that_is_not_yours_looks_like_not_there_when_frozen(database: TestDatabase) {
     let mut broker = TestBroker::start(database).await;
     broker.link("shop-old", "amocrm", json!({})).await;
-    broker
-        .restart(|settings| {
-            let amocrm = settings["clients"]["amocrm"].as_table_mut().unwrap();
-            amocrm.insert("services".into(), "crm-*".into());
-        })
-        .await;
+    broker.restrict_client("amocrm", "crm-*").await;
     let shop = broker.service("shop", json!(["shop-*"]), json!(["consent"])).await;
     let ask = async |name: &str, client: &str| {
         let body = json!({ "connection": name, "client": client });

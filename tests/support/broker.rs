@@ -175,6 +175,15 @@ impl TestBroker {
         self.running = Running::start(&self.settings, listeners, clock, &self.options).await;
     }
 
+    /// Restarts it with a client that only these services may use.
+    pub(crate) async fn restrict_client(&mut self, client: &str, services: &str) {
+        self.restart(|settings| {
+            let client = settings["clients"][client].as_table_mut().unwrap();
+            client.insert("services".into(), services.into());
+        })
+        .await;
+    }
+
     /// Ends the broker as a signal would; [`TestBroker::restart`] starts it again.
     pub(crate) async fn halt(&self) {
         self.running.stop().await;
